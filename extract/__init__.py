@@ -1,0 +1,1 @@
+"""Phase one: run the encoder once over all crops."""

@@ -1,0 +1,128 @@
+"""What commands print: lines, warnings and progress (a live bar on a terminal, plain lines elsewhere)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+PLAIN_EVERY_S = 10.0
+
+
+def say(message: str) -> None:
+    """Print one line on standard output."""
+    out.print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """Print one warning line on standard error."""
+    err.print(f"warning: {message}", style="yellow" if err.is_terminal else "", markup=False)
+
+
+class Meter:
+    """Counts work done and what it cost; shown by `progress`."""
+
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = 0
+        self.note = ""
+        self.started = time.monotonic()
+
+    def advance(self, n: int = 1, note: str | None = None) -> None:
+        self.done += n
+        if note is not None:
+            self.note = note
+        self.show()
+
+    def show(self) -> None:
+        """Overridden by the two ways of showing."""
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start."""
+        return self.done / max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def eta_s(self) -> float:
+        """Seconds left at the rate so far; NaN before anything is done."""
+        return (self.total - self.done) / self.rate if self.done else float("nan")
+
+
+class _Plain(Meter):
+    def __init__(self, title: str, total: int, unit: str) -> None:
+        super().__init__(title, total, unit)
+        self.last = self.started
+
+    def show(self) -> None:
+        now = time.monotonic()
+        if now - self.last < PLAIN_EVERY_S:
+            return
+        self.last = now
+        print(
+            f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {self.rate:,.1f} {self.unit}/s, "
+            f"ETA {duration(self.eta_s)}" + (f", {self.note}" if self.note else ""),
+            flush=True,
+        )
+
+
+class _Live(Meter):
+    def __init__(self, title: str, total: int, unit: str, bar: Progress) -> None:
+        super().__init__(title, total, unit)
+        self.bar = bar
+        self.task = bar.add_task(title, total=total, note="")
+
+    def show(self) -> None:
+        note = f"{self.rate:,.1f} {self.unit}/s" + (f", {self.note}" if self.note else "")
+        self.bar.update(self.task, completed=self.done, note=note)
+
+
+@contextmanager
+def progress(title: str, total: int, unit: str) -> Iterator[Meter]:
+    """Show `total` units of work with rate and ETA; yields the meter to advance."""
+    if not out.is_terminal:
+        yield _Plain(title, total, unit)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=out, transient=True) as bar:
+        yield _Live(title, total, unit, bar)
+
+
+def duration(seconds: float) -> str:
+    """`5 s`, `3 min 20 s`, `2 h 05 min`; `?` where unknown."""
+    if seconds != seconds:
+        return "?"
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    return f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+def size(n_bytes: float) -> str:
+    """Bytes as people read them: `1.5 GB` (decimal units)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"
+
+
+def fail(message: str) -> None:
+    """Print one error line on standard error."""
+    sys.stdout.flush()
+    err.print(f"error: {message}", style="bold red" if err.is_terminal else "", markup=False)

@@ -1,0 +1,1 @@
+"""Phase two: train HiST on the cache."""
