@@ -41,7 +41,11 @@ def parse(config_class: type[C], prog: str, description: str, argv: Sequence[str
             if field.default is not None:
                 text += " (default: %(default)s)"
             parser.add_argument(
-                flag, type=hints[field.name], default=field.default, help=text, metavar=field.metadata.get("metavar")
+                flag,
+                type=hints[field.name],
+                default=field.default,
+                help=text,
+                metavar=field.metadata.get("metavar"),
             )
     namespace = parser.parse_args(list(argv) if argv is not None else sys.argv[1:])
     return config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]

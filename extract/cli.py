@@ -1,0 +1,272 @@
+"""hist-extract: embeddings of every spot and niche crop of a dataset, in HDF5."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hist_cache.console import duration, progress, say, size, warn
+from hist_cache.errors import HistError, InputError
+from hist_cache.options import option, parse, run
+
+if TYPE_CHECKING:
+    from extract.encoders import Encoder
+    from extract.pipeline import Pipeline
+    from extract.plan import Plan, Request
+    from hist_cache.cache import Cache
+    from hist_cache.datasets import Dataset
+
+DESCRIPTION = """Phase one: crop every spot and its niche from the slides of a dataset, run the encoder over them once,
+store the embeddings. Stop it anywhere; the same command goes on from there."""
+
+
+@dataclass(frozen=True)
+class Config:
+    dataset: str | None = option(
+        None,
+        "kidney, colorectum, skin, lung, kidney_papilla, her2st, demo; with --ids a name of your own",
+        "NAME",
+    )
+    ids: str | None = option(
+        None, "HEST slides instead of the dataset's own, e.g. SPA138,SPA139 or NCBI692-714", "IDS"
+    )
+    data_root: str | None = option(
+        None, "folder with st/, wsis/ and metadata/ (default: $HIST_DATA or ./data)", "D"
+    )
+    cache: str | None = option(None, "folder of the cache (default: $HIST_CACHE or ./cache)", "D")
+    encoder: str | None = option(
+        None, "uni, uni2-h, virchow2, ..., timm:NAME, demo (default: the dataset's)", "NAME"
+    )
+    weights: str | None = option(None, "file or folder with the encoder's weights", "F")
+    random_weights: bool = option(False, "run the encoder with seeded random weights (recorded in the cache)")
+    neighbors: str = option("6", "neighbourhood sizes: any of 6, 18, 36 (rings 1, 2, 3)", "K,K")
+    min_spot_um: float = option(
+        0.0, "spot crops are at least this wide, um (the release protocol: 112)", "UM"
+    )
+    precision: Literal["bf16", "fp32"] | None = option(
+        None, "default: bf16 where the machine computes it fast"
+    )
+    status: bool = option(False, "show what the cache holds, and exit")
+    verify: bool = option(False, "re-read the cache and check every digest, and exit")
+    dry_run: bool = option(False, "show what would be computed, its size and time, and exit")
+    download: bool = option(False, "fetch the dataset's missing files from Hugging Face, and exit")
+    debug: bool = option(False, "show a traceback for every error")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = parse(Config, "hist-extract", DESCRIPTION, argv)
+    return run(extract, config, config.debug)
+
+
+def extract(config: Config) -> int:
+    """Run the command; returns the exit code (0 done, 1 some slides failed)."""
+    from hist_cache.datasets import custom_dataset, get_dataset, parse_ids
+
+    if config.dataset is None and config.ids is None:
+        raise InputError("which slides? give --dataset NAME or --ids ID,ID")
+    if config.ids is not None:
+        dataset = custom_dataset(parse_ids(config.ids), config.dataset or "custom")
+    else:
+        dataset = get_dataset(config.dataset or "")
+    cache_root = Path(config.cache or os.environ.get("HIST_CACHE") or "cache")
+    data_root = Path(config.data_root or os.environ.get("HIST_DATA") or "data")
+    if config.status or config.verify:
+        return show_caches(cache_root, dataset, verify=config.verify)
+    if config.download:
+        from hist_cache.download import download
+
+        download(list(dataset.ids), data_root)
+        return 0
+    if dataset.name == "demo":
+        data_root = make_demo(data_root, config)
+    return compute(config, dataset, data_root, cache_root)
+
+
+def make_demo(data_root: Path, config: Config) -> Path:
+    """The demo dataset's root, generated on first use (below ./data unless --data-root says where)."""
+    from hist_cache.demo import write_demo
+
+    if config.data_root is None:
+        data_root = data_root / "demo"
+    if not all((data_root / "metadata" / f"DEMO{i}.json").exists() for i in range(1, 7)):
+        say(f"generating the demo dataset in {data_root}")
+        write_demo(data_root)
+    return data_root
+
+
+def compute(config: Config, dataset: Dataset, data_root: Path, cache_root: Path) -> int:
+    """Plan and do the extraction."""
+    from extract.plan import Request, common_identity, folder_name, make_plan, mention_other_caches
+    from extract.work import do_plan
+    from hist_cache.cache import Cache, remember_last
+    from hist_cache.slides import is_absent
+
+    sizes = parse_sizes(config.neighbors)
+    absent = [slide for slide in dataset.ids if is_absent(data_root, slide)]
+    slides = [slide for slide in dataset.ids if slide not in absent]
+    if not slides:
+        raise InputError(
+            f"{data_root}: none of the slides of {dataset.name} ({absent[0]}, ...); fetch them with --download"
+        )
+    if absent:
+        warn(
+            f"{len(absent)} of the {len(dataset.ids)} slides of {dataset.name} are not in {data_root} and left out: {some(absent)}"
+        )
+
+    encoder, pipeline = start_encoder(config, dataset)
+    precision = "bf16" if "bfloat16" in str(pipeline.dtype) else "fp32"
+    common = common_identity(encoder, precision, config.min_spot_um)
+    folder = cache_root / dataset.name / folder_name(encoder, common)
+    mention_other_caches(folder, encoder.slug, common)
+    request = Request(data_root, sizes, config.min_spot_um, common)
+    plan = make_plan(request, slides, folder)
+    for error in plan.failed:
+        warn(str(error))
+    describe(plan, folder, encoder, sizes)
+    if config.dry_run:
+        say(f"would take about {duration(plan.crops / crops_per_second(pipeline))}, going by a timed batch")
+        return 1 if plan.failed else 0
+
+    failed = list(plan.failed)
+    try:
+        with progress("extract", plan.crops, "crops") as meter:
+            failed += do_plan(plan, request, pipeline, meter, encoder.source)
+    finally:
+        pipeline.close()
+    clock = pipeline.clock
+    if clock.crops:
+        say(
+            f"{clock.crops:,} crops in {duration(clock.seconds)}: {clock.crops / clock.seconds:,.1f} crops/s, "
+            f"{clock.waiting_share:.0%} of the time waiting for pixels"
+        )
+    cache = Cache(folder)
+    if cache.slides:
+        remember_last(cache_root, cache)
+        say(f"{len(cache.slides)} slides in {folder}")
+    return report_failures(failed)
+
+
+def start_encoder(config: Config, dataset: Dataset) -> tuple[Encoder, Pipeline]:
+    """Load the encoder onto the best device there is, saying which."""
+    import torch
+
+    from extract.encoders import load_encoder
+    from extract.pipeline import Pipeline
+
+    name = config.encoder or dataset.encoder
+    encoder = load_encoder(name, Path(config.weights) if config.weights else None, config.random_weights)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = config.precision or ("bf16" if has_fast_bf16(device) else "fp32")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name()
+        batch_size, threads = 256, min(16, os.cpu_count() or 1)
+    else:
+        where = f"the CPU ({torch.get_num_threads()} cores; no GPU found)"
+        batch_size, threads = 32, torch.get_num_threads()
+    say(f"encoder {name} ({encoder.source}) in {precision} on {where}")
+    return encoder, Pipeline(encoder, device, dtype, batch_size, threads)
+
+
+def has_fast_bf16(device: object) -> bool:
+    """Whether bf16 matrix products run in hardware: Ampere or newer, or a CPU with AVX512-BF16 or AMX."""
+    import torch
+
+    if getattr(device, "type", "") == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def crops_per_second(pipeline: Pipeline) -> float:
+    """The bare encoder's rate on this device, from the faster of two batches."""
+    import time
+
+    inputs = pipeline.inputs.empty(pipeline.batch_size).zero_()
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        pipeline.encode(inputs).cpu()
+        seconds.append(time.perf_counter() - started)
+    return pipeline.batch_size / min(seconds)
+
+
+def describe(plan: Plan, folder: Path, encoder: Encoder, sizes: tuple[int, ...]) -> None:
+    """One line of what is there and what is to do."""
+    states = {"complete": 0, "add": 0, "new": 0}
+    for task in plan.tasks:
+        states[task.state] += 1
+    todo = f"{states['new']} to extract" + (f", {states['add']} to add niches to" if states["add"] else "")
+    say(
+        f"{folder}: {states['complete']} slides complete, {todo}, {len(plan.failed)} failed: "
+        f"{plan.crops:,} crops (spots and niches {','.join(map(str, sizes))}), {size(plan.crops * encoder.width * 2)}"
+    )
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+    """`6,18` -> (6, 18); `InputError` for anything but 6, 18 and 36."""
+    from hist_cache.lattice import RINGS
+
+    try:
+        sizes = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        sizes = ()
+    if not sizes or not set(sizes) <= set(RINGS):
+        raise InputError(f"--neighbors {text}: give any of 6, 18, 36, such as 6,18")
+    return sizes
+
+
+def show_caches(root: Path, dataset: Dataset, verify: bool) -> int:
+    """List each cache of the dataset, slide by slide; with `verify` re-read them. 1 where something is wrong."""
+    from hist_cache.cache import Cache, cache_folders, partial_files
+
+    folders = cache_folders(root, dataset.name)
+    if not folders:
+        say(f"{root / dataset.name}: no cache")
+        return 1 if verify else 0
+    return max([show_cache(Cache(f), dataset, verify, partial_files(f)) for f in folders])
+
+
+def show_cache(cache: Cache, dataset: Dataset, verify: bool, partial: list[Path]) -> int:
+    from hist_cache.cache import neighborhoods, read_fingerprint, verify_slide
+
+    problems, held = 0, 0
+    say(f"{cache.folder}")
+    for slide in cache.slides:
+        path = cache.path(slide)
+        held += path.stat().st_size
+        try:
+            wrong = verify_slide(path) if verify else []
+            sizes = ",".join(map(str, neighborhoods(path)))
+            made = read_fingerprint(path).provenance.get("date", "?")
+            say(
+                f"  {slide}  niches {sizes}  {size(path.stat().st_size)}  {made}"
+                + ("  ok" if verify and not wrong else "")
+            )
+        except HistError as error:
+            wrong = [str(error)]
+        for problem in wrong:
+            warn(f"{slide}: {path}: {problem}; delete the file and extract again")
+        problems += bool(wrong)
+    for path in partial:
+        say(f"  {path.name}: being written, or left by a killed run (the next run makes it again)")
+    missing = [s for s in dataset.ids if s not in cache.slides]
+    say(
+        f"  {len(cache.slides)} slides, {size(held)}"
+        + (f"; {len(missing)} missing: {some(missing)}" if missing else "")
+    )
+    return int(problems > 0)
+
+
+def report_failures(failed: list[HistError]) -> int:
+    if failed:
+        warn(f"{len(failed)} slides failed:")
+        for error in failed:
+            warn(f"  {error}")
+    return int(bool(failed))
+
+
+def some(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

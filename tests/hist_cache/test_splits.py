@@ -1,0 +1,240 @@
+"""Splits: what is published, and the properties that every drawn split has."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from hist_cache.datasets import get_dataset
+from hist_cache.errors import InputError
+from hist_cache.splits import (
+    Split,
+    from_csv_folder,
+    from_json,
+    leave_one_slide_out,
+    make_splits,
+    patient_leaks,
+    published,
+    seeded_patient_splits,
+    seeded_slide_splits,
+)
+
+AUTHORS = Path(__file__).resolve().parents[3] / "shared" / "published_splits.json"
+WITH_PUBLISHED = ["kidney", "colorectum", "skin", "lung"]
+
+slide_ids = st.lists(
+    st.from_regex(r"[A-Z]{1,3}[0-9]{1,3}", fullmatch=True), min_size=3, max_size=60, unique=True
+)
+seeds = st.integers(0, 2**32)
+
+
+def parts(split):
+    return set(split.train), set(split.val), set(split.test)
+
+
+def the_published(name, kind):
+    splits = published(name, kind)
+    assert splits is not None
+    return splits
+
+
+@pytest.mark.parametrize("name", WITH_PUBLISHED)
+@pytest.mark.parametrize("kind", ["slide", "patient"])
+def test_published_splits_are_the_authors(name, kind):
+    if not AUTHORS.exists():
+        pytest.skip(f"the authors' splits are not at {AUTHORS}")
+    rows = json.loads(AUTHORS.read_text())["splits"][name][kind]
+    ours = the_published(name, kind)
+    assert [parts(s) for s in ours] == [(set(r["train"]), set(r["val"]), set(r["test"])) for r in rows]
+
+
+def test_published_splits_are_draws_not_folds():
+    assert len({slide for split in the_published("kidney", "slide") for slide in split.test}) == 9
+    assert published("her2st", "slide") is None
+    assert published("mine", "patient") is None
+
+
+@pytest.mark.parametrize("name", ["colorectum", "skin", "lung"])
+def test_published_slide_splits_leak_every_tested_patient(name):
+    patients = get_dataset(name).patients
+    for split in the_published(name, "slide"):
+        assert patient_leaks(split, patients) == sorted({patients[i] for i in split.test})
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("kidney", "slide"), *[(name, "patient") for name in WITH_PUBLISHED]]
+)
+def test_the_other_published_splits_leak_none(name, kind):
+    patients = get_dataset(name).patients
+    assert all(patient_leaks(split, patients) == [] for split in the_published(name, kind))
+
+
+@given(slide_ids, seeds, st.integers(1, 6), st.randoms())
+def test_slide_draws(ids, seed, n, random):
+    splits = seeded_slide_splits(ids, n, seed)
+    shuffled = random.sample(ids, len(ids))
+    assert splits == seeded_slide_splits(shuffled, n, seed)
+    assert splits[:1] == seeded_slide_splits(ids, 1, seed)
+    for split in splits:
+        assert sorted(split.ids) == sorted(ids)
+        assert len(split.val) == len(split.test) == max(1, round(len(ids) / 10))
+
+
+def test_slide_draws_differ_between_seeds_and_draws():
+    ids = get_dataset("kidney").ids
+    assert len({s.test for s in seeded_slide_splits(ids, 20, 42)}) > 10
+    assert seeded_slide_splits(ids, 1, 1)[0].test != seeded_slide_splits(ids, 1, 2)[0].test
+
+
+@given(slide_ids, seeds, st.integers(1, 4), st.data())
+def test_patient_draws_keep_patients_whole(ids, seed, n, data):
+    patients = {slide: data.draw(st.sampled_from("ABCDEFG")) for slide in ids}
+    assume(len(set(patients.values())) >= 3)
+    splits = seeded_patient_splits(ids, patients, n, seed)
+    assert splits == seeded_patient_splits(list(reversed(ids)), patients, n, seed)
+    for split in splits:
+        assert sorted(split.ids) == sorted(ids)
+        train, val, test = ({patients[i] for i in part} for part in parts(split))
+        assert not train & val
+        assert not (train | val) & test
+        assert patient_leaks(split, patients) == []
+
+
+def test_patient_draws_stay_near_a_tenth():
+    her2st = get_dataset("her2st")
+    for split in seeded_patient_splits(her2st.ids, her2st.patients, 20, 0):
+        assert len(split.test) in (3, 6)
+        assert len(split.val) in (3, 6)
+
+
+@given(slide_ids)
+def test_leaving_one_out_tests_each_slide_once(ids):
+    splits = leave_one_slide_out(ids)
+    assert [split.test for split in splits] == [(i,) for i in sorted(ids)]
+    assert sorted(i for split in splits for i in split.val) == sorted(ids)
+    assert all(sorted(split.ids) == sorted(ids) for split in splits)
+    assert splits[0].val == splits[1].test
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test", "says"),
+    [
+        (("a",), ("b",), ("a",), "a listed twice"),
+        (("a", "a"), ("b",), ("c",), "a listed twice"),
+        (("a",), (), ("c",), "no slides in val"),
+        ((), ("b",), ("c",), "no slides in train"),
+    ],
+)
+def test_a_wrong_split_is_refused(train, val, test, says):
+    with pytest.raises(InputError, match=says):
+        Split(train, val, test, "mine")
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(InputError, match="at least 3"):
+        seeded_slide_splits(["a", "b"], 1, 0)
+    with pytest.raises(InputError, match="at least 3"):
+        leave_one_slide_out(["a", "b"])
+    with pytest.raises(InputError, match=r"2 patients \(X, Y\)"):
+        seeded_patient_splits(["a", "b", "c"], {"a": "X", "b": "X", "c": "Y"}, 1, 0)
+    with pytest.raises(InputError, match="the patient of c is not known"):
+        seeded_patient_splits(["a", "b", "c"], {"a": "X", "b": "Y"}, 1, 0)
+
+
+def test_make_splits_prefers_the_published_ones():
+    kidney = get_dataset("kidney")
+    assert make_splits("kidney", kidney.ids, kidney.patients) == published("kidney", "slide")
+    assert make_splits("kidney", kidney.ids, kidney.patients, "patient") == published("kidney", "patient")
+    assert make_splits("kidney", kidney.ids, {}, "slide", folds=2) == the_published("kidney", "slide")[:2]
+
+
+def test_make_splits_never_drops_a_missing_slide():
+    kidney = get_dataset("kidney")
+    with pytest.raises(InputError, match=r"2 slides that the cache lacks: NCBI692, NCBI693; extract them"):
+        make_splits("kidney", kidney.ids[2:], kidney.patients)
+
+
+def test_make_splits_draws_where_nothing_is_published():
+    her2st = get_dataset("her2st")
+    splits = make_splits("her2st", her2st.ids, her2st.patients, seed=7)
+    assert splits == seeded_patient_splits(her2st.ids, her2st.patients, 5, 7)
+    assert make_splits("her2st", her2st.ids, her2st.patients, "slide", 3, 7) == seeded_slide_splits(
+        her2st.ids, 3, 7
+    )
+    assert make_splits("mine", list("abcdef"), {})[0].name == "slide-seed42-0"
+
+
+def test_few_slides_are_left_out_in_turn_and_it_says_so(capsys):
+    ids = ["SPA138", "SPA139", "SPA140", "SPA141"]
+    assert make_splits("her2st", ids, get_dataset("her2st").patients) == leave_one_slide_out(ids)
+    assert "only 4 slides: leaving one slide out" in capsys.readouterr().out
+
+
+def test_asking_for_more_folds_than_there_are_says_so(capsys):
+    assert len(make_splits("mine", list("abcd"), {}, "loso", folds=9)) == 4
+    assert "4 splits, not the 9 asked for" in capsys.readouterr().out
+    with pytest.raises(InputError, match="--folds 0"):
+        make_splits("mine", list("abcd"), {}, "loso", folds=0)
+
+
+def write_csv(folder, name, ids):
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = "".join(f"{i},patches/{i}.h5,adata/{i}.h5ad\n" for i in ids)
+    (folder / name).write_text("\ufeffsample_id,patches_path,expr_path\n" + rows, encoding="utf-8")
+
+
+def test_hest_bench_folders(tmp_path):
+    for i, test in enumerate("abcdefghijkl"):
+        write_csv(tmp_path / "splits", f"train_{i}.csv", sorted(set("abcdefghijkl") - {test}))
+        write_csv(tmp_path / "splits", f"test_{i}.csv", [test])
+    write_csv(tmp_path / "splits", "val_2.csv", ["m"])
+    splits = from_csv_folder(tmp_path)
+    assert [s.test for s in splits] == [(i,) for i in "abcdefghijkl"]  # 10 after 9, not after 1
+    assert (splits[0].val, splits[2].val) == (("l",), ("m",))
+    assert from_csv_folder(tmp_path / "splits")[3].ids == splits[3].ids
+    with pytest.raises(InputError, match="cache lacks: m;"):
+        make_splits("mine", list("abcdefghijkl"), {}, tmp_path)
+
+
+def test_wrong_hest_bench_folders(tmp_path):
+    with pytest.raises(InputError, match=r"no train_0\.csv"):
+        from_csv_folder(tmp_path)
+    (tmp_path / "train_0.csv").write_text("slide\na\n")
+    with pytest.raises(InputError, match="no column sample_id; its columns are slide"):
+        from_csv_folder(tmp_path)
+    write_csv(tmp_path, "train_0.csv", ["a", "b"])
+    with pytest.raises(InputError, match=r"test_0\.csv: not there"):
+        from_csv_folder(tmp_path)
+
+
+def test_json_files(tmp_path):
+    file = tmp_path / "mine.json"
+    rows = [{"train": ["b", "a"], "val": ["c"], "test": ["d"]}, {"train": ["d", "c", "b"], "test": ["a"]}]
+    file.write_text(json.dumps(rows))
+    first, second = from_json(file)
+    assert first == Split(("a", "b"), ("c",), ("d",), "mine-0")
+    assert second == Split(("b", "c"), ("d",), ("a",), "mine-1")
+    assert make_splits("mine", list("abcd"), {}, str(file), folds=1) == [first]
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{", '{"train": ["a"]}', '[{"train": ["a"]}]', '[{"train": "ab", "test": ["c"]}]', "[1]"]
+)
+def test_wrong_json_files(tmp_path, text):
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=r"mine\.json"):
+        from_json(file)
+
+
+def test_a_kind_that_is_neither_word_nor_file():
+    with pytest.raises(InputError, match="--split slides: neither slide, patient, loso nor a file"):
+        make_splits("mine", list("abcde"), {}, "slides")
+
+
+def test_leaks_pass_over_unknown_patients():
+    split = Split(("a", "b"), ("c",), ("d", "e"), "mine")
+    assert patient_leaks(split, {"c": "X", "d": "X", "a": "Y"}) == ["X"]
+    assert patient_leaks(split, {}) == []
