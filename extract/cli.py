@@ -220,9 +220,11 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 def show_caches(root: Path, dataset: Dataset, verify: bool) -> int:
     """List each cache of the dataset, slide by slide; with `verify` re-read them. 1 where something is wrong."""
-    from hist_cache.cache import Cache, cache_folders, partial_files
+    from hist_cache.cache import Cache, partial_files
 
-    folders = cache_folders(root, dataset.name)
+    folders = sorted(
+        f for f in (root / dataset.name).glob("*") if any(f.glob("*.h5")) or partial_files(f)
+    )
     if not folders:
         say(f"{root / dataset.name}: no cache")
         return 1 if verify else 0

@@ -1,6 +1,6 @@
-"""What aligns images with genes: contrast (HCA, Eq. 8 and 9) and entailment (HEA, Eq. 10), driven by coefficients.
+"""What aligns images with genes: contrast (HCA, Eq. 8 and 9) and entailment (HEA, Eq. 10), by coefficients.
 
-An ablation is a choice of `Terms`; the code path is the same for all of them, and a term of weight 0 costs nothing.
+An ablation is a choice of `Terms`; all share one code path, and a term of weight 0 costs nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CONTRASTS = (
     ("gene_niche", "image_spot"),
     ("image_niche", "gene_spot"),
 )
-"""(anchor, candidates): niches look for spots, never the other way, as one spot may belong to several niches."""
+"""(anchor, candidates). Niches look for spots and not the reverse: a spot may belong to several niches."""
 
 ENTAILMENTS = (
     ("image_spot", "image_niche"),
@@ -68,7 +68,7 @@ class Embedded:
 
 
 def similarity(a: Tensor, b: Tensor, c: Tensor, geometry: Geometry) -> Tensor:
-    """How alike each row of a `(B1, d)` and of b `(B2, d)` are, `(B1, B2)`: -d_L, or the cosine in [-1, 1]."""
+    """How alike every row of a `(B1, d)` is to every row of b `(B2, d)`, `(B1, B2)`: -d_L, or the cosine."""
     if geometry == "lorentz":
         return -lorentz.pairwise_distance(a, b, c)
     return _cosine(a, b)
@@ -77,8 +77,8 @@ def similarity(a: Tensor, b: Tensor, c: Tensor, geometry: Geometry) -> Tensor:
 def contrast(logits: Tensor) -> Tensor:
     """Mean cross-entropy of each row of `(B, B)` logits against its own column (Eq. 8), a scalar.
 
-    Eq. 8 as printed raises the probability of distant pairs and leaves the pair itself out of the sum; logits here
-    grow with similarity and j = i is one of the candidates.
+    Eq. 8 as printed rewards distant pairs and leaves the pair itself out of the sum, so that it has no lower
+    bound; here logits grow with similarity, and j = i is one of the candidates.
     """
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
@@ -103,8 +103,8 @@ def contrast_loss(e: Embedded, terms: Terms) -> Tensor:
 def entailment_loss(e: Embedded, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of mean(max(0, ext - eta aper)) over the entailments (HEA, Eq. 7 and 10), a scalar in rad.
 
-    Beside it two detached scalars over the terms in use: `violated`, the share of children outside their parent's
-    cone, and `aperture`, the mean half-aperture in rad. Both are NaN when no term is in use.
+    Beside it two detached scalars over the terms in use: `violated`, the share of children outside their
+    parent's cone, and `aperture`, the mean half-aperture in rad (before eta). NaN when no term is in use.
     """
     total = _zero(e)
     violated, apertures = [], []
@@ -131,7 +131,7 @@ def entailment_loss(e: Embedded, terms: Terms) -> tuple[Tensor, dict[str, Tensor
 
 @torch.no_grad()
 def geometry_summary(e: Embedded, geometry: Geometry = "lorentz") -> dict[str, Tensor]:
-    """Detached scalars to log: `c`, `tau` and the mean distance from the origin of each embedding, `radius_*`.
+    """Detached scalars to log: `c`, `tau`, the mean distance of each embedding from the origin: `radius_*`.
 
     They stay on the device; reading one as a number is what waits for it. The Euclidean radius is the norm.
     """

@@ -223,10 +223,10 @@ def print_summary(summary: dict[str, Any], variant: str) -> None:
     table = Table(
         title=f"mean{' ± std' if n > 1 else ''} over {n} fold{'s' * (n > 1)}, pooled over test spots; MSE and MAE in log2(1 + count)"
     )
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     keys = [k for k in METRIC_NAMES if k in next(iter(summary["mean"].values()))]
     for key in keys:
-        table.add_column(METRIC_NAMES[key], justify="right")
+        table.add_column(METRIC_NAMES[key], justify="right", no_wrap=True)
     labels = {
         "hist": f"HiST, {variant}",
         "hist (slide mean)": f"HiST, {variant}, slide by slide",
@@ -237,4 +237,4 @@ def print_summary(summary: dict[str, Any], variant: str) -> None:
         std = summary["std"][row]
         cells = [f"{mean[k]:.3f}" + (f" ± {std[k]:.3f}" if n > 1 else "") for k in keys]
         table.add_row(labels.get(row, row), *cells)
-    out.print(table)
+    out.print(table, width=None if out.is_terminal else 140)

@@ -1,12 +1,12 @@
 """Hyperbolic geometry in the Lorentz model of curvature -c, on space components alone (HiST, Eq. 1-7).
 
-A point is its space component x, shape `(B, D)`; its time component follows from Eq. 1. Every function takes float16,
-bfloat16, float32 or float64 points, computes in float64 whatever autocast surrounds it, and returns float32 (float64
-for float64 points). float64 costs a fraction of a millisecond at B = 128, D = 1024, and it buys what float32 cannot:
-points of norm 1e3 that nearly coincide. No square root, quotient or arc function is met where its derivative is
-infinite, so gradients are finite everywhere, at coincident points and at zero vectors too.
+A point is its space component x, shape `(B, D)`; its time component follows from Eq. 1. Every function
+takes float16, bfloat16, float32 or float64 points, computes in float64 whatever autocast surrounds it, and
+returns float32 (float64 for float64 points). float64 costs a fraction of a millisecond at B = 128, D = 1024,
+and it buys what float32 cannot: points of norm 1e3 that nearly coincide. No root, quotient or arc function is
+met where its derivative is infinite, so all gradients are finite, at coincident points and at zero too.
 
-`c` is a positive number or scalar tensor (gradients reach it); angles are in radians, distances in units of the space.
+`c` is a positive number or scalar tensor (gradients reach it). Angles are in rad.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import Tensor
 Curvature = Tensor | float
 
 MAX_RADIUS = 10.0
-"""exp0 holds sqrt(c)|v| here: |x| <= sinh(10)/sqrt(c), 34,826 at c = 0.1, the largest round radius at which a point
-fits even float16, while float64 inner products (1.2e8) still resolve a distance of 1e-4."""
+"""exp0 holds sqrt(c)|v| here: |x| <= sinh(10)/sqrt(c), which is 34,826 at c = 0.1, so that a point fits even
+float16, and float64 inner products (of size 1e8) still resolve distances of 1e-4."""
 
 NEAR = 1e-3
-"""Parent and child closer than this (times 1/sqrt(c)), or a parent with a norm below it: the angle between them is
-noise, so it passes on no gradient (which would grow as 1/distance)."""
+"""Closer than this (over sqrt(c)), parent and child have an angle but no gradient of it, which would grow as
+1/distance; a parent of smaller norm has its direction scaled down, for the same reason."""
 
 BORDER = 1e-3
-"""arcsin's argument stays this far below 1: an aperture is at most 87.4 degrees, its slope at most 112 sqrt(c) for
-Q = 0.1 (at a margin of 1e-7 it is 1e4)."""
+"""arcsin's argument stays this far below 1: an aperture is at most 87.4 degrees, and its slope at most
+112 sqrt(c) for Q = 0.1 (at a margin of 1e-7 it is 1e4)."""
 
 TINY = 1e-30
 """Squares below it count as zero."""
@@ -56,8 +56,9 @@ def in_float64(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
             return a.to(wide) if isinstance(a, Tensor) else a
 
         with torch.autocast(device_type=device, enabled=False):
-            out = function(*map(widen, args), **{k: widen(a) for k, a in kwargs.items()})  # type: ignore[arg-type]
-            return out.to(narrow)
+            wide_args = [widen(a) for a in args]
+            wide_kwargs = {k: widen(a) for k, a in kwargs.items()}
+            return function(*wide_args, **wide_kwargs).to(narrow)  # type: ignore[arg-type]
 
     return wrapped
 
@@ -121,7 +122,7 @@ def radius(x: Tensor, c: Curvature) -> Tensor:
 def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """Distance of each row of x to the same row of y, both `(B, D)`, shape `(B,)` (Eq. 2).
 
-    Relative error below 1e-6 up to norms of 1e3 at c = 10, however close the points are; 0 where they coincide.
+    Relative error below 1e-6 up to norms of 1e3 at c = 10, however close the points; 0 where they coincide.
     """
     w = x - y
     # -c <x,y>_L - 1 as a difference of squares: nothing of size 1 or |x|^2 is left to cancel against.
@@ -133,8 +134,8 @@ def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
 def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """Distance of every row of x `(B1, D)` to every row of y `(B2, D)`, shape `(B1, B2)` (Eq. 2).
 
-    One matrix product, so rounding is relative to |x||y|: distances are right to 1e-4 of themselves down to about
-    1e-6 max(|x|, |y|, 1/sqrt(c)), and in absolute terms never off by more than 5e-8 of that.
+    One matrix product, so rounding is relative to the norms: with n = max(|x|, |y|, 1/sqrt(c)) distances are
+    right to 1e-4 of themselves down to 2e-6 n, and never off by more than 1e-7 n.
     """
     xx, yy = _dot(x, x).unsqueeze(1), _dot(y, y).unsqueeze(0)
     lag = (xx - yy) / (_times(xx, c) + _times(yy, c))
@@ -143,9 +144,10 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
 
 @in_float64
 def half_aperture(y: Tensor, c: Curvature, q: float = 0.1) -> Tensor:
-    """Half-aperture arcsin(2q / (sqrt(c)|y|)) of the cone at each `(B, D)` point, `(B,)` in (0, 1.526] rad (Eq. 6).
+    """Half-aperture arcsin(2q / (sqrt(c)|y|)) of the cone at each `(B, D)` point, `(B,)` (Eq. 6).
 
-    q is the paper's K. Nearer to the origin than 2q/sqrt(c) a cone is as wide as it gets, with gradient 0.
+    In (0, 1.526] rad. q is the paper's K. Nearer to the origin than 2q/sqrt(c) a cone is as wide as it gets,
+    with gradient 0.
     """
     return _aperture(2 * q / _scaled_norm(y, c).squeeze(-1))
 
@@ -167,13 +169,12 @@ def exterior_angle(y: Tensor, x: Tensor, c: Curvature) -> Tensor:
     Both `(B, D)`, shape `(B,)` in [0, pi] rad: 0 straight outwards, pi towards the origin; 0 where the points
     coincide (a point lies in its own cone) and pi/2 for a parent at the origin.
     """
-    w, along, a, h = _split(y, x)
-    ww, yy = _dot(w, w), _dot(y, y)
-    t_y = _times(yy, c)
-    # Eq. 7's arccos as the angle of a right-angled pair, sideways and outwards (both times sinh of the distance):
+    w, u, along, h = _split(y, x)
+    t_y = _times(_dot(y, y), c)
+    # Eq. 7's arccos as the angle between two legs, sideways and outwards, both times sinh of the distance:
     # arccos has no derivative at 0 and pi, atan2 has one wherever the points differ.
-    lag = (2 * _dot(w, y) + ww) / (_times(_dot(x, x), c) + t_y)  # time(x) - time(y)
-    return _angle(c**0.5 * h, c * (t_y * along - a * lag))
+    lag = (2 * _dot(w, y) + _dot(w, w)) / (_times(_dot(x, x), c) + t_y)  # time(x) - time(y)
+    return _angle(c**0.5 * h, c * (t_y * along - _dot(y, u) * lag))
 
 
 @in_float64
@@ -182,18 +183,17 @@ def euclidean_exterior_angle(y: Tensor, x: Tensor) -> Tensor:
 
     Both `(B, D)`, y the parent, shape `(B,)` in [0, pi] rad; the same conventions where it is undefined.
     """
-    _, along, _, h = _split(y, x)
+    _, _, along, h = _split(y, x)
     return _angle(h, along)
 
 
 def _split(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """w = x - y, its part along y, |y| (at least NEAR), and the length of w's part across y."""
+    """w = x - y; y's direction, scaled down where |y| < NEAR; the lengths of w along and across it."""
     w = x - y
-    a = torch.sqrt(_dot(y, y).clamp_min(NEAR**2))
-    u = y / a.unsqueeze(-1)
+    u = y / torch.sqrt(_dot(y, y).clamp_min(NEAR**2)).unsqueeze(-1)
     along = _dot(w, u)
     across = w - along.unsqueeze(-1) * u
-    return w, along, a, _sqrt(_dot(across, across))
+    return w, u, along, _sqrt(_dot(across, across))
 
 
 def _angle(sideways: Tensor, outwards: Tensor) -> Tensor:

@@ -1,0 +1,79 @@
+"""A HEST folder of tiny slides, and where the real ones are, if anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import tifffile
+from scipy.sparse import csr_matrix
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = REPOSITORY.parent / "shared"
+TINY_ENCODER = "timm:test_vit"  # 160 px input, width 64: a test model that timm ships
+
+needs_shared = pytest.mark.skipif(not (SHARED / "hest").is_dir(), reason="no ../shared/hest beside the repository")
+
+
+def write_slide(root: Path, slide: str, *, rows: int = 6, columns: int = 10, um_per_px: float = 2.0, seed: int = 0,
+                genes: int = 30, metadata: dict[str, Any] | None = None) -> Path:  # fmt: skip
+    """A hex lattice of about rows x columns / 2 spots on noise, 100 um pitch; returns the h5ad's path."""
+    rng = np.random.default_rng(seed)
+    row, column = np.mgrid[0:rows, 0:columns].reshape(2, -1)
+    keep = (row + column) % 2 == 0
+    row, column = row[keep], column[keep]
+    xy = np.stack([column * 50.0 + 100, row * 86.6 + 100], axis=1) / um_per_px
+    width, height = (int(v) + round(100 / um_per_px) for v in xy.max(0))
+    for folder in ("st", "wsis", "metadata"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    image = rng.integers(0, 255, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    image = np.kron(image, np.ones((8, 8, 1), dtype=np.uint8))[:height, :width]
+    tifffile.imwrite(root / "wsis" / f"{slide}.tif", image, tile=(64, 64), compression="jpeg", photometric="rgb")
+    shade = np.array([image[int(y) - 5 : int(y) + 5, int(x) - 5 : int(x) + 5].mean() for x, y in xy]) / 255
+    rate = 2 + 20 * np.outer(shade, rng.random(genes)) * rng.gamma(2, 1, genes)
+    counts = rng.poisson(rate).astype(np.float32)
+    barcodes = [f"{r:03d}x{c:03d}" for r, c in zip(row, column, strict=True)]
+    table = anndata.AnnData(
+        X=csr_matrix(counts),
+        obs=pd.DataFrame({"array_row": row, "array_col": column}, index=barcodes),
+        var=pd.DataFrame(index=[f"GENE{i}" for i in range(genes)]),
+        obsm={"spatial": xy},
+    )
+    path = root / "st" / f"{slide}.h5ad"
+    table.write_h5ad(path)
+    described = {"id": slide, "st_technology": "Visium", "pixel_size_um_estimated": um_per_px, "patient": None}
+    (root / "metadata" / f"{slide}.json").write_text(json.dumps(described | (metadata or {})))
+    return path
+
+
+@pytest.fixture
+def hest_root(tmp_path: Path) -> Path:
+    """A HEST folder with slides TINY1 and TINY2."""
+    for i in (1, 2):
+        write_slide(tmp_path / "hest", f"TINY{i}", seed=i)
+    return tmp_path / "hest"
+
+
+@pytest.fixture
+def run_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Call a command's main in this process, in a folder of its own: (exit code, all it printed)."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HIST_CACHE", "HIST_RUNS", "HIST_DATA"):
+        monkeypatch.delenv(name, raising=False)
+
+    def call(main: Callable[[list[str]], int], *argv: object) -> tuple[int, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(a) for a in argv])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return code, printed.out + printed.err
+
+    return call

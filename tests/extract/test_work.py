@@ -1,0 +1,271 @@
+"""hist-extract as a whole, on tiny slides: resume, kill, sharing, stale caches."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pytest
+
+from extract.cli import main
+from hist_cache.cache import Cache, open_cache, read_slide, verify_slide
+from hist_cache.slides import slides_on_disk
+from tests.conftest import REPOSITORY, SHARED, TINY_ENCODER, needs_shared, write_slide
+
+Run = Callable[..., tuple[int, str]]
+IDS = "TINY1,TINY2"
+
+
+def options(root: Path, *more: object) -> list[object]:
+    return ["--ids", IDS, "--data-root", root, "--encoder", TINY_ENCODER, "--random-weights", "--precision", "fp32", *more]
+
+
+def cache_of(where: Path) -> Cache:
+    return open_cache(where / "cache", "custom")
+
+
+def test_extract_then_again_then_more_niches(hest_root: Path, run_command: Run, tmp_path: Path) -> None:
+    code, text = run_command(main, *options(hest_root))
+    assert code == 0, text
+    assert "random weights" in text
+    cache = cache_of(tmp_path)
+    assert cache.slides == ["TINY1", "TINY2"]
+    first = cache.read("TINY1")
+    table = anndata.read_h5ad(hest_root / "st/TINY1.h5ad")
+    assert first.barcodes == list(table.obs_names)
+    np.testing.assert_array_equal(first.counts.toarray(), table.X.toarray())
+    assert first.embeddings.shape == (30, 64)
+    assert first.attributes["lattice"] == "hex"
+    assert not cache.fingerprint().common["pretrained"]
+
+    before = cache.path("TINY1").stat().st_mtime_ns
+    code, text = run_command(main, *options(hest_root))
+    assert code == 0
+    assert "2 slides complete" in text
+    assert "0 crops" in text
+    assert cache.path("TINY1").stat().st_mtime_ns == before
+
+    code, text = run_command(main, *options(hest_root, "--neighbors", "6,18"))
+    assert code == 0
+    assert "60 crops" in text  # the new niches alone
+    more = cache.read("TINY1")
+    np.testing.assert_array_equal(more.embeddings, first.embeddings)
+    np.testing.assert_array_equal(more.niches[6], first.niches[6])
+    assert more.neighbors[18].shape == (30, 18)
+    assert verify_slide(cache.path("TINY1")) == []
+
+
+def test_dry_run_status_and_verify(hest_root: Path, run_command: Run, tmp_path: Path) -> None:
+    code, text = run_command(main, *options(hest_root, "--dry-run"))
+    assert code == 0
+    assert "120 crops" in text
+    assert "would take about" in text
+    assert not (tmp_path / "cache").exists()
+    assert run_command(main, "--ids", IDS, "--status")[1].strip().endswith("no cache")
+    run_command(main, *options(hest_root))
+    path = cache_of(tmp_path).path("TINY2")
+    code, text = run_command(main, "--ids", "TINY1,TINY2,TINY3", "--verify")
+    assert code == 0
+    assert "1 missing: TINY3" in text
+    path.write_bytes(path.read_bytes()[:-100])
+    code, text = run_command(main, "--ids", IDS, "--verify")
+    assert code == 1
+    assert "TINY2" in text
+    assert "delete the file and extract again" in text
+
+
+def test_one_bad_slide_does_not_stop_the_others(hest_root: Path, run_command: Run, tmp_path: Path) -> None:
+    image = hest_root / "wsis/TINY1.tif"
+    image.write_bytes(image.read_bytes()[:-5000])
+    code, text = run_command(main, *options(hest_root))
+    assert code == 1
+    assert "1 slides failed" in text
+    assert f"TINY1: {image}: truncated" in text
+    assert cache_of(tmp_path).slides == ["TINY2"]
+
+
+def test_spots_outside_the_image(hest_root: Path, run_command: Run, tmp_path: Path) -> None:
+    path = hest_root / "st/TINY1.h5ad"
+    table = anndata.read_h5ad(path)
+    inside = table.obsm["spatial"].copy()
+    table.obsm["spatial"] = inside + [0, 130]
+    table.write_h5ad(path)
+    code, text = run_command(main, *options(hest_root))
+    assert code == 0
+    assert "of 30 spots lie outside the image; white there" in text
+    table.obsm["spatial"] = inside + [0, 1e5]
+    table.write_h5ad(hest_root / "st/TINY2.h5ad")
+    code, text = run_command(main, *options(hest_root, "--cache", tmp_path / "other"))
+    assert code == 1
+    assert "30 of 30 spots lie outside the image" in text
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda root: write_slide(root, "TINY1", seed=9), "stale: image "),
+        (lambda root: metadata(root, pixel_size_um_estimated=2.1), "stale: um_per_px 2.0 -> 2.1"),
+        (lambda root: metadata(root, spot_diameter=60), "stale: spot_um 55.0 -> 60.0"),
+    ],
+)
+def test_a_changed_slide_is_refused_and_the_change_spelled_out(
+    hest_root: Path, run_command: Run, tmp_path: Path, change: Callable[[Path], object], says: str
+) -> None:
+    run_command(main, *options(hest_root))
+    before = cache_of(tmp_path).path("TINY1").read_bytes()
+    change(hest_root)
+    code, text = run_command(main, *options(hest_root))
+    assert code == 1
+    assert says in text
+    assert "delete it to extract again" in text
+    assert cache_of(tmp_path).path("TINY1").read_bytes() == before
+
+
+def metadata(root: Path, **values: float) -> None:
+    file = root / "metadata/TINY1.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_touching_a_file_changes_nothing(hest_root: Path, run_command: Run) -> None:
+    run_command(main, *options(hest_root))
+    os.utime(hest_root / "wsis/TINY1.tif")
+    assert "2 slides complete" in run_command(main, *options(hest_root))[1]
+
+
+def test_another_crop_size_is_another_cache_and_said(hest_root: Path, run_command: Run, tmp_path: Path) -> None:
+    run_command(main, *options(hest_root))
+    code, text = run_command(main, *options(hest_root, "--min-spot-um", 112))
+    assert code == 0
+    assert 'spot_crop_um "spot diameter" -> "spot diameter, at least 112"' in text
+    assert len(list((tmp_path / "cache/custom").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--neighbors", "7"], "--neighbors 7: give any of 6, 18, 36"),
+        (["--data-root", "nowhere"], "nowhere: no such folder"),
+        (["--encoder", "unni"], "unni"),
+        (["--ids", "NONE1"], "none of the slides"),
+        (["--precision", "fp8"], "precision"),
+    ],
+)
+def test_wrong_input_exits_with_2_and_one_line(hest_root: Path, run_command: Run, more: list[str], says: str) -> None:
+    code, text = run_command(main, *options(hest_root, *more))
+    assert code == 2
+    assert says in text
+    assert "Traceback" not in text
+
+
+def test_no_dataset_at_all(run_command: Run) -> None:
+    code, text = run_command(main)
+    assert code == 2
+    assert "give --dataset NAME or --ids" in text
+
+
+def test_a_cache_file_is_hest_bench_compatible(hest_root: Path, run_command: Run, tmp_path: Path) -> None:
+    import h5py
+
+    run_command(main, *options(hest_root))
+    with h5py.File(cache_of(tmp_path).path("TINY1")) as file:
+        assert {"embeddings", "barcodes", "coords"} <= set(file)
+        assert len(file["embeddings"]) == len(file["barcodes"]) == len(file["coords"])
+
+
+def command(root: Path, *more: object) -> list[str]:
+    script = "from extract.cli import main; raise SystemExit(main())"
+    return [sys.executable, "-c", script, *map(str, options(root, *more))]
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
+    root = tmp_path / "hest"
+    ids = [f"TINY{i}" for i in range(1, 7)]
+    for i, slide in enumerate(ids):
+        write_slide(root, slide, seed=i, rows=10, columns=16)
+    more = ("--ids", ",".join(ids), "--cache", tmp_path / "cache")
+    deaths = 0
+    for finished_before_death in range(5):
+        process = subprocess.Popen(command(root, *more), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while process.poll() is None:
+            whole = list((tmp_path / "cache").glob("custom/*/*.h5"))
+            for path in whole:
+                assert verify_slide(path) == []  # at no moment is a half-written file to be seen
+            if len(whole) > finished_before_death:
+                process.send_signal(signal.SIGKILL)
+                deaths += 1
+                break
+            time.sleep(0.002)
+        process.wait()
+    assert deaths >= 3
+    last = subprocess.run(command(root, *more), env=environment(), capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    cache = open_cache(tmp_path / "cache", "custom")
+    assert cache.slides == ids
+    unbroken = subprocess.run(command(root, *more[:3], tmp_path / "whole"), env=environment(), capture_output=True)
+    assert unbroken.returncode == 0
+    for slide in ids:
+        a, b = cache.read(slide), open_cache(tmp_path / "whole", "custom").read(slide)
+        np.testing.assert_array_equal(a.embeddings, b.embeddings)
+        np.testing.assert_array_equal(a.niches[6], b.niches[6])
+
+
+def test_killed_while_writing_leaves_nothing_that_is_read(hest_root: Path, tmp_path: Path, run_command: Run) -> None:
+    """SIGKILL between the last byte and the rename, and in the middle of the file."""
+    for moment in ("os.replace", "h5py.File.flush"):
+        script = (
+            "import os, h5py, signal\n"
+            f"{moment} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+            "from extract.cli import main; raise SystemExit(main())"
+        )
+        where = tmp_path / moment
+        argv = [sys.executable, "-c", script, *map(str, options(hest_root, "--cache", where))]
+        assert subprocess.run(argv, env=environment(), capture_output=True).returncode == -signal.SIGKILL
+        assert list(where.glob("custom/*/*.h5")) == []
+        assert len(list(where.glob("custom/*/*.partial"))) == 1
+        assert "left by a killed run" in run_command(main, "--ids", IDS, "--cache", where, "--status")[1]
+        code, text = run_command(main, *options(hest_root, "--cache", where))
+        assert code == 0, text
+        assert list(where.glob("custom/*/*.partial")) == []
+        assert open_cache(where, "custom").slides == ["TINY1", "TINY2"]
+
+
+@pytest.mark.slow
+def test_two_at_once_share_the_work(tmp_path: Path) -> None:
+    root = tmp_path / "hest"
+    ids = [f"TINY{i}" for i in range(1, 7)]
+    for i, slide in enumerate(ids):
+        write_slide(root, slide, seed=i, rows=10, columns=16)
+    more = ("--ids", ",".join(ids), "--cache", tmp_path / "cache")
+    both = [subprocess.Popen(command(root, *more), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    texts = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], texts
+    cache = open_cache(tmp_path / "cache", "custom")
+    assert cache.slides == ids
+    assert all(verify_slide(cache.path(s)) == [] for s in ids)
+    assert list(cache.folder.glob("*.partial")) == []
+
+
+@needs_shared
+def test_real_tissue(run_command: Run, tmp_path: Path) -> None:
+    code, text = run_command(
+        main, "--dataset", "her2st", "--ids", "SPA138", "--data-root", SHARED / "hest", "--encoder", TINY_ENCODER, "--random-weights"
+    )
+    assert code == 0, text
+    slide = read_slide(next((tmp_path / "cache/her2st").glob("*/SPA138.h5")))
+    assert slide.attributes["lattice"] == "square"
+    assert slide.neighbors[6].shape == (181, 8)
+    assert slide.attributes["side_um/6"] == 500.0
+    assert "SPA138" in slides_on_disk(SHARED / "hest")

@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from scipy.sparse import csr_matrix
+
+from hist_cache.errors import InputError
+from hist_cache.panels import choose_panel, high_mean_high_variance, moments, normalized_dispersion, variable_union
+
+
+def counts(n: int = 120, genes: int = 900, seed: int = 0) -> csr_matrix:
+    rng = np.random.default_rng(seed)
+    rate = rng.gamma(0.6, 6, genes) * rng.gamma(4, 0.25, (n, 1)) * rng.gamma(3, 1 / 3, (n, genes))
+    return csr_matrix(rng.poisson(rate))
+
+
+def names(genes: int = 900) -> list[str]:
+    return [f"GENE{i:04d}" for i in range(genes)]
+
+
+def test_dispersion_ranks_as_scanpy_does() -> None:
+    table = anndata.AnnData(counts().astype(np.float32), var=pd.DataFrame(index=names()))
+    ours = normalized_dispersion(counts())
+    sc.pp.normalize_total(table)
+    sc.pp.log1p(table)
+    sc.pp.highly_variable_genes(table, n_top_genes=200)
+    theirs = table.var["dispersions_norm"].to_numpy()
+    defined = np.isfinite(theirs) & np.isfinite(ours)
+    assert defined.mean() > 0.9
+    np.testing.assert_allclose(ours[defined], theirs[defined], rtol=1e-3, atol=1e-3)
+    top = set(np.argsort(-ours)[:200])
+    assert len(top & set(np.flatnonzero(table.var["highly_variable"]))) >= 198
+
+
+def test_moments_are_those_of_all_spots() -> None:
+    slides = {"A": (counts(seed=1), names()), "B": (counts(seed=2)[:, ::-1].tocsr(), names()[::-1])}
+    mean, variance = moments(slides, names())
+    stacked = np.concatenate([counts(seed=1).toarray(), counts(seed=2).toarray()])
+    np.testing.assert_allclose(mean, stacked.mean(0))
+    np.testing.assert_allclose(variance, stacked.var(0))
+
+
+def test_hmhvg_is_the_grown_intersection() -> None:
+    rng = np.random.default_rng(0)
+    genes, mean, variance = names(1000), rng.random(1000), rng.random(1000)
+    panel = high_mean_high_variance(genes, mean, variance, 200)
+    by_mean = pd.Series(-mean, genes).rank()
+    by_variance = pd.Series(-variance, genes).rank()
+    n = 300
+    while True:
+        both = [g for g in genes if by_mean[g] <= n and by_variance[g] <= n]
+        if len(both) >= 200:
+            break
+        n += 1
+    assert panel == sorted(both, key=lambda g: (by_mean[g] + by_variance[g], g))[:200]
+
+
+def test_the_order_of_slides_and_genes_does_not_matter() -> None:
+    a, b = counts(seed=1), counts(seed=2)
+    turned = np.random.default_rng(0).permutation(900)
+    there = choose_panel("hmhvg", 200, {"A": (a, names()), "B": (b, names())})
+    shuffled = [names()[i] for i in turned]
+    back = choose_panel("hmhvg", 200, {"B": (b[:, turned].tocsr(), shuffled), "A": (a, names())})
+    assert there == back
+    assert len(there) == 200
+    assert len(choose_panel("hvg", None, {"A": (a, names())})) == 300
+
+
+def test_technical_genes_are_left_out_and_metallothioneins_stay() -> None:
+    n = names()
+    n[:5] = ["MT-CO1", "RPS3", "RPL4", "MT1E", "MT2A"]
+    c = counts().toarray()
+    c[:, :5] = np.random.default_rng(0).poisson(np.linspace(1, 300, 120)[:, None], (120, 5))
+    panel = choose_panel("hmhvg", 200, {"A": (csr_matrix(c), n)})
+    assert {"MT1E", "MT2A"} <= set(panel)
+    assert not {"MT-CO1", "RPS3", "RPL4"} & set(panel)
+
+
+def test_only_genes_that_all_slides_have() -> None:
+    panel = choose_panel("hvg", 300, {"A": (counts(seed=1), names()), "B": (counts(seed=2)[:, :600].tocsr(), names(600))})
+    assert set(panel) <= set(names(600))
+
+
+def test_panels_from_files(tmp_path: Path) -> None:
+    slides = {"A": (counts(), names())}
+    file = tmp_path / "panel.txt"
+    file.write_text("GENE0003\n# a comment\nGENE0001  # another\n\n")
+    assert choose_panel(str(file), None, slides) == ["GENE0003", "GENE0001"]
+    bench = tmp_path / "var_50genes.json"
+    bench.write_text('{"genes": ["GENE0009"]}')
+    assert choose_panel(str(bench), None, slides) == ["GENE0009"]
+    for text, says in (("GENE0001\nGENE0001\n", "twice"), ("NONE\n", "A lacks 1 genes of the panel .NONE"), ("", "no gene names")):
+        file.write_text(text)
+        with pytest.raises(InputError, match=says):
+            choose_panel(str(file), None, slides)
+    with pytest.raises(InputError, match="neither hmhvg, hvg nor"):
+        choose_panel("hmvg", None, slides)
+
+
+def test_too_many_genes_asked_for() -> None:
+    with pytest.raises(InputError, match="--n-genes 3000: only"):
+        choose_panel("hmhvg", 3000, {"A": (counts(), names())})
+
+
+def test_the_union_takes_a_gene_variable_in_one_slide_only() -> None:
+    flat = np.full((50, 2100), 5)
+    odd = flat.copy()
+    odd[::2, 7] = 80
+    genes = names(2100)
+    assert "GENE0007" in variable_union({"A": (csr_matrix(odd), genes)})

@@ -1,0 +1,30 @@
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from tests.hist_cache.test_cache import make
+from train.data import assemble, niche_mean
+
+
+def test_niche_profile_is_the_masked_mean_of_raw_counts_then_the_logarithm() -> None:
+    counts = np.array([[4.0, 0], [2, 8], [0, 1]])
+    near = np.array([[1, 2], [0, -1], [-1, -1]])
+    expected = np.array([counts.mean(0), counts[:2].mean(0), counts[2]])
+    np.testing.assert_allclose(niche_mean(csr_matrix(counts), near), expected)
+
+
+def test_slides_are_joined_by_gene_name() -> None:
+    a, b = make(n=4, seed=1), make(n=3, seed=2)
+    b.genes = b.genes[::-1]
+    panel = ["G5", "G0"]
+    data = assemble({"A": a, "B": b}, 6, panel, torch.device("cpu"))
+    raw = np.concatenate([a.counts.toarray()[:, [5, 0]], b.counts.toarray()[:, [1, 6]]])
+    np.testing.assert_allclose(data.expression.numpy(), np.log2(1 + raw), rtol=1e-6)
+    np.testing.assert_array_equal(data.spot.numpy(), np.concatenate([a.embeddings, b.embeddings]))
+    np.testing.assert_array_equal(data.niche.numpy(), np.concatenate([a.niches[6], b.niches[6]]))
+    assert data.rows(("B",)).tolist() == [4, 5, 6]
+    assert data.rows(("B", "A")).tolist() == list(range(7))
+    for i in range(4):
+        near = [i, *(r for r in a.neighbors[6][i] if r >= 0)]
+        profile = a.counts.toarray()[near][:, [5, 0]].mean(0)
+        np.testing.assert_allclose(data.niche_expression[i].numpy(), np.log2(1 + profile), rtol=1e-5)

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import pearsonr
+from sklearn.metrics import mean_absolute_error, mean_squared_error
+
+from train.controls import permuted, ridge, train_mean
+from train.metrics import gene_pcc, mean_of, std_of, summarize
+from train.metrics import test_metrics as all_metrics
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(3, 40), genes=st.integers(1, 12), seed=st.integers(0, 999), scale=st.sampled_from([1e-3, 1.0, 1e4]))
+def test_against_scipy_and_scikit_learn(n: int, genes: int, seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    t = rng.normal(size=(n, genes)).astype(np.float32) * scale + 3 * scale
+    p = (t + rng.normal(size=(n, genes)) * scale).astype(np.float32)
+    expected = [pearsonr(p[:, j].astype(float), t[:, j].astype(float)).statistic for j in range(genes)]
+    np.testing.assert_allclose(gene_pcc(p, t), expected, atol=1e-9)
+    summary = summarize(p, t)
+    assert summary["mse"] == pytest.approx(mean_squared_error(t.astype(float), p.astype(float)))
+    assert summary["mae"] == pytest.approx(mean_absolute_error(t.astype(float), p.astype(float)))
+
+
+def test_pcc_at_k_is_the_mean_of_the_best_k() -> None:
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=(50, 60))
+    p = t + rng.normal(size=(50, 60)) * np.linspace(0.1, 5, 60)
+    pcc = sorted((pearsonr(p[:, j], t[:, j]).statistic for j in range(60)), reverse=True)
+    summary = summarize(p, t)
+    assert summary["pcc@10"] == pytest.approx(np.mean(pcc[:10]))
+    assert summary["pcc@50"] == pytest.approx(np.mean(pcc[:50]))
+    assert "pcc@200" not in summary  # 60 genes have no best 200
+
+
+@pytest.mark.parametrize("value", [0.0, 3.14, 1e6])
+def test_constant_genes_are_undefined_and_count_as_zero(value: float) -> None:
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=(20, 10)).astype(np.float32)
+    p = t.copy()
+    p[:, 0] = value
+    t[:, 1] = value
+    pcc = gene_pcc(p, t)
+    assert np.isnan(pcc[:2]).all()
+    np.testing.assert_allclose(pcc[2:], 1)
+    assert summarize(p, t)["pcc@10"] == pytest.approx(0.8)
+    assert all_metrics(p, t, np.array(["A"] * 20))["n_undefined_genes"] == 2
+
+
+def test_pooled_and_per_slide() -> None:
+    rng = np.random.default_rng(0)
+    t, p = rng.normal(size=(2, 30, 12))
+    slide = np.array(["A"] * 10 + ["B"] * 20)
+    found = all_metrics(p, t, slide)
+    assert found["pooled"] == summarize(p, t)
+    assert found["slides"] == {"A": summarize(p[:10], t[:10]), "B": summarize(p[10:], t[10:])}
+    assert found["slide_mean"]["mse"] == pytest.approx((found["slides"]["A"]["mse"] + found["slides"]["B"]["mse"]) / 2)
+
+
+def test_mean_and_sample_standard_deviation() -> None:
+    rows = [{"mse": 1.0}, {"mse": 2.0}, {"mse": 4.0}]
+    assert mean_of(rows)["mse"] == pytest.approx(7 / 3)
+    assert std_of(rows)["mse"] == pytest.approx(np.std([1, 2, 4], ddof=1))
+    assert std_of(rows[:1])["mse"] == 0
+
+
+def test_controls() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 40))
+    y = x[:, :15] @ rng.normal(size=(15, 25)) + rng.normal(size=(300, 25)) * 0.1
+    predicted = ridge(x[:200], y[:200], x[200:250], y[200:250], x[250:], seed=0)
+    assert summarize(predicted, y[250:])["pcc@10"] > 0.99
+    assert permuted(predicted, y[250:], seed=0)["pcc@10"] < 0.5
+    floor = train_mean(y[:200], y[250:])
+    assert floor["pcc@10"] == 0
+    assert floor["mse"] == pytest.approx(((y[:200].mean(0) - y[250:]) ** 2).mean())
