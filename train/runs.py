@@ -78,14 +78,15 @@ def run_fold(
     write_text(folder / files.PANEL, "".join(f"{g}\n" for g in data.panel))
     train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
 
-    history: list[dict[str, float]] = []
+    if (folder / files.CHECKPOINT).exists():
+        say(f"{folder.name}: going on with the stopped run ({folder}; delete it to start over)")
     try:
         progress = fit(model, data, train, val, setting.loop, folder / files.CHECKPOINT, on_epoch)
-        history = progress.history
     except KeyboardInterrupt:
         save_model(folder / files.MODEL, model)
         say(f"kept the best weights so far in {folder / files.MODEL}; --resume goes on from here")
         raise
+    history = progress.history
     write_history(folder / files.HISTORY, history)
     save_model(folder / files.MODEL, model)
     predicted = predict(model, data, test).cpu().numpy()
