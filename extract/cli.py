@@ -15,7 +15,7 @@ from hist_cache.options import option, parse, run
 if TYPE_CHECKING:
     from extract.encoders import Encoder
     from extract.pipeline import Pipeline
-    from extract.plan import Plan, Request
+    from extract.plan import Plan
     from hist_cache.cache import Cache
     from hist_cache.datasets import Dataset
 
@@ -30,25 +30,15 @@ class Config:
         "kidney, colorectum, skin, lung, kidney_papilla, her2st, demo; with --ids a name of your own",
         "NAME",
     )
-    ids: str | None = option(
-        None, "HEST slides instead of the dataset's own, e.g. SPA138,SPA139 or NCBI692-714", "IDS"
-    )
-    data_root: str | None = option(
-        None, "folder with st/, wsis/ and metadata/ (default: $HIST_DATA or ./data)", "D"
-    )
+    ids: str | None = option(None, "HEST slides instead of the dataset's own, e.g. SPA138,SPA139 or NCBI692-714", "IDS")
+    data_root: str | None = option(None, "folder with st/, wsis/ and metadata/ (default: $HIST_DATA or ./data)", "D")
     cache: str | None = option(None, "folder of the cache (default: $HIST_CACHE or ./cache)", "D")
-    encoder: str | None = option(
-        None, "uni, uni2-h, virchow2, ..., timm:NAME, demo (default: the dataset's)", "NAME"
-    )
+    encoder: str | None = option(None, "uni, uni2-h, virchow2, ..., timm:NAME, demo (default: the dataset's)", "NAME")
     weights: str | None = option(None, "file or folder with the encoder's weights", "F")
     random_weights: bool = option(False, "run the encoder with seeded random weights (recorded in the cache)")
     neighbors: str = option("6", "neighbourhood sizes: any of 6, 18, 36 (rings 1, 2, 3)", "K,K")
-    min_spot_um: float = option(
-        0.0, "spot crops are at least this wide, um (the release protocol: 112)", "UM"
-    )
-    precision: Literal["bf16", "fp32"] | None = option(
-        None, "default: bf16 where the machine computes it fast"
-    )
+    min_spot_um: float = option(0.0, "spot crops are at least this wide, um (the release protocol: 112)", "UM")
+    precision: Literal["bf16", "fp32"] | None = option(None, "default: bf16 where the machine computes it fast")
     status: bool = option(False, "show what the cache holds, and exit")
     verify: bool = option(False, "re-read the cache and check every digest, and exit")
     dry_run: bool = option(False, "show what would be computed, its size and time, and exit")
@@ -113,7 +103,8 @@ def compute(config: Config, dataset: Dataset, data_root: Path, cache_root: Path)
         )
     if absent:
         warn(
-            f"{len(absent)} of the {len(dataset.ids)} slides of {dataset.name} are not in {data_root} and left out: {some(absent)}"
+            f"{len(absent)} of the {len(dataset.ids)} slides of {dataset.name} are not in {data_root} "
+            f"and left out: {some(absent)}"
         )
 
     encoder, pipeline = start_encoder(config, dataset)
@@ -222,9 +213,7 @@ def show_caches(root: Path, dataset: Dataset, verify: bool) -> int:
     """List each cache of the dataset, slide by slide; with `verify` re-read them. 1 where something is wrong."""
     from hist_cache.cache import Cache, partial_files
 
-    folders = sorted(
-        f for f in (root / dataset.name).glob("*") if any(f.glob("*.h5")) or partial_files(f)
-    )
+    folders = sorted(f for f in (root / dataset.name).glob("*") if any(f.glob("*.h5")) or partial_files(f))
     if not folders:
         say(f"{root / dataset.name}: no cache")
         return 1 if verify else 0

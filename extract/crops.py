@@ -55,9 +55,7 @@ def pieces(image: Image, left: int, top: int, side: int) -> list[Piece]:
     for row in range(max(top, 0) // image.tile_height, -(-y_end // image.tile_height) if y_end > 0 else 0):
         y0, y1 = row * image.tile_height, min((row + 1) * image.tile_height, y_end)
         ya = max(y0, top)
-        for column in range(
-            max(left, 0) // image.tile_width, -(-x_end // image.tile_width) if x_end > 0 else 0
-        ):
+        for column in range(max(left, 0) // image.tile_width, -(-x_end // image.tile_width) if x_end > 0 else 0):
             x0, x1 = column * image.tile_width, min((column + 1) * image.tile_width, x_end)
             xa = max(x0, left)
             if ya < y1 and xa < x1:
@@ -89,12 +87,8 @@ class TileStore:
 
     def load(self, plans: list[list[Piece]]) -> None:
         """Decode what these crops need and is not here yet, in parallel."""
-        missing = sorted(
-            {p.tile for plan in plans for p in plan} - self._tiles.keys(), key=lambda t: (t[1], t[0])
-        )
-        share = max(
-            1, -(-len(missing) // (4 * self._pool._max_workers))
-        )  # a task per tile costs more than the tile
+        missing = sorted({p.tile for plan in plans for p in plan} - self._tiles.keys(), key=lambda t: (t[1], t[0]))
+        share = max(1, -(-len(missing) // (4 * self._pool._max_workers)))  # a task per tile costs more than the tile
 
         def decode(tiles: list[tuple[int, int]]) -> list[np.ndarray]:
             return [self._image.read_tile(*tile) for tile in tiles]

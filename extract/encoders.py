@@ -147,9 +147,7 @@ def find_row(name: str) -> Row:
             f"choose one of {', '.join(names)}, or timm:NAME for a timm model"
         )
     if row.unsupported:
-        raise InputError(
-            f"encoder {name} cannot be used: {row.unsupported}; choose one of {', '.join(names)}"
-        )
+        raise InputError(f"encoder {name} cannot be used: {row.unsupported}; choose one of {', '.join(names)}")
     return row
 
 
@@ -163,9 +161,7 @@ def _timm_row(name: str) -> Row:
         near = _near(model, timm.list_pretrained(model.split(".")[0] + ".*"))
         raise InputError(f"unknown encoder {name!r}: {first_line(error)}{near}") from error
     if config is None:
-        raise InputError(
-            f"unknown encoder {name!r}: timm has no such model{_near(model, timm.list_models())}"
-        )
+        raise InputError(f"unknown encoder {name!r}: timm has no such model{_near(model, timm.list_models())}")
     channels, height, width = config.input_size
     if channels != 3 or height != width:
         raise InputError(f"encoder {name} takes {config.input_size} inputs; only square RGB crops are made")
@@ -245,9 +241,7 @@ def _finish(name: str, row: Row, backbone: nn.Module, pretrained: bool, source: 
         with torch.inference_mode():
             shape = tuple(module(torch.zeros(1, 3, row.input_size, row.input_size)).shape)
         if len(shape) != 2:
-            raise InputError(
-                f"encoder {name} gives {shape} for one crop instead of one vector; choose another"
-            )
+            raise InputError(f"encoder {name} gives {shape} for one crop instead of one vector; choose another")
         width = shape[1]
     return Encoder(
         name=name,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -66,9 +66,7 @@ def open_image(slide: str, path: Path) -> Image:
     except SlideError:
         raise
     except Exception as error:  # each library has its own, e.g. openslide.OpenSlideError is no OSError
-        raise SlideError(
-            slide, path, f"not a readable image ({error})", "copy or download it again"
-        ) from error
+        raise SlideError(slide, path, f"not a readable image ({error})", "copy or download it again") from error
 
 
 class TiffImage:
@@ -81,7 +79,7 @@ class TiffImage:
 
         self._slide, self._path = slide, path
         self._file = tifffile.TiffFile(path)
-        page = max(self._file.pages, key=lambda p: p.imagewidth * p.imagelength)
+        page: Any = max(self._file.pages, key=lambda p: p.imagewidth * p.imagelength)  # type: ignore[union-attr]
         self._page = page
         self.width, self.height = page.imagewidth, page.imagelength
         if page.is_tiled:
@@ -92,9 +90,7 @@ class TiffImage:
         self._descriptor = os.open(path, os.O_RDONLY)
         end = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
         if end > (have := path.stat().st_size):
-            raise SlideError(
-                slide, path, f"truncated ({have:,} of {end:,} bytes)", "copy or download it again"
-            )
+            raise SlideError(slide, path, f"truncated ({have:,} of {end:,} bytes)", "copy or download it again")
 
     @property
     def readable(self) -> bool:
@@ -130,13 +126,13 @@ class TiffImage:
 
     def overview(self) -> np.ndarray:
         shape = (self.height, self.width)
+        pages: list[Any] = list(self._file.pages)
         levels = [
             page
-            for page in self._file.pages
+            for page in pages
             if page.samplesperpixel == self._page.samplesperpixel
             and THUMBNAIL_PX <= max(page.shape[:2]) < max(shape)
-            and abs(page.shape[0] / page.shape[1] * shape[1] / shape[0] - 1)
-            < 0.02  # not a label or macro picture
+            and abs(page.shape[0] / page.shape[1] * shape[1] / shape[0] - 1) < 0.02  # not a label or macro picture
         ]
         if levels:
             page = min(levels, key=lambda p: p.shape[0])
@@ -201,9 +197,7 @@ class PlainImage:
         limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
         try:
             with PIL.Image.open(path) as picture:
-                self._pixels = rgb(
-                    np.asarray(picture.convert("RGBA" if "A" in picture.getbands() else "RGB"))
-                )
+                self._pixels = rgb(np.asarray(picture.convert("RGBA" if "A" in picture.getbands() else "RGB")))
         finally:
             PIL.Image.MAX_IMAGE_PIXELS = limit
         self.height, self.width = self._pixels.shape[:2]

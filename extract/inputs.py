@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from extract.encoders import Encoder
-from extract.resize import normalize, resize
+from extract.resize import Normalizer, resize
 
 Cut = Callable[[np.ndarray], None]  # fills (n, side, side, 3)
 
@@ -28,26 +28,22 @@ class Inputs:
     encoder: Encoder
     device: torch.device
     dtype: torch.dtype
-    _mean: Tensor = field(init=False)
-    _std: Tensor = field(init=False)
+    _normalize: Normalizer = field(init=False)
 
     def __post_init__(self) -> None:
-        self._mean = torch.tensor(self.encoder.mean, device=self.device)
-        self._std = torch.tensor(self.encoder.std, device=self.device)
+        e = self.encoder
+        self._normalize = Normalizer(e.mean, e.std, e.input_size, self.device)
 
-    def from_pixels(self, crops: Tensor) -> Tensor:
-        """(n, side, side, 3) uint8 on the device -> (n, 3, S, S) normalised."""
-        images = resize(crops, self.encoder.input_size, self.encoder.interpolation)
-        return normalize(images, self._mean, self._std, self.dtype)
+    def fill(self, crops: Tensor, out: Tensor) -> None:
+        """(n, side, side, 3) uint8 on the device -> out (n, 3, S, S), resized and normalised."""
+        self._normalize(resize(crops, self.encoder.input_size, self.encoder.interpolation), out)
 
     def new_batch(self, n: int) -> Batch:
         return CpuBatch(self, n) if self.device.type == "cpu" else GpuBatch(self, n)
 
     def empty(self, n: int) -> Tensor:
         size = self.encoder.input_size
-        return torch.empty(
-            (n, 3, size, size), dtype=self.dtype, device=self.device, memory_format=torch.channels_last
-        )
+        return torch.empty((n, 3, size, size), dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
 
 
 class Batch(Protocol):
@@ -73,7 +69,7 @@ class CpuBatch:
             scratch = self._scratch.pixels = np.empty(size, dtype=np.uint8)
         pixels = scratch[:size].reshape(shape)
         cut(pixels)
-        self._out[start : start + shape[0]] = self._inputs.from_pixels(torch.from_numpy(pixels))
+        self._inputs.fill(torch.from_numpy(pixels), self._out[start : start + shape[0]])
 
     def take(self) -> Tensor:
         return self._out
@@ -93,5 +89,5 @@ class GpuBatch:
         out = self._inputs.empty(self._n)
         for start, pixels in self._chunks:
             crops = pixels.to(self._inputs.device, non_blocking=True)
-            out[start : start + len(crops)] = self._inputs.from_pixels(crops)
+            self._inputs.fill(crops, out[start : start + len(crops)])
         return out

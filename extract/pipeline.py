@@ -113,9 +113,7 @@ class Pipeline:
         self.clock.waiting += time.perf_counter() - started
         return batch
 
-    def _batches(
-        self, image: Image, coords: np.ndarray, crops: list[Crops]
-    ) -> Iterator[tuple[list[Item], Batch]]:
+    def _batches(self, image: Image, coords: np.ndarray, crops: list[Crops]) -> Iterator[tuple[list[Item], Batch]]:
         """Batches in sweep order: all crops of a block of spots, so that their common tiles are decoded once."""
         largest = max(c.side_px for c in crops)
         order = sweep_order(coords, max(largest, image.tile_height))

@@ -112,9 +112,7 @@ def count_spots(files: SlideFiles) -> int:
             x = file["X"]
             return int(x.attrs["shape"][0] if "shape" in x.attrs else x.shape[0])
     except (OSError, KeyError) as error:
-        raise SlideError(
-            files.id, files.table, f"cannot be read ({error})", "copy or download it again"
-        ) from None
+        raise SlideError(files.id, files.table, f"cannot be read ({error})", "copy or download it again") from None
 
 
 def plan_slide(request: Request, slide: str, folder: Path) -> Task:

@@ -49,9 +49,7 @@ def load(task: Task) -> Loaded:
             "obsm['spatial'] must be (x, y) in level-0 pixels of this image",
         )
     if outside:
-        warn(
-            f"{task.files.id}: {task.files.table}: {outside} of {len(spots)} spots lie outside the image; white there"
-        )
+        warn(f"{task.files.id}: {task.files.table}: {outside} of {len(spots)} spots lie outside the image; white there")
     known = read_fingerprint(task.path) if task.state == "add" else None
     return Loaded(spots, image, *slide_identity(task.files, image, known))
 
@@ -66,9 +64,7 @@ def embed(task: Task, loaded: Loaded, request: Request, pipeline: Pipeline, mete
         crops = [c for c in crops if c.name != SPOT]
     else:
         small = thumbnail(loaded.image)
-        slide = CachedSlide(
-            spots.barcodes, spots.coords, spots.array, np.empty(0), spots.counts, spots.genes, small
-        )
+        slide = CachedSlide(spots.barcodes, spots.coords, spots.array, np.empty(0), spots.counts, spots.genes, small)
         slide.attributes["thumbnail_downsample"] = loaded.image.width / small.shape[1]
 
     def advance(n: int) -> None:
@@ -78,9 +74,7 @@ def embed(task: Task, loaded: Loaded, request: Request, pipeline: Pipeline, mete
     pitch_px = files.pitch_um / files.um_per_px
     lattice = find_lattice(spots.coords, spots.array, pitch_px)
     if lattice.kind == "none":
-        warn(
-            f"{files.id}: spots follow no lattice; a niche is the nearest spots within {files.pitch_um:g} um a ring"
-        )
+        warn(f"{files.id}: spots follow no lattice; a niche is the nearest spots within {files.pitch_um:g} um a ring")
     if SPOT in features:
         slide.embeddings = features.pop(SPOT)
     for name, niche in features.items():
@@ -125,9 +119,7 @@ class Claims:
     def _try(self, task: Task, timeout: float) -> Claim | None:
         slide, folder = task.files.id, task.path.parent
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(
-            folder / LOCKS / f"{slide}.lock", thread_local=False
-        )  # released by the writing thread
+        lock = FileLock(folder / LOCKS / f"{slide}.lock", thread_local=False)  # released by the writing thread
         try:
             lock.acquire(timeout=timeout)
         except Timeout:

@@ -41,9 +41,7 @@ class CachedSlide:
     thumbnail: np.ndarray
     niches: dict[int, np.ndarray] = field(default_factory=dict)
     neighbors: dict[int, np.ndarray] = field(default_factory=dict)
-    attributes: dict[str, str | float | int] = field(
-        default_factory=dict
-    )  # lattice, um_per_px, sides, patient
+    attributes: dict[str, str | float | int] = field(default_factory=dict)  # lattice, um_per_px, sides, patient
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -75,9 +73,7 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
             if array.dtype == object:
                 file.create_dataset(name, data=array, dtype=h5py.string_dtype("utf-8"))
             else:
-                compression = (
-                    {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.size else {}
-                )
+                compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.size else {}
                 file.create_dataset(
                     name, data=array, **(compression if name.startswith(("counts/", "thumbnail")) else {})
                 )
@@ -122,9 +118,7 @@ def read_slide(path: Path, sizes: list[int] | None = None) -> CachedSlide:
         have = sorted(int(k) for k in file.get("niche", {}))
         for size in sizes or []:
             if size not in have:
-                raise InputError(
-                    f"{path}: no niches of {size} neighbours; run hist-extract --neighbors {size}"
-                )
+                raise InputError(f"{path}: no niches of {size} neighbours; run hist-extract --neighbors {size}")
         sizes = have if sizes is None else sizes
         genes = [g.decode() for g in file["genes"][:]]
         counts = csr_matrix(
@@ -201,20 +195,19 @@ class Cache:
             found = read_fingerprint(self.path(slide))
             first = first or found
             if different := differences(first.common, found.common):
-                raise StaleCacheError(
-                    f"{self.path(slide)}: made otherwise than the rest: {'; '.join(different)}"
-                )
+                raise StaleCacheError(f"{self.path(slide)}: made otherwise than the rest: {'; '.join(different)}")
         if first is None:
             raise InputError(f"{self.folder}: no cache files; run hist-extract")
         if not self.folder.name.endswith(short_hash(first.common)):
             raise StaleCacheError(
-                f"{self.folder}: its files were made as {short_hash(first.common)}; was the folder renamed, or a file copied in?"
+                f"{self.folder}: its files were made as {short_hash(first.common)}; "
+                "was the folder renamed, or a file copied in?"
             )
         return first
 
 
 def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None = None) -> Cache:
-    """Open a cache: one encoder's folder, or the root with the dataset (default: extracted last) and the encoder's name.
+    """Open a cache: one encoder's folder, or the root, a dataset (default: extracted last) and an encoder's name.
 
     Raises `InputError` where there is none, or several encoders and no choice.
     """
@@ -253,9 +246,7 @@ def last_dataset(root: Path) -> str:
     """The dataset extracted last; `InputError` where none was."""
     if name := read_last(root).get("dataset"):
         return name
-    raise InputError(
-        f"{root}: nothing extracted here yet; run hist-extract --dataset NAME first, or give --cache"
-    )
+    raise InputError(f"{root}: nothing extracted here yet; run hist-extract --dataset NAME first, or give --cache")
 
 
 def remember_last(root: Path, cache: Cache) -> None:

@@ -14,8 +14,6 @@ def _claim_packages() -> None:
     home = str(Path(__file__).resolve().parent.parent)
     sys.path.insert(0, home)
     try:
-        import extract
-        import sweeps
         import train  # noqa: F401
     finally:
         sys.path.remove(home)

@@ -77,9 +77,7 @@ def custom_dataset(ids: Iterable[str], name: str = "custom") -> Dataset:
     if not slides:
         raise InputError(f"dataset {name!r} has no slides: give at least one id, such as --ids SPA138")
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(
-            f"dataset name {name!r}: use letters, digits, '_', '-' and '.', since it names a folder"
-        )
+        raise InputError(f"dataset name {name!r}: use letters, digits, '_', '-' and '.', since it names a folder")
     base = get_dataset(name) if name in _presets() else Dataset(name, ())
     known = {
         slide: f"{preset.name} {patient}"
@@ -112,8 +110,6 @@ def _expand(parts: Iterable[str], known: Collection[str] = ()) -> list[str]:
             continue
         prefix, first, last = match[1], match[2], match[4]
         if not 0 <= int(last) - int(first) < MOST_IN_A_RANGE:
-            raise InputError(
-                f"slides {part}: a range runs from the smaller number to the larger, such as SPA138-141"
-            )
+            raise InputError(f"slides {part}: a range runs from the smaller number to the larger, such as SPA138-141")
         ids += [f"{prefix}{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
     return list(dict.fromkeys(ids))

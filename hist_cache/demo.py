@@ -67,9 +67,7 @@ def _write_slide(root: Path, slide: str, seed: int) -> None:
     write_json(metadata, _metadata(slide, um_per_px, width, height, counts))
 
 
-def hex_lattice(
-    rng: np.random.Generator, width: int, height: int, pitch_px: float
-) -> tuple[np.ndarray, np.ndarray]:
+def hex_lattice(rng: np.random.Generator, width: int, height: int, pitch_px: float) -> tuple[np.ndarray, np.ndarray]:
     """Visium's lattice over an image: coords (N, 2) float64, px, x then y; array (N, 2) int64 row and column.
 
     Columns count half pitches: neighbours in a row are 2 apart, even rows have even columns and odd rows odd

@@ -33,8 +33,7 @@ PROGRAMMES: dict[str, tuple[dict[str, float], str]] = {
     ),
     "adipose": (
         {"fat": 2.6},
-        "ADIPOQ PLIN1 PLIN4 FABP4 LPL CIDEA CIDEC LEP G0S2 CD36 PCK1 AQP7 GPD1 ADIRF SAA1 CFD TRARG1 LIPE "
-        "DGAT2 PNPLA2",
+        "ADIPOQ PLIN1 PLIN4 FABP4 LPL CIDEA CIDEC LEP G0S2 CD36 PCK1 AQP7 GPD1 ADIRF SAA1 CFD TRARG1 LIPE DGAT2 PNPLA2",
     ),
     "proliferating": (
         {"nuclei": 2.2},
@@ -63,8 +62,7 @@ PROGRAMMES: dict[str, tuple[dict[str, float], str]] = {
     ),
     "vascular_niche": (
         {"ring_stroma": 3.0, "far_tumour": -1.0},
-        "PECAM1 VWF CDH5 ENG KDR FLT1 TEK TIE1 ESAM CLDN5 EMCN PLVAP RAMP2 RAMP3 AQP1 EGFL7 ROBO4 MMRN2 "
-        "ECSCR SOX17",
+        "PECAM1 VWF CDH5 ENG KDR FLT1 TEK TIE1 ESAM CLDN5 EMCN PLVAP RAMP2 RAMP3 AQP1 EGFL7 ROBO4 MMRN2 ECSCR SOX17",
     ),
 }
 MITOCHONDRIAL = "ND1 ND2 ND3 ND4 ND4L ND5 ND6 CO1 CO2 CO3 ATP6 ATP8 CYB"
@@ -78,9 +76,7 @@ def demo_genes() -> list[str]:
     return genes + [f"LINC{i:05d}" for i in range(101, 101 + N_FLAT + N_RARE)]
 
 
-def composition(
-    tissue: Tissue, coords: np.ndarray, inner_um: float, outer_um: float, um_per_px: float
-) -> np.ndarray:
+def composition(tissue: Tissue, coords: np.ndarray, inner_um: float, outer_um: float, um_per_px: float) -> np.ndarray:
     """(N, 5) share of each of `REGIONS` between two distances from `coords` (N, 2; px, x then y).
 
     Off-slide is background.

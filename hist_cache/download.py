@@ -14,9 +14,7 @@ HEST = "MahmoodLab/hest"
 
 def needed_files(ids: Iterable[str]) -> list[str]:
     """Paths in the repository (and below a data root) of the slides' three files each."""
-    return [
-        file for slide in ids for file in (f"metadata/{slide}.json", f"st/{slide}.h5ad", f"wsis/{slide}.tif")
-    ]
+    return [file for slide in ids for file in (f"metadata/{slide}.json", f"st/{slide}.h5ad", f"wsis/{slide}.tif")]
 
 
 def missing_files(ids: Iterable[str], root: Path) -> list[str]:
@@ -53,9 +51,7 @@ def download(
     for i, file in enumerate(files):
         say(_line(meter, i, len(files), file, sizes))
         try:
-            hf_hub_download(
-                repo_id, file, repo_type="dataset", revision=revision, local_dir=root, endpoint=endpoint
-            )
+            hf_hub_download(repo_id, file, repo_type="dataset", revision=revision, local_dir=root, endpoint=endpoint)
         except _network_errors() as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
                 warn(f"{file} is not in {repo_id}")
@@ -67,22 +63,16 @@ def download(
         meter.advance(sizes.get(file, 0))
     say(f"{len(fetched)} files fetched into {root} in {duration(time.monotonic() - meter.started)}")
     if absent:
-        raise InputError(
-            f"{repo_id} has no {', '.join(absent)}; check the slide ids, the other files are in {root}"
-        )
+        raise InputError(f"{repo_id} has no {', '.join(absent)}; check the slide ids, the other files are in {root}")
     return fetched
 
 
-def remote_sizes(
-    repo_id: str, files: list[str], revision: str | None, endpoint: str | None
-) -> dict[str, int]:
+def remote_sizes(repo_id: str, files: list[str], revision: str | None, endpoint: str | None) -> dict[str, int]:
     """Bytes of each file, for those whose size the repository states (nothing depends on it)."""
     from huggingface_hub import HfApi
 
     try:
-        infos = HfApi(endpoint=endpoint).get_paths_info(
-            repo_id, files, revision=revision, repo_type="dataset"
-        )
+        infos = HfApi(endpoint=endpoint).get_paths_info(repo_id, files, revision=revision, repo_type="dataset")
     except _network_errors():
         return {}
     return {info.path: info.size for info in infos if hasattr(info, "size")}
@@ -130,8 +120,7 @@ def explain(error: BaseException, repo_id: str, file: Path, done: str) -> HistEr
         )
     if any_is(OfflineModeIsEnabled):
         return InputError(
-            f"HF_HUB_OFFLINE is set, so nothing is fetched: unset it, or put {file.name} into "
-            f"{file.parent} by hand"
+            f"HF_HUB_OFFLINE is set, so nothing is fetched: unset it, or put {file.name} into {file.parent} by hand"
         )
     if isinstance(error, OSError) and error.errno and not any_is(ConnectionError, TimeoutError):
         return HistError(f"{file}: {error.strerror}; make room or choose another --data-root. {done}")

@@ -63,9 +63,7 @@ def differences(cached: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
         return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)
 
     keys = [*cached, *(k for k in wanted if k not in cached)]
-    return [
-        f"{k} {show(cached.get(k))} -> {show(wanted.get(k))}" for k in keys if cached.get(k) != wanted.get(k)
-    ]
+    return [f"{k} {show(cached.get(k))} -> {show(wanted.get(k))}" for k in keys if cached.get(k) != wanted.get(k)]
 
 
 def file_digest(path: Path) -> str:

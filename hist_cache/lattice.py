@@ -23,7 +23,7 @@ MIN_ORDER = 0.5  # |mean exp(i k angle)|: 1 for a perfect lattice, 0 for none
 
 @dataclass(frozen=True)
 class Lattice:
-    """sites (N, 2) int64: axial coordinates of each spot in units of the two lattice vectors (60 or 90 degrees apart)."""
+    """sites (N, 2) int64: each spot's coordinates in units of the two lattice vectors (60 or 90 degrees apart)."""
 
     kind: Kind
     sites: np.ndarray

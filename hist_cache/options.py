@@ -1,4 +1,4 @@
-"""Command lines from dataclasses: a field is an option, its `help` is the help, `--config` and `--print_config` work."""
+"""Command lines from dataclasses: a field is an option; `--config` and `--print_config` come with it."""
 
 from __future__ import annotations
 

@@ -34,15 +34,9 @@ def choose_panel(kind: str, n: int | None, slides: dict[str, tuple[csr_matrix, l
         genes = common_genes(slides)
         candidates = variable_union({s: (_columns(c, g, genes), genes) for s, (c, g) in slides.items()})
         mean, variance = moments(slides, candidates)
-        panel = (
-            high_mean_high_variance(candidates, mean, variance, n)
-            if kind == "hmhvg"
-            else top(candidates, mean, n)
-        )
+        panel = high_mean_high_variance(candidates, mean, variance, n) if kind == "hmhvg" else top(candidates, mean, n)
         if len(panel) < n:
-            raise InputError(
-                f"--n-genes {n}: only {len(panel)} genes of these slides are variable; ask for fewer"
-            )
+            raise InputError(f"--n-genes {n}: only {len(panel)} genes of these slides are variable; ask for fewer")
     for slide, (_, names) in slides.items():
         if missing := sorted(set(panel) - set(names)):
             raise InputError(
@@ -63,9 +57,7 @@ def read_panel(file: Path) -> list[str]:
             else [line.split("#")[0].strip() for line in text.splitlines()]
         )
     except (OSError, KeyError, ValueError) as error:
-        raise InputError(
-            f"--genes {file}: neither hmhvg, hvg nor a readable file of gene names ({error})"
-        ) from None
+        raise InputError(f"--genes {file}: neither hmhvg, hvg nor a readable file of gene names ({error})") from None
     names = [name for name in names if name]
     if not names:
         raise InputError(f"--genes {file}: no gene names in it")
@@ -96,11 +88,7 @@ def normalized_dispersion(counts: csr_matrix) -> np.ndarray:
     Satija et al. 2015, as in scanpy's default flavour: variance / mean, in 20 bins of log mean; -inf for absent genes.
     """
     total = np.asarray(counts.sum(1)).ravel().astype(np.float64)
-    normal = (
-        counts.astype(np.float64)
-        .multiply((np.median(total[total > 0]) / np.maximum(total, 1))[:, None])
-        .tocsr()
-    )
+    normal = counts.astype(np.float64).multiply((np.median(total[total > 0]) / np.maximum(total, 1))[:, None]).tocsr()
     n = counts.shape[0]
     mean = np.asarray(normal.mean(0)).ravel()
     square = np.asarray(normal.multiply(normal).mean(0)).ravel()
@@ -115,9 +103,7 @@ def normalized_dispersion(counts: csr_matrix) -> np.ndarray:
     return np.where(np.isfinite(score), score, -np.inf)
 
 
-def moments(
-    slides: dict[str, tuple[csr_matrix, list[str]]], genes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
+def moments(slides: dict[str, tuple[csr_matrix, list[str]]], genes: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """(G,) mean and variance of the raw counts over all spots of all slides."""
     n, total, square = 0, np.zeros(len(genes)), np.zeros(len(genes))
     for counts, names in slides.values():

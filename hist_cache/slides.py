@@ -101,13 +101,12 @@ def find_slide(root: Path, slide: str) -> SlideFiles:
 
     um_per_px = _number(metadata, "pixel_size_um_estimated")
     if not um_per_px or um_per_px <= 0:
-        raise SlideError(
-            slide, file, "no pixel size", "set pixel_size_um_estimated (um per level-0 pixel) in it"
-        )
+        raise SlideError(slide, file, "no pixel size", "set pixel_size_um_estimated (um per level-0 pixel) in it")
     embedded = _number(metadata, "pixel_size_um_embedded")
     if embedded and abs(embedded / um_per_px - 1) > PIXEL_SIZE_TOLERANCE:
         warn(
-            f"{slide}: embedded pixel size {embedded:.4g} um differs from the estimated {um_per_px:.4g}; using the latter"
+            f"{slide}: embedded pixel size {embedded:.4g} um differs from the estimated {um_per_px:.4g}; "
+            "using the latter"
         )
 
     pitch, diameter = TECHNOLOGIES.get(str(metadata.get("st_technology")), (None, None))

@@ -38,14 +38,10 @@ class Split:
         for part in PARTS:
             ids = getattr(self, part)
             if not ids:
-                raise InputError(
-                    f"split {self.name}: no slides in {part}; each of train, val and test needs one"
-                )
+                raise InputError(f"split {self.name}: no slides in {part}; each of train, val and test needs one")
             twice = sorted(seen.intersection(ids)) or sorted({i for i in ids if ids.count(i) > 1})
             if twice:
-                raise InputError(
-                    f"split {self.name}: {', '.join(twice)} listed twice; a slide belongs to one part"
-                )
+                raise InputError(f"split {self.name}: {', '.join(twice)} listed twice; a slide belongs to one part")
             seen.update(ids)
 
     @property
@@ -130,9 +126,7 @@ def seeded_slide_splits(ids: Collection[str], n: int, seed: int) -> list[Split]:
     """
     slides = sorted(set(ids))
     if len(slides) < 3:
-        raise InputError(
-            f"{len(slides)} slides cannot be split into train, val and test; at least 3 are needed"
-        )
+        raise InputError(f"{len(slides)} slides cannot be split into train, val and test; at least 3 are needed")
     held_out = max(1, round(HELD_OUT * len(slides)))
     splits = []
     for i in range(n):
@@ -142,9 +136,7 @@ def seeded_slide_splits(ids: Collection[str], n: int, seed: int) -> list[Split]:
     return splits
 
 
-def seeded_patient_splits(
-    ids: Collection[str], patients: Mapping[str, str], n: int, seed: int
-) -> list[Split]:
+def seeded_patient_splits(ids: Collection[str], patients: Mapping[str, str], n: int, seed: int) -> list[Split]:
     """`n` independent draws of whole patients, val and test as near to 10 percent of slides as these allow.
 
     patients: slide id -> patient. `InputError` where one is unknown or there are fewer than three.
@@ -193,9 +185,7 @@ def leave_one_slide_out(ids: Collection[str]) -> list[Split]:
     """
     slides = sorted(set(ids))
     if len(slides) < 3:
-        raise InputError(
-            f"leaving one slide out needs at least 3 slides, not {len(slides)}: {', '.join(slides)}"
-        )
+        raise InputError(f"leaving one slide out needs at least 3 slides, not {len(slides)}: {', '.join(slides)}")
     splits = []
     for i, test in enumerate(slides):
         val = slides[(i + 1) % len(slides)]
@@ -213,9 +203,7 @@ def from_csv_folder(folder: Path) -> list[Split]:
     home = inner if inner.is_dir() else folder
     numbers = sorted(int(f.stem[6:]) for f in home.glob("train_*.csv") if f.stem[6:].isdecimal())
     if not numbers:
-        raise InputError(
-            f"{folder}: no train_0.csv, train_1.csv, ... here; give a folder with HEST-bench splits"
-        )
+        raise InputError(f"{folder}: no train_0.csv, train_1.csv, ... here; give a folder with HEST-bench splits")
     splits = []
     for i in numbers:
         row = {part: _sample_ids(home / f"{part}_{i}.csv") for part in ("train", "test")}
@@ -231,9 +219,7 @@ def _sample_ids(file: Path) -> list[str]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines)
         if "sample_id" not in (rows.fieldnames or []):
-            raise InputError(
-                f"{file}: no column sample_id; its columns are {', '.join(rows.fieldnames or ['none'])}"
-            )
+            raise InputError(f"{file}: no column sample_id; its columns are {', '.join(rows.fieldnames or ['none'])}")
         return list(dict.fromkeys(row["sample_id"] for row in rows))
 
 

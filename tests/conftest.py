@@ -47,7 +47,12 @@ def write_slide(root: Path, slide: str, *, rows: int = 6, columns: int = 10, um_
     )
     path = root / "st" / f"{slide}.h5ad"
     table.write_h5ad(path)
-    described = {"id": slide, "st_technology": "Visium", "pixel_size_um_estimated": um_per_px, "patient": None}
+    described = {
+        "id": slide,
+        "st_technology": "Visium",
+        "pixel_size_um_estimated": um_per_px,
+        "patient": None,
+    }
     (root / "metadata" / f"{slide}.json").write_text(json.dumps(described | (metadata or {})))
     return path
 
@@ -61,7 +66,9 @@ def hest_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def run_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
     """Call a command's main in this process, in a folder of its own: (exit code, all it printed)."""
     monkeypatch.chdir(tmp_path)
     for name in ("HIST_CACHE", "HIST_RUNS", "HIST_DATA"):

@@ -35,7 +35,8 @@ def test_commands_work_beside_the_users_own_train_and_extract(command: str, tmp_
     (tmp_path / "train.py").write_text("raise SystemExit('the wrong train')")
     (tmp_path / "extract").mkdir()
     (tmp_path / "extract/__init__.py").write_text("raise SystemExit('the wrong extract')")
-    script = f"import sys; sys.argv = ['x', '--help']; from hist_cache.commands import {command}; raise SystemExit({command}())"
+    script = "import sys; sys.argv = ['x', '--help']\n"
+    script += f"from hist_cache.commands import {command}; raise SystemExit({command}())"
     environment = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

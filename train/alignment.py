@@ -71,7 +71,7 @@ def similarity(a: Tensor, b: Tensor, c: Tensor, geometry: Geometry) -> Tensor:
     """How alike every row of a `(B1, d)` is to every row of b `(B2, d)`, `(B1, B2)`: -d_L, or the cosine."""
     if geometry == "lorentz":
         return -lorentz.pairwise_distance(a, b, c)
-    return _cosine(a, b)
+    return lorentz.pairwise_cosine(a, b)
 
 
 def contrast(logits: Tensor) -> Tensor:
@@ -141,15 +141,6 @@ def geometry_summary(e: Embedded, geometry: Geometry = "lorentz") -> dict[str, T
         r = lorentz.radius(x, e.c) if geometry == "lorentz" else x.float().norm(dim=-1)
         summary[f"radius_{name}"] = r.mean()
     return summary
-
-
-@lorentz.in_float64
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    # The floor bounds the gradient at a zero vector, whose cosine with anything is 0.
-    def unit(x: Tensor) -> Tensor:
-        return x / (x * x).sum(-1, keepdim=True).clamp_min(lorentz.NEAR**2).sqrt()
-
-    return unit(a) @ unit(b).mT
 
 
 def _zero(e: Embedded) -> Tensor:

@@ -36,9 +36,7 @@ class Config:
     ablation: str = option("full", "a variant: full, no_gi_hea, no_hea, no_hha, meru, clip, ...", "NAME")
     neighbors: Literal[6, 18, 36] = option(6, "neighbourhood size: 6, 18 or 36 (rings 1, 2, 3)", "K")
     genes: str = option("hmhvg", "gene panel: hmhvg, hvg, or a file of names", "PANEL")
-    n_genes: int | None = option(
-        None, "size of the panel (default: 200 for hmhvg, 300 for hvg, all of a file)", "N"
-    )
+    n_genes: int | None = option(None, "size of the panel (default: 200 for hmhvg, 300 for hvg, all of a file)", "N")
     split: str | None = option(
         None, "slide, patient, loso, or a file or folder of splits (default: the dataset's)", "KIND"
     )
@@ -60,9 +58,7 @@ class Config:
     curvature: float | None = option(None, "initial curvature magnitude c (default: 1)", "X")
     fixed_curvature: bool = option(False, "do not learn the curvature")
     temperature: float | None = option(None, "initial temperature of the contrast (default: 0.07)", "X")
-    decoder_space: Literal["tangent", "hyperbolic"] | None = option(
-        None, "what the decoder reads (default: tangent)"
-    )
+    decoder_space: Literal["tangent", "hyperbolic"] | None = option(None, "what the decoder reads (default: tangent)")
     resume: bool = option(False, "only go on with a stopped run: an error where there is none")
     debug: bool = option(False, "show a traceback for every error")
 
@@ -105,7 +101,8 @@ def train(config: Config) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     where = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU (no GPU found)"
     say(
-        f"{variant.name}: {len(panel)} genes, {config.neighbors} neighbours, width {setting.model.width}, on {where}; {folder}"
+        f"{variant.name}: {len(panel)} genes, {config.neighbors} neighbours, width {setting.model.width}, on {where}; "
+        f"{folder}"
     )
     data = assemble(slides, config.neighbors, panel, device)
 
@@ -120,9 +117,12 @@ def train(config: Config) -> int:
                 meter.advance(int(row["epoch"]) + 1 - meter.done, f"validation MSE {row['val_mse']:.4f}")
 
             metrics = run_fold(folder / f"fold{i}", setting, variant, data, slides, split, device, on_epoch)
+        controls = metrics["controls"]
+        best = max((k for k in metrics["pooled"] if k.startswith("pcc@")), key=lambda k: k == "pcc@50", default="mse")
         say(
-            f"fold {i}: best epoch {metrics['best_epoch']} of {metrics['epochs']}, "
-            f"PCC@50 {metrics['pooled'].get('pcc@50', float('nan')):.3f} (permuted {metrics['controls']['permuted'].get('pcc@50', float('nan')):.3f})"
+            f"fold {i}: best epoch {metrics['best_epoch']} of {metrics['epochs']}, {METRIC_NAMES[best]} "
+            f"{metrics['pooled'][best]:.3f} "
+            f"(ridge {controls['ridge'][best]:.3f}, permuted {controls['permuted'][best]:.3f})"
         )
     folds = [folder / f"fold{i}" for i in chosen]
     print_summary(write_summary(folder, folds), variant.name)
@@ -136,7 +136,8 @@ def say_cache(cache: Cache, slides: dict[str, CachedSlide], common: dict[str, An
 
     spots = sum(len(s) for s in slides.values())
     say(
-        f"{cache.folder}: {len(slides)} slides, {spots:,} spots, embeddings of {common['encoder']} ({common['precision']})"
+        f"{cache.folder}: {len(slides)} slides, {spots:,} spots, "
+        f"embeddings of {common['encoder']} ({common['precision']})"
     )
     if not common["pretrained"]:
         warn(f"{common['encoder']} has random weights: metrics show that the method runs, not what it can do")
@@ -210,9 +211,7 @@ def say_split(i: int, split: Split, patients: dict[str, str]) -> None:
 
     say(f"fold {i}: train {len(split.train)}, validate {', '.join(split.val)}, test {', '.join(split.test)}")
     if leaks := patient_leaks(split, patients):
-        warn(
-            f"fold {i}: {', '.join(leaks)} in train and test: the metrics are optimistic (--split patient avoids it)"
-        )
+        warn(f"fold {i}: {', '.join(leaks)} in train and test: the metrics are optimistic (--split patient avoids it)")
 
 
 def print_summary(summary: dict[str, Any], variant: str) -> None:
@@ -221,7 +220,8 @@ def print_summary(summary: dict[str, Any], variant: str) -> None:
 
     n = len(summary["folds"])
     table = Table(
-        title=f"mean{' ± std' if n > 1 else ''} over {n} fold{'s' * (n > 1)}, pooled over test spots; MSE and MAE in log2(1 + count)"
+        title=f"mean{' ± std' if n > 1 else ''} over {n} fold{'s' * (n > 1)}, pooled over test spots; "
+        "MSE and MAE in log2(1 + count)"
     )
     table.add_column("", no_wrap=True)
     keys = [k for k in METRIC_NAMES if k in next(iter(summary["mean"].values()))]

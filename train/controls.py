@@ -28,7 +28,7 @@ def ridge(
     x_test: np.ndarray,
     seed: int,
 ) -> np.ndarray:
-    """(N_test, G) ridge on the first 256 principal components of x (N, 2D), its strength chosen on the validation spots."""
+    """(N_test, G) ridge on the first 256 principal components of x (N, 2D), its strength chosen on validation."""
     from sklearn.decomposition import PCA
     from sklearn.linear_model import Ridge
     from sklearn.pipeline import make_pipeline

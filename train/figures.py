@@ -45,7 +45,7 @@ def _save(figure: Figure, path: Path) -> None:
 def plot_maps(
     path: Path, table: anndata.AnnData, slides: dict[str, CachedSlide], genes: list[str] | None = None
 ) -> None:
-    """For the first test slides: the H&E, then true above predicted expression of each gene (default: the best by PCC)."""
+    """For the first test slides: the H&E, then true above predicted expression of each gene (default: best PCC)."""
     truth = np.asarray(table.layers["truth"])
     predicted = np.asarray(table.X)
     if genes is None:

@@ -125,10 +125,7 @@ def predict(model: HistModel, data: SpotData, rows: Tensor) -> Tensor:
     """(n, G) predictions for `rows`; only their image embeddings are read."""
     model.eval()
     return torch.cat(
-        [
-            model.predict(data.spot[part].float(), data.niche[part].float())
-            for part in rows.split(PREDICT_BATCH)
-        ]
+        [model.predict(data.spot[part].float(), data.niche[part].float()) for part in rows.split(PREDICT_BATCH)]
     )
 
 
@@ -164,7 +161,7 @@ def fit(
     checkpoint: Path,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
 ) -> Progress:
-    """Train until `epochs` or until the validation MSE has not improved for `patience` epochs; the model gets the best weights.
+    """Train for `epochs`, or until the validation MSE has not improved for `patience`; leaves the best weights.
 
     Goes on from `checkpoint` if there is one, with the same result as if it had never stopped. Interrupted, it leaves
     a checkpoint, gives the model the best weights so far and raises KeyboardInterrupt.
@@ -214,9 +211,7 @@ def save_checkpoint(
         torch.save(state, aside)
 
 
-def load_checkpoint(
-    path: Path, model: HistModel, optimizer: torch.optim.AdamW, order: torch.Generator
-) -> Progress:
+def load_checkpoint(path: Path, model: HistModel, optimizer: torch.optim.AdamW, order: torch.Generator) -> Progress:
     """The reverse; `HistError` where the file is damaged or of another model."""
     try:
         state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)

@@ -1,10 +1,10 @@
 """Hyperbolic geometry in the Lorentz model of curvature -c, on space components alone (HiST, Eq. 1-7).
 
-A point is its space component x, shape `(B, D)`; its time component follows from Eq. 1. Every function
-takes float16, bfloat16, float32 or float64 points, computes in float64 whatever autocast surrounds it, and
-returns float32 (float64 for float64 points). float64 costs a fraction of a millisecond at B = 128, D = 1024,
-and it buys what float32 cannot: points of norm 1e3 that nearly coincide. No root, quotient or arc function is
-met where its derivative is infinite, so all gradients are finite, at coincident points and at zero too.
+A point is its space component x, shape `(..., D)`; its time component follows from Eq. 1. Every function
+takes float16, bfloat16, float32 or float64 points and returns float32 (float64 for float64 points), whatever
+autocast surrounds it. Inner products of two points are taken in float64, which buys what float32 cannot: pairs
+that nearly coincide, at norms up to 1e3. No root, quotient or arc function is met where its derivative is
+infinite, so all gradients are finite, at coincident points and at zero too.
 
 `c` is a positive number or scalar tensor (gradients reach it). Angles are in rad.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ float16, and float64 inner products (of size 1e8) still resolve distances of 1e-
 
 NEAR = 1e-3
 """Closer than this (over sqrt(c)), parent and child have an angle but no gradient of it, which would grow as
-1/distance; a parent of smaller norm has its direction scaled down, for the same reason."""
+1/distance; a parent with a norm below it counts as the origin, for the same reason."""
 
 BORDER = 1e-3
 """arcsin's argument stays this far below 1: an aperture is at most 87.4 degrees, and its slope at most
@@ -38,33 +38,88 @@ TINY = 1e-30
 P = ParamSpec("P")
 
 
-def in_float64(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Run `function` on float64 copies of its tensors, without autocast, and give the result back as float32.
+def _wide(x: Tensor) -> Tensor:
+    """float64, or float32 on Apple's MPS, which has nothing wider."""
+    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
-    float64 points give float64 results. (Apple's MPS has no float64: there it is float32 throughout.)
-    """
+
+def _precise(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Run `function` without autocast, on points of at least float32 and c in float64; its result as float32,
+    or as float64 if a point was."""
 
     @functools.wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
-        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        points = [a for a in tensors if a.ndim > 0]
-        device = points[0].device.type
-        wide = torch.float32 if device == "mps" else torch.float64
-        narrow = torch.float64 if any(a.dtype == torch.float64 for a in points) else torch.float32
+        points = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim > 0]
+        dtype = torch.float64 if any(a.dtype == torch.float64 for a in points) else torch.float32
 
-        def widen(a: object) -> object:
-            return a.to(wide) if isinstance(a, Tensor) else a
+        def lift(a: Any) -> Any:
+            if not isinstance(a, Tensor):
+                return a
+            return a.to(dtype) if a.ndim > 0 else _wide(a)
 
-        with torch.autocast(device_type=device, enabled=False):
-            wide_args = [widen(a) for a in args]
-            wide_kwargs = {k: widen(a) for k, a in kwargs.items()}
-            return function(*wide_args, **wide_kwargs).to(narrow)  # type: ignore[arg-type]
+        with torch.autocast(points[0].device.type, enabled=False):
+            return function(*map(lift, args), **{k: lift(a) for k, a in kwargs.items()}).to(dtype)  # type: ignore[arg-type]
 
     return wrapped
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    return (x * y).sum(-1)
+# Inner products. Their tensors are large beside all that follows, so their gradients are written out: autograd's
+# own cost three times as much, nearly all of it in fresh memory.
+
+
+def _square(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1) ** 2
+
+
+class _AllProducts(torch.autograd.Function):
+    """|x_i|^2, x_i.y_j and |y_j|^2 of `(..., B1, D)` and `(..., B2, D)`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _square(x), x @ y.mT, _square(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, g_xx: Tensor, g_xy: Tensor, g_yy: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = ctx.saved_tensors
+        g_x = (g_xy @ y).addcmul_(x, 2 * g_xx.unsqueeze(-1))
+        return g_x, (g_xy.mT @ x).addcmul_(y, 2 * g_yy.unsqueeze(-1))
+
+
+class _Gram(torch.autograd.Function):
+    """Inner products of y and w = x - y, row by row: `(..., D)` twice to `(..., 2, 2)` in float64."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows = _wide(torch.stack([y, x], dim=-2))
+        rows[..., 1, :].sub_(rows[..., 0, :])
+        return rows @ rows.mT, rows
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+        ctx.dtype = inputs[0].dtype
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, Tensor]:
+        (rows,) = ctx.saved_tensors
+        of_y, of_w = (g + g.mT).unbind(-2)
+        grads = torch.stack([of_y - of_w, of_w], dim=-2) @ rows
+        return grads[..., 0, :].to(ctx.dtype), grads[..., 1, :].to(ctx.dtype)
+
+
+def _products(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """|y|^2, w.y and |w|^2 of `(B, D)` rows, w = x - y; each `(B,)`."""
+    gram, _ = _Gram.apply(y, x)
+    return gram[..., 0, 0], gram[..., 0, 1], gram[..., 1, 1]
 
 
 def _sqrt(u: Tensor) -> Tensor:
@@ -80,120 +135,143 @@ def _arccosh1p(z: Tensor) -> Tensor:
     return torch.where(positive, torch.log1p(z + torch.sqrt(z * (z + 2))), 0.0)
 
 
-def _times(xx: Tensor, c: Curvature) -> Tensor:
-    return torch.sqrt(1 / c + xx)
-
-
 def _scaled_norm(x: Tensor, c: Curvature) -> Tensor:
-    """sqrt(c)|x|, shape `(..., 1)`, floored at 1e-6: sinh(r)/r and asinh(r)/r are 1 to 1e-12 there."""
-    return torch.sqrt((c * _dot(x, x)).clamp_min(1e-12)).unsqueeze(-1)
+    """sqrt(c)|x|, shape `(...)`, floored at 1e-6: sinh(r)/r and asinh(r)/r are 1 to 1e-12 there."""
+    return (c**0.5 * _wide(torch.linalg.vector_norm(x, dim=-1))).clamp_min(1e-6)
 
 
-@in_float64
+# Points.
+
+
+@_precise
 def time(x: Tensor, c: Curvature) -> Tensor:
     """Time component sqrt(1/c + |x|^2) of `(B, D)` points, shape `(B,)` (Eq. 1)."""
-    return _times(_dot(x, x), c)
+    return torch.sqrt(1 / c + _wide(_square(x)))
 
 
-@in_float64
+@_precise
 def exp0(v: Tensor, c: Curvature) -> Tensor:
     """Exponential map at the origin, sinh(r)/r v with r = sqrt(c)|v|, `(B, D)` to `(B, D)` (Eq. 5).
 
     r is held at `MAX_RADIUS`: a longer v keeps its direction and has no gradient along it.
     """
     r = _scaled_norm(v, c)
-    return v * (torch.sinh(r.clamp_max(MAX_RADIUS)) / r)
+    return v * (torch.sinh(r.clamp_max(MAX_RADIUS)) / r).to(v.dtype).unsqueeze(-1)
 
 
-@in_float64
+@_precise
 def log0(x: Tensor, c: Curvature) -> Tensor:
     """Logarithm at the origin, asinh(r)/r x with r = sqrt(c)|x|, `(B, D)` to `(B, D)`; inverse of Eq. 5."""
     r = _scaled_norm(x, c)
-    return x * (torch.asinh(r) / r)
+    return x * (torch.asinh(r) / r).to(x.dtype).unsqueeze(-1)
 
 
-@in_float64
+@_precise
 def radius(x: Tensor, c: Curvature) -> Tensor:
     """Distance from the origin, asinh(sqrt(c)|x|) / sqrt(c), of `(B, D)` points, shape `(B,)`."""
-    return torch.asinh(c**0.5 * _sqrt(_dot(x, x))) / c**0.5
+    return torch.asinh(c**0.5 * _wide(torch.linalg.vector_norm(x, dim=-1))) / c**0.5
 
 
-@in_float64
+# Distances.
+
+
+@_precise
 def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """Distance of each row of x to the same row of y, both `(B, D)`, shape `(B,)` (Eq. 2).
 
     Relative error below 1e-6 up to norms of 1e3 at c = 10, however close the points; 0 where they coincide.
     """
-    w = x - y
-    # -c <x,y>_L - 1 as a difference of squares: nothing of size 1 or |x|^2 is left to cancel against.
-    lag = _dot(w, x + y) / (_times(_dot(x, x), c) + _times(_dot(y, y), c))
-    return _arccosh1p(c / 2 * (_dot(w, w) - lag**2)) / c**0.5
+    yy, wy, ww = _products(y, x)
+    return _arccosh1p(c / 2 * (ww - _lag(yy, wy, ww, c) ** 2)) / c**0.5
 
 
-@in_float64
+@_precise
 def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """Distance of every row of x `(B1, D)` to every row of y `(B2, D)`, shape `(B1, B2)` (Eq. 2).
 
     One matrix product, so rounding is relative to the norms: with n = max(|x|, |y|, 1/sqrt(c)) distances are
     right to 1e-4 of themselves down to 2e-6 n, and never off by more than 1e-7 n.
     """
-    xx, yy = _dot(x, x).unsqueeze(1), _dot(y, y).unsqueeze(0)
-    lag = (xx - yy) / (_times(xx, c) + _times(yy, c))
-    return _arccosh1p(c / 2 * (xx + yy - 2 * (x @ y.mT) - lag**2)) / c**0.5
+    xx, xy, yy = _AllProducts.apply(_wide(x), _wide(y))
+    lag = torch.sqrt(1 / c + xx).unsqueeze(-1) - torch.sqrt(1 / c + yy).unsqueeze(-2)
+    ww = xx.unsqueeze(-1) + yy.unsqueeze(-2) - 2 * xy
+    return _arccosh1p(c / 2 * (ww - lag**2)) / c**0.5
 
 
-@in_float64
+def _lag(yy: Tensor, wy: Tensor, ww: Tensor, c: Curvature) -> Tensor:
+    """time(x) - time(y) without cancellation, as (|x|^2 - |y|^2) over their sum.
+
+    With it, -c <x,y>_L - 1 = c/2 (|x - y|^2 - lag^2): nothing of size 1 or |x|^2 is left to cancel against.
+    """
+    gain = 2 * wy + ww
+    return gain / (torch.sqrt(1 / c + (yy + gain).clamp_min(0)) + torch.sqrt(1 / c + yy))
+
+
+@_precise
+def pairwise_cosine(x: Tensor, y: Tensor) -> Tensor:
+    """Cosine of every row of x `(B1, D)` with every row of y `(B2, D)`, `(B1, B2)`: the Euclidean counterpart.
+
+    0 with a vector of zeros; below a norm of NEAR it shrinks towards that, which bounds the gradient.
+    """
+    xx, xy, yy = _AllProducts.apply(_wide(x), _wide(y))
+    return xy / (xx.clamp_min(NEAR**2).unsqueeze(-1) * yy.clamp_min(NEAR**2).unsqueeze(-2)).sqrt()
+
+
+# Cones.
+
+
+@_precise
 def half_aperture(y: Tensor, c: Curvature, q: float = 0.1) -> Tensor:
     """Half-aperture arcsin(2q / (sqrt(c)|y|)) of the cone at each `(B, D)` point, `(B,)` (Eq. 6).
 
     In (0, 1.526] rad. q is the paper's K. Nearer to the origin than 2q/sqrt(c) a cone is as wide as it gets,
     with gradient 0.
     """
-    return _aperture(2 * q / _scaled_norm(y, c).squeeze(-1))
+    return _aperture(2 * q / _scaled_norm(y, c))
 
 
-@in_float64
+@_precise
 def euclidean_half_aperture(y: Tensor, q: float = 0.1) -> Tensor:
     """Half-aperture arcsin(q / |y|) of a Euclidean cone at each `(B, D)` point, `(B,)` in (0, 1.526] rad."""
-    return _aperture(q / _scaled_norm(y, 1.0).squeeze(-1))
+    return _aperture(q / _scaled_norm(y, 1.0))
 
 
 def _aperture(sine: Tensor) -> Tensor:
     return torch.asin(sine.clamp_max(1 - BORDER))
 
 
-@in_float64
+@_precise
 def exterior_angle(y: Tensor, x: Tensor, c: Curvature) -> Tensor:
     """Angle at the parent y between the ray away from the origin and the way to the child x (Eq. 7's ext).
 
     Both `(B, D)`, shape `(B,)` in [0, pi] rad: 0 straight outwards, pi towards the origin; 0 where the points
     coincide (a point lies in its own cone) and pi/2 for a parent at the origin.
     """
-    w, u, along, h = _split(y, x)
-    t_y = _times(_dot(y, y), c)
+    yy, wy, ww = _products(y, x)
+    along, across, y_norm = _split(yy, wy, ww)
     # Eq. 7's arccos as the angle between two legs, sideways and outwards, both times sinh of the distance:
     # arccos has no derivative at 0 and pi, atan2 has one wherever the points differ.
-    lag = (2 * _dot(w, y) + _dot(w, w)) / (_times(_dot(x, x), c) + t_y)  # time(x) - time(y)
-    return _angle(c**0.5 * h, c * (t_y * along - _dot(y, u) * lag))
+    outwards = torch.sqrt(1 / c + yy) * along - y_norm * _lag(yy, wy, ww, c)
+    return _angle(c**0.5 * across, c * outwards)
 
 
-@in_float64
+@_precise
 def euclidean_exterior_angle(y: Tensor, x: Tensor) -> Tensor:
     """Angle between y and x - y, arccos(y.(x - y) / (|y||x - y|)), the limit of `exterior_angle` for c -> 0.
 
     Both `(B, D)`, y the parent, shape `(B,)` in [0, pi] rad; the same conventions where it is undefined.
     """
-    _, _, along, h = _split(y, x)
-    return _angle(h, along)
+    yy, wy, ww = _products(y, x)
+    along, across, _ = _split(yy, wy, ww)
+    return _angle(across, along)
 
 
-def _split(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """w = x - y; y's direction, scaled down where |y| < NEAR; the lengths of w along and across it."""
-    w = x - y
-    u = y / torch.sqrt(_dot(y, y).clamp_min(NEAR**2)).unsqueeze(-1)
-    along = _dot(w, u)
-    across = w - along.unsqueeze(-1) * u
-    return w, u, along, _sqrt(_dot(across, across))
+def _split(yy: Tensor, wy: Tensor, ww: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """w's lengths along and across y, and |y|; for |y| < NEAR (no direction) 0, |w| and 0."""
+    origin = yy < NEAR**2
+    norm = torch.where(origin, 1.0, yy).sqrt()
+    along = torch.where(origin, 0.0, wy / norm)
+    return along, _sqrt(ww - along**2), torch.where(origin, 0.0, norm)
 
 
 def _angle(sideways: Tensor, outwards: Tensor) -> Tensor:

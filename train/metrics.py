@@ -52,6 +52,4 @@ def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
 
 def std_of(rows: list[dict[str, float]]) -> dict[str, float]:
     """Sample standard deviation (n - 1), as the paper's tables print it; 0 for a single row."""
-    return {
-        key: float(np.std([row[key] for row in rows], ddof=1)) if len(rows) > 1 else 0.0 for key in rows[0]
-    }
+    return {key: float(np.std([row[key] for row in rows], ddof=1)) if len(rows) > 1 else 0.0 for key in rows[0]}

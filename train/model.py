@@ -44,7 +44,7 @@ class ModelConfig:
             "alpha": self.alpha >= 0,
             "beta": self.beta >= 0,
             "curvature": low <= self.curvature <= high,
-            "temperature": 1 / MAX_INVERSE_TEMPERATURE <= self.temperature,
+            "temperature": self.temperature >= 1 / MAX_INVERSE_TEMPERATURE,
         }
         for name, holds in limits.items():
             if not holds:
@@ -117,9 +117,7 @@ class HistModel(nn.Module):
         # A LayerNorm output has norm sqrt(d); the scales bring it to 1 before exp0.
         self.log_scale_image = nn.Parameter(torch.tensor(math.log(d**-0.5)))
         self.log_scale_gene = nn.Parameter(torch.tensor(math.log(d**-0.5)))
-        self.log_c = nn.Parameter(
-            torch.tensor(math.log(config.curvature)), requires_grad=not config.fixed_curvature
-        )
+        self.log_c = nn.Parameter(torch.tensor(math.log(config.curvature)), requires_grad=not config.fixed_curvature)
         self.log_inverse_tau = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
     def geometry_parameters(self) -> list[nn.Parameter]:
@@ -139,18 +137,17 @@ class HistModel(nn.Module):
         return self.project_image(self.image_spot(spot)), self.project_image(self.image_niche(niche))
 
     def genes(self, expression: Tensor, niche_expression: Tensor) -> tuple[Tensor, Tensor]:
-        return self.project_gene(self.gene_spot(expression)), self.project_gene(
-            self.gene_niche(niche_expression)
-        )
+        return self.project_gene(self.gene_spot(expression)), self.project_gene(self.gene_niche(niche_expression))
 
     def embed(self, images: tuple[Tensor, Tensor], genes: tuple[Tensor, Tensor]) -> Embedded:
         """The four embeddings: on the hyperboloid (space components), or scaled as they are in a Euclidean variant."""
         with torch.autocast(images[0].device.type, enabled=False):
             c = self.log_c.exp()
-            place = (lambda v: exp0(v, c)) if self.variant.terms.geometry == "lorentz" else (lambda v: v)
-            scaled = [place(v.float() * self.log_scale_image.exp()) for v in images]
-            scaled += [place(v.float() * self.log_scale_gene.exp()) for v in genes]
-            return Embedded(*scaled, c=c, tau=(-self.log_inverse_tau).exp())
+            scales = [self.log_scale_image] * 2 + [self.log_scale_gene] * 2
+            points = [v.float() * s.exp() for v, s in zip((*images, *genes), scales, strict=True)]
+            if self.variant.terms.geometry == "lorentz":
+                points = [exp0(v, c) for v in points]
+            return Embedded(points[0], points[1], points[2], points[3], c, (-self.log_inverse_tau).exp())
 
     def decode(self, images: tuple[Tensor, Tensor]) -> Tensor:
         """(B, G) predicted log2 expression from the image representations."""

@@ -65,7 +65,7 @@ def run_fold(
     device: torch.device,
     on_epoch: Any,
 ) -> dict[str, Any]:
-    """Train and test one fold, writing its folder; returns its metrics. Seeded: the same call gives the same numbers."""
+    """Train and test one fold, writing its folder; returns its metrics. Seeded: the same call, the same numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(setting.loop.seed)
     model = HistModel(setting.model, variant).to(device)
@@ -127,9 +127,7 @@ def control_metrics(
     from train.metrics import summarize
 
     truth = expression(test)
-    ridge = controls.ridge(
-        features(train), expression(train), features(val), expression(val), features(test), seed
-    )
+    ridge = controls.ridge(features(train), expression(train), features(val), expression(val), features(test), seed)
     return {
         "permuted": controls.permuted(predicted, truth, seed),
         "train_mean": controls.train_mean(expression(train), truth),
@@ -174,9 +172,7 @@ def collapsed(row: dict[str, float], variant: Variant) -> list[str]:
         if min(v for k, v in row.items() if k.startswith("radius_")) < 1e-2:
             problems.append("geometry: an embedding has collapsed into the origin")
     if row["skipped"]:
-        problems.append(
-            f"{row['skipped']:.0f} steps of the best epoch had a non-finite gradient and were skipped"
-        )
+        problems.append(f"{row['skipped']:.0f} steps of the best epoch had a non-finite gradient and were skipped")
     return problems
 
 

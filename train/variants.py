@@ -60,9 +60,7 @@ def _variant(where: str, name: str, row: Any) -> Variant:
     missing = [field for field in REQUIRED if field not in row]
     if unknown or missing:
         problem = f"unknown field {unknown[0]}" if unknown else f"no field {missing[0]}"
-        raise InputError(
-            f"{where}: {problem}; needed are {', '.join(REQUIRED)}, allowed {', '.join(OPTIONAL)}"
-        )
+        raise InputError(f"{where}: {problem}; needed are {', '.join(REQUIRED)}, allowed {', '.join(OPTIONAL)}")
     geometry = _choice(where, "geometry", row.get("geometry", "lorentz"), get_args(Geometry))
     decoder = _choice(where, "decoder", row.get("decoder", "both"), get_args(Decoder))
     if not isinstance(row["description"], str):

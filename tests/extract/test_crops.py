@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from extract.crops import TileStore, niche_side_um, pieces, plan_crops, sweep_order
 from extract.images import WHITE
-from extract.resize import normalize, resize, resize_float
+from extract.resize import Normalizer, resize, resize_float
 
 
 class Grid:
@@ -109,8 +109,12 @@ def test_the_float_kernel_of_other_devices_agrees(interpolation: str) -> None:
     assert (ours.int() - theirs.int()).abs().max() <= 2
 
 
-def test_normalize_is_the_usual_formula() -> None:
-    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    expected = (images.double() / 255 - mean.double().view(3, 1, 1)) / std.double().view(3, 1, 1)
-    torch.testing.assert_close(normalize(images, mean, std, torch.float32).double(), expected, atol=1e-5, rtol=0)
+def test_normalizing_is_the_usual_formula() -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    normalize = Normalizer(mean, std, 32, torch.device("cpu"))
+    for n in (3, 1, 4):
+        images = torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        out = torch.empty((n, 3, 32, 32)).to(memory_format=torch.channels_last)
+        normalize(images, out)
+        m, s = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
+        torch.testing.assert_close(out.double(), (images.double() / 255 - m) / s, atol=1e-5, rtol=0)

@@ -135,9 +135,7 @@ def test_half_precision_files_become_float32(demo, tmp_path):
 def test_pooling_skips_registers():
     from timm.models.vision_transformer import VisionTransformer
 
-    vit = VisionTransformer(
-        32, 8, embed_dim=12, depth=1, num_heads=2, reg_tokens=4, num_classes=0, global_pool=""
-    )
+    vit = VisionTransformer(32, 8, embed_dim=12, depth=1, num_heads=2, reg_tokens=4, num_classes=0, global_pool="")
     with torch.inference_mode():
         tokens = vit.eval()(crops(2, 32))
         assert tokens.shape == (2, 1 + 4 + 16, 12)
@@ -153,9 +151,7 @@ def test_any_timm_model(name, tmp_path):
 
     torch.manual_seed(3)
     published: Any = timm.create_model(name).eval()
-    save_file(
-        {key: value.contiguous() for key, value in published.state_dict().items()}, tmp_path / "w.safetensors"
-    )
+    save_file({key: value.contiguous() for key, value in published.state_dict().items()}, tmp_path / "w.safetensors")
     encoder = load_encoder(f"timm:{name}", weights=tmp_path / "w.safetensors")
     config = published.pretrained_cfg
     assert encoder.slug == f"timm-{name}"

@@ -52,7 +52,10 @@ def check_against_naive(encoder: Encoder, root: Path, slide: str, most: int) -> 
     heard: list[int] = []
     result = pipeline.embed(image, coords, crops, heard.append)
     assert sum(heard) == 2 * len(coords) == pipeline.clock.crops
-    rows = [[image.read_tile(c, r) for c in range(-(-image.width // image.tile_width))] for r in range(-(-image.height // image.tile_height))]
+    rows = [
+        [image.read_tile(c, r) for c in range(-(-image.width // image.tile_width))]
+        for r in range(-(-image.height // image.tile_height))
+    ]
     pixels = np.concatenate([np.concatenate(row, 1) for row in rows])
     for c in crops:
         assert result[c.name].dtype == np.float16

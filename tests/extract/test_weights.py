@@ -214,9 +214,7 @@ def test_code_in_a_pickle_is_not_run(zipped, tmp_path):
         torch.save({"a": _Evil(mark)}, path)
     else:
         path.write_bytes(pickle.dumps({"a": _Evil(mark)}, protocol=2))
-    with pytest.raises(
-        InputError, match=r"evil\.bin: holds Python code \(.*mkdir\), which is never run"
-    ) as caught:
+    with pytest.raises(InputError, match=r"evil\.bin: holds Python code \(.*mkdir\), which is never run") as caught:
         read_state(path)
     assert not mark.exists()
     assert len(str(caught.value).splitlines()) == 1
@@ -284,9 +282,7 @@ def test_dinov2_layout_is_the_same_model(tmp_path):
         for parameter in theirs.parameters():  # fresh ones hide mistakes: zero biases, unit scales
             parameter.copy_(torch.randn_like(parameter) * 0.3)
     theirs.save_pretrained(tmp_path)
-    ours = VisionTransformer(
-        32, 8, embed_dim=24, depth=2, num_heads=3, init_values=1e-5, num_classes=0
-    ).eval()
+    ours = VisionTransformer(32, 8, embed_dim=24, depth=2, num_heads=3, init_values=1e-5, num_classes=0).eval()
     load_strictly(ours, from_dinov2(read_state(tmp_path / "model.safetensors")), tmp_path, "phikon-v2")
     crops = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():

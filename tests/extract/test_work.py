@@ -25,7 +25,18 @@ IDS = "TINY1,TINY2"
 
 
 def options(root: Path, *more: object) -> list[object]:
-    return ["--ids", IDS, "--data-root", root, "--encoder", TINY_ENCODER, "--random-weights", "--precision", "fp32", *more]
+    return [
+        "--ids",
+        IDS,
+        "--data-root",
+        root,
+        "--encoder",
+        TINY_ENCODER,
+        "--random-weights",
+        "--precision",
+        "fp32",
+        *more,
+    ]
 
 
 def cache_of(where: Path) -> Cache:
@@ -96,12 +107,12 @@ def test_spots_outside_the_image(hest_root: Path, run_command: Run, tmp_path: Pa
     path = hest_root / "st/TINY1.h5ad"
     table = anndata.read_h5ad(path)
     inside = table.obsm["spatial"].copy()
-    table.obsm["spatial"] = inside + [0, 130]
+    table.obsm["spatial"] = inside + np.array([0, 130])
     table.write_h5ad(path)
     code, text = run_command(main, *options(hest_root))
     assert code == 0
     assert "of 30 spots lie outside the image; white there" in text
-    table.obsm["spatial"] = inside + [0, 1e5]
+    table.obsm["spatial"] = inside + np.array([0, 1e5])
     table.write_h5ad(hest_root / "st/TINY2.h5ad")
     code, text = run_command(main, *options(hest_root, "--cache", tmp_path / "other"))
     assert code == 1
@@ -198,7 +209,9 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
     more = ("--ids", ",".join(ids), "--cache", tmp_path / "cache")
     deaths = 0
     for finished_before_death in range(5):
-        process = subprocess.Popen(command(root, *more), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            command(root, *more), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
         while process.poll() is None:
             whole = list((tmp_path / "cache").glob("custom/*/*.h5"))
             for path in whole:
@@ -249,7 +262,16 @@ def test_two_at_once_share_the_work(tmp_path: Path) -> None:
     for i, slide in enumerate(ids):
         write_slide(root, slide, seed=i, rows=10, columns=16)
     more = ("--ids", ",".join(ids), "--cache", tmp_path / "cache")
-    both = [subprocess.Popen(command(root, *more), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(
+            command(root, *more),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     texts = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
     cache = open_cache(tmp_path / "cache", "custom")
@@ -261,7 +283,16 @@ def test_two_at_once_share_the_work(tmp_path: Path) -> None:
 @needs_shared
 def test_real_tissue(run_command: Run, tmp_path: Path) -> None:
     code, text = run_command(
-        main, "--dataset", "her2st", "--ids", "SPA138", "--data-root", SHARED / "hest", "--encoder", TINY_ENCODER, "--random-weights"
+        main,
+        "--dataset",
+        "her2st",
+        "--ids",
+        "SPA138",
+        "--data-root",
+        SHARED / "hest",
+        "--encoder",
+        TINY_ENCODER,
+        "--random-weights",
     )
     assert code == 0, text
     slide = read_slide(next((tmp_path / "cache/her2st").glob("*/SPA138.h5")))

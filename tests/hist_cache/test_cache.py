@@ -65,7 +65,11 @@ def test_the_names_are_those_of_the_format(tmp_path: Path) -> None:
     write(tmp_path / "S.h5", make(sizes=(6, 18)))
     with h5py.File(tmp_path / "S.h5") as file:
         shapes = {}
-        file.visititems(lambda name, node: shapes.update({name: (node.shape, str(node.dtype))}) if isinstance(node, h5py.Dataset) else None)
+        file.visititems(
+            lambda name, node: (
+                shapes.update({name: (node.shape, str(node.dtype))}) if isinstance(node, h5py.Dataset) else None
+            )
+        )
         assert shapes["embeddings"] == ((5, 4), "float16")
         assert shapes["niche/18"] == ((5, 4), "float16")
         assert shapes["neighbors/18"] == ((5, 18), "int32")
@@ -90,7 +94,7 @@ def test_verify_finds_any_changed_array(tmp_path: Path) -> None:
         write(path)
         with h5py.File(path, "r+") as file:
             first = file[name][0]
-            file[name][0] = first + "x".encode() if isinstance(first, bytes) else first + 1
+            file[name][0] = first + b"x" if isinstance(first, bytes) else first + 1
         assert verify_slide(path) == [f"{name} has other values than when it was written"]
 
 
@@ -119,7 +123,7 @@ def test_damaged_incomplete_and_foreign_files(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), written_aside(path) as aside:
+    with pytest.raises(RuntimeError), written_aside(path) as aside:  # noqa: PT012
         aside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old"

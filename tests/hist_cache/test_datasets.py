@@ -69,9 +69,7 @@ def test_patients_are_those_of_the_table(name, hest):
 def test_skin_patients_are_those_of_the_subseries_text(hest):
     patients = get_dataset("skin").patients
     texts = {slide: hest[slide]["subseries"] for slide in patients}
-    assert all(
-        texts[slide].startswith((f"{p} lesional", f"{p} non lesional")) for slide, p in patients.items()
-    )
+    assert all(texts[slide].startswith((f"{p} lesional", f"{p} non lesional")) for slide, p in patients.items())
 
 
 def test_skin_leaves_out_the_studys_slides_at_other_resolutions(hest):

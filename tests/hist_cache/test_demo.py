@@ -150,9 +150,7 @@ def test_nuclei_lie_in_their_regions() -> None:
     assert (here != FAT).all()
 
 
-def test_expression_is_visible_in_crops_where_it_should_be(
-    root: Path, spots: Spots, pixels: np.ndarray
-) -> None:
+def test_expression_is_visible_in_crops_where_it_should_be(root: Path, spots: Spots, pixels: np.ndarray) -> None:
     stain = haematoxylin(pixels, spots, find_slide(root, SLIDE).um_per_px)
     log = np.log2(1 + spots.counts.toarray())
 

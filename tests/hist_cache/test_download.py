@@ -86,9 +86,7 @@ def hub(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     sleep = time.sleep
-    monkeypatch.setattr(
-        time, "sleep", lambda s: sleep(min(s, 0.01))
-    )  # the Hub's client waits between attempts
+    monkeypatch.setattr(time, "sleep", lambda s: sleep(min(s, 0.01)))  # the Hub's client waits between attempts
     server = Hub()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -172,9 +170,7 @@ def test_refusals_say_what_to_do(hub, tmp_path, refusal, says):
 def test_a_broken_transfer_leaves_no_half_file_and_can_be_repeated(hub, tmp_path):
     broken = needed_files(IDS)[2]
     hub.cut.add(broken)
-    with pytest.raises(
-        HistError, match="2 of 6 files are fetched; the same command goes on from there"
-    ) as error:
+    with pytest.raises(HistError, match="2 of 6 files are fetched; the same command goes on from there") as error:
         download(IDS, tmp_path, endpoint=hub.url)
     assert "\n" not in str(error.value)
     assert not (tmp_path / broken).exists()

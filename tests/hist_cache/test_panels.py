@@ -8,7 +8,13 @@ import scanpy as sc
 from scipy.sparse import csr_matrix
 
 from hist_cache.errors import InputError
-from hist_cache.panels import choose_panel, high_mean_high_variance, moments, normalized_dispersion, variable_union
+from hist_cache.panels import (
+    choose_panel,
+    high_mean_high_variance,
+    moments,
+    normalized_dispersion,
+    variable_union,
+)
 
 
 def counts(n: int = 120, genes: int = 900, seed: int = 0) -> csr_matrix:
@@ -80,7 +86,9 @@ def test_technical_genes_are_left_out_and_metallothioneins_stay() -> None:
 
 
 def test_only_genes_that_all_slides_have() -> None:
-    panel = choose_panel("hvg", 300, {"A": (counts(seed=1), names()), "B": (counts(seed=2)[:, :600].tocsr(), names(600))})
+    panel = choose_panel(
+        "hvg", 300, {"A": (counts(seed=1), names()), "B": (counts(seed=2)[:, :600].tocsr(), names(600))}
+    )
     assert set(panel) <= set(names(600))
 
 
@@ -92,7 +100,11 @@ def test_panels_from_files(tmp_path: Path) -> None:
     bench = tmp_path / "var_50genes.json"
     bench.write_text('{"genes": ["GENE0009"]}')
     assert choose_panel(str(bench), None, slides) == ["GENE0009"]
-    for text, says in (("GENE0001\nGENE0001\n", "twice"), ("NONE\n", "A lacks 1 genes of the panel .NONE"), ("", "no gene names")):
+    for text, says in (
+        ("GENE0001\nGENE0001\n", "twice"),
+        ("NONE\n", "A lacks 1 genes of the panel .NONE"),
+        ("", "no gene names"),
+    ):
         file.write_text(text)
         with pytest.raises(InputError, match=says):
             choose_panel(str(file), None, slides)

@@ -24,9 +24,7 @@ from hist_cache.splits import (
 AUTHORS = Path(__file__).resolve().parents[3] / "shared" / "published_splits.json"
 WITH_PUBLISHED = ["kidney", "colorectum", "skin", "lung"]
 
-slide_ids = st.lists(
-    st.from_regex(r"[A-Z]{1,3}[0-9]{1,3}", fullmatch=True), min_size=3, max_size=60, unique=True
-)
+slide_ids = st.lists(st.from_regex(r"[A-Z]{1,3}[0-9]{1,3}", fullmatch=True), min_size=3, max_size=60, unique=True)
 seeds = st.integers(0, 2**32)
 
 
@@ -63,9 +61,7 @@ def test_published_slide_splits_leak_every_tested_patient(name):
         assert patient_leaks(split, patients) == sorted({patients[i] for i in split.test})
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("kidney", "slide"), *[(name, "patient") for name in WITH_PUBLISHED]]
-)
+@pytest.mark.parametrize(("name", "kind"), [("kidney", "slide"), *[(name, "patient") for name in WITH_PUBLISHED]])
 def test_the_other_published_splits_leak_none(name, kind):
     patients = get_dataset(name).patients
     assert all(patient_leaks(split, patients) == [] for split in the_published(name, kind))
@@ -160,9 +156,7 @@ def test_make_splits_draws_where_nothing_is_published():
     her2st = get_dataset("her2st")
     splits = make_splits("her2st", her2st.ids, her2st.patients, seed=7)
     assert splits == seeded_patient_splits(her2st.ids, her2st.patients, 5, 7)
-    assert make_splits("her2st", her2st.ids, her2st.patients, "slide", 3, 7) == seeded_slide_splits(
-        her2st.ids, 3, 7
-    )
+    assert make_splits("her2st", her2st.ids, her2st.patients, "slide", 3, 7) == seeded_slide_splits(her2st.ids, 3, 7)
     assert make_splits("mine", list("abcdef"), {})[0].name == "slide-seed42-0"
 
 

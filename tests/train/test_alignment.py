@@ -186,9 +186,7 @@ def test_children_on_the_ray_of_their_parents_are_entailed(geometry):
     x = e.image_spot
     e = replace(e, image_niche=1.2 * x, gene_spot=1.2 * x, gene_niche=1.5 * x)
     forward, cones = entailment_loss(e, Terms(NONE, QUARTERS, geometry=geometry))
-    backward, reverse_cones = entailment_loss(
-        e, Terms(NONE, QUARTERS, reverse=(True,) * 4, geometry=geometry)
-    )
+    backward, reverse_cones = entailment_loss(e, Terms(NONE, QUARTERS, reverse=(True,) * 4, geometry=geometry))
     assert forward.item() == 0
     assert cones["violated"].item() == 0
     assert reverse_cones["violated"].item() == 1
@@ -203,8 +201,7 @@ def test_diagnostics():
     pairs = ((0, 1), (2, 3), (0, 2), (1, 3))
     points = [getattr(e, name) for name in NAMES]
     excess = [
-        lorentz.exterior_angle(points[y], points[x], e.c) - lorentz.half_aperture(points[y], e.c)
-        for y, x in pairs
+        lorentz.exterior_angle(points[y], points[x], e.c) - lorentz.half_aperture(points[y], e.c) for y, x in pairs
     ]
     aperture = [lorentz.half_aperture(points[y], e.c).mean() for y, _ in pairs]
     assert cones["violated"].item() == pytest.approx((torch.stack(excess) > 0).double().mean().item())

@@ -59,7 +59,8 @@ def test_leave_one_slide_out_writes_whole_runs(cache: Path, run_command: Run, tm
     assert [f.folder.name for f in run.folds] == ["fold0", "fold1", "fold2", "fold3"]
     fold = run.folds[0]
     assert sorted(p.name for p in fold.folder.iterdir()) == [
-        "config.json", "history.csv", "maps.png", "metrics.json", "model.safetensors", "panel.txt", "predictions.h5ad", "training.png",
+        "config.json", "history.csv", "maps.png", "metrics.json",
+        "model.safetensors", "panel.txt", "predictions.h5ad", "training.png",
     ]  # fmt: skip
     table = sc.read_h5ad(fold.folder / "predictions.h5ad")
     assert table.shape == (30, 20)
@@ -76,7 +77,18 @@ def test_leave_one_slide_out_writes_whole_runs(cache: Path, run_command: Run, tm
     pcc = [f.metrics["pooled"]["pcc@10"] for f in run.folds]
     assert run.summary["mean"]["hist"]["pcc@10"] == pytest.approx(np.mean(pcc))
     assert run.summary["std"]["hist"]["pcc@10"] == pytest.approx(np.std(pcc, ddof=1))
-    assert {"epoch", "mse", "val_mse", "hca", "hea", "c", "tau", "aperture", "violated", "radius_gene_niche"} <= set(fold.history)
+    assert {
+        "epoch",
+        "mse",
+        "val_mse",
+        "hca",
+        "hea",
+        "c",
+        "tau",
+        "aperture",
+        "violated",
+        "radius_gene_niche",
+    } <= set(fold.history)
     assert fold.config["protocol"] == "paper"
     assert fold.config["cache"]["encoder"] == TINY_ENCODER
     assert "torch" in fold.config["provenance"]["versions"]
@@ -106,10 +118,25 @@ def test_the_saved_model_gives_the_saved_predictions(cache: Path, run_command: R
     np.testing.assert_allclose(again.numpy(), fold.predictions.X, rtol=1e-5, atol=1e-5)
 
 
-def test_the_same_seed_twice_gives_the_same_metrics_and_another_others(cache: Path, run_command: Run, tmp_path: Path) -> None:
+def test_the_same_seed_twice_gives_the_same_metrics_and_another_others(
+    cache: Path, run_command: Run, tmp_path: Path
+) -> None:
     texts = []
     for where, seed in (("a", 42), ("b", 42), ("c", 7)):
-        run_command(main, "--cache", cache, "--split", "loso", "--fold", 0, "--runs", tmp_path / where, "--seed", seed, *SMALL)
+        run_command(
+            main,
+            "--cache",
+            cache,
+            "--split",
+            "loso",
+            "--fold",
+            0,
+            "--runs",
+            tmp_path / where,
+            "--seed",
+            seed,
+            *SMALL,
+        )
         texts.append(next((tmp_path / where).glob("*/*/fold0/metrics.json")).read_text())
     assert texts[0] == texts[1] != texts[2]
 
@@ -167,7 +194,20 @@ def test_nothing_extracted_yet(run_command: Run) -> None:
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(cache: Path, tmp_path: Path) -> None:
     script = "from train.cli import main; raise SystemExit(main())"
-    argv = [sys.executable, "-c", script, "--cache", cache, "--runs", tmp_path / "runs", "--split", "loso", "--fold", 0, *SMALL]
+    argv = [
+        sys.executable,
+        "-c",
+        script,
+        "--cache",
+        cache,
+        "--runs",
+        tmp_path / "runs",
+        "--split",
+        "loso",
+        "--fold",
+        0,
+        *SMALL,
+    ]
     argv = [*map(str, argv), "--epochs", "4000", "--patience", "4000", "--lr", "1e-5"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -183,7 +223,9 @@ def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(cache: Path, tmp_path:
     assert load_file(folder / "model.safetensors")
     assert not (folder / "metrics.json").exists()
     done = torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
-    again = subprocess.Popen([*argv, "--resume"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    again = subprocess.Popen(
+        [*argv, "--resume"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     while not any(line for line in [again.stdout.readline()] if "going on" in line) and time.monotonic() < deadline:  # type: ignore[union-attr]
         pass
     time.sleep(1)

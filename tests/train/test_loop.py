@@ -11,7 +11,17 @@ import torch
 
 from hist_cache.errors import HistError, InputError
 from train.data import SpotData
-from train.loop import LoopConfig, MAX_GRADIENT_NORM, Progress, fit, gather, make_optimizer, predict, step, train_epoch
+from train.loop import (
+    MAX_GRADIENT_NORM,
+    LoopConfig,
+    Progress,
+    fit,
+    gather,
+    make_optimizer,
+    predict,
+    step,
+    train_epoch,
+)
 from train.model import HistModel, ModelConfig
 from train.variants import get_variant
 
@@ -22,7 +32,9 @@ def make_data(n: int = 96, width: int = 12, genes: int = 8, seed: int = 0) -> Sp
     """Three slides whose expression follows from spot and niche embeddings."""
     g = torch.Generator().manual_seed(seed)
     spot, niche = torch.randn(2, n, width, generator=g).half()
-    y = (spot.float() @ torch.randn(width, genes, generator=g) + niche.float() @ torch.randn(width, genes, generator=g)) / width**0.5
+    y = (
+        spot.float() @ torch.randn(width, genes, generator=g) + niche.float() @ torch.randn(width, genes, generator=g)
+    ) / width**0.5
     y = y + 3
     slide = torch.arange(3).repeat_interleave(n // 3)
     return SpotData(spot, niche, y, y * 0.9, slide, ["A", "B", "C"], [f"G{i}" for i in range(genes)])
@@ -34,7 +46,9 @@ def make_model(data: SpotData, variant: str = "full", seed: int = 0, **config: o
     return HistModel(shape, get_variant(variant))
 
 
-def run(data: SpotData, folder: Path, epochs: int, model: HistModel | None = None, **more: object) -> tuple[HistModel, Progress]:
+def run(
+    data: SpotData, folder: Path, epochs: int, model: HistModel | None = None, **more: object
+) -> tuple[HistModel, Progress]:
     model = model or make_model(data)
     config = LoopConfig(epochs=epochs, batch_size=16, lr=1e-3, patience=50)
     torch.manual_seed(1)
@@ -119,10 +133,9 @@ def test_a_step_is_that_of_plain_adamw_with_clipping() -> None:
     ours, theirs = make_model(data, dropout=0.0), make_model(data, dropout=0.0)
     fused = make_optimizer(ours, LoopConfig(lr=1e-3))
     geometry = [id(p) for p in theirs.geometry_parameters()]
-    plain = torch.optim.AdamW(
-        [{"params": [p for p in theirs.parameters() if id(p) not in geometry]}, {"params": theirs.geometry_parameters(), "weight_decay": 0.0}],
-        lr=1e-3, weight_decay=0.01, foreach=False, fused=False,
-    )  # fmt: skip
+    rest = [p for p in theirs.parameters() if id(p) not in geometry]
+    groups = [{"params": rest}, {"params": theirs.geometry_parameters(), "weight_decay": 0.0}]
+    plain = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.01, foreach=False, fused=False)
     for i in range(4):
         batch = gather(data, torch.arange(16) + i)
         log = step(ours, fused, batch)
@@ -135,7 +148,9 @@ def test_a_step_is_that_of_plain_adamw_with_clipping() -> None:
         plain.step()
         theirs.constrain_()
     for name, value in ours.state_dict().items():
-        torch.testing.assert_close(value, theirs.state_dict()[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            value, theirs.state_dict()[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_an_epoch_leaves_out_the_unfilled_batch_and_sees_others_next_time() -> None:

@@ -11,7 +11,12 @@ from train.metrics import test_metrics as all_metrics
 
 
 @settings(max_examples=30, deadline=None)
-@given(n=st.integers(3, 40), genes=st.integers(1, 12), seed=st.integers(0, 999), scale=st.sampled_from([1e-3, 1.0, 1e4]))
+@given(
+    n=st.integers(3, 40),
+    genes=st.integers(1, 12),
+    seed=st.integers(0, 999),
+    scale=st.sampled_from([1e-3, 1.0, 1e4]),
+)
 def test_against_scipy_and_scikit_learn(n: int, genes: int, seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     t = rng.normal(size=(n, genes)).astype(np.float32) * scale + 3 * scale

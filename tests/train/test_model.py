@@ -37,7 +37,9 @@ def test_every_variant_gives_a_finite_loss_and_gradients(variant: str) -> None:
     torch.testing.assert_close(loss.detach(), expected)
 
 
-@pytest.mark.parametrize(("variant", "reads"), [("full", "both"), ("spot_only", "spot"), ("niche_only", "niche"), ("clip", "spot")])
+@pytest.mark.parametrize(
+    ("variant", "reads"), [("full", "both"), ("spot_only", "spot"), ("niche_only", "niche"), ("clip", "spot")]
+)
 def test_the_decoder_reads_what_the_variant_says(variant: str, reads: str) -> None:
     data = make_data()
     model = make_model(data, variant).eval()
