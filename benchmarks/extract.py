@@ -9,14 +9,17 @@ DataLoader. `--memory`: peak memory of extracting a generated 20,000 x 20,000 px
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is named as the package it measures
+
 import argparse
 import resource
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
 import openslide

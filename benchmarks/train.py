@@ -8,12 +8,16 @@ bandwidth measured here. The usual way: the same step fed by a DataLoader that r
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file is named as the package it measures
+
 import argparse
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import h5py
 import numpy as np

@@ -24,7 +24,7 @@ def write_demo(root: Path, ids: Sequence[str] = DEMO_IDS, seed: int = 0) -> list
     """Generate `ids` of the six slides under `root` (`st/`, `wsis/`, `metadata/`); return those written now.
 
     A slide whose three files are there is left alone, whatever its seed. The same seed and library versions
-    give the same counts and pixels, whichever other slides are asked for. Two slides a patient; each has
+    give the same counts and pixels, whichever other slides are asked for. A slide a patient; each has
     about 280 spots of 55 um, 400 genes and 2 MB.
     """
     unknown = [i for i in ids if i not in DEMO_IDS]
@@ -154,22 +154,22 @@ def _write_pyramid(path: Path, pixels: np.ndarray, um_per_px: float) -> None:
 
 def _metadata(slide: str, um_per_px: float, width: int, height: int, counts: np.ndarray) -> dict[str, Any]:
     number = DEMO_IDS.index(slide)
-    patient = "ABC"[number // 2]
+    patient = "ABCDEF"[number]
     return {
         "dataset_title": "Generated sections for trying out hist-cache (no real tissue)",
         "id": slide,
         "image_filename": f"{slide}.tif",
-        "organ": "Breast",
-        "disease_state": "Cancer",
-        "oncotree_code": "IDC",
+        "organ": "Generated",
+        "disease_state": "Generated",
+        "oncotree_code": None,
         "species": "Homo sapiens",
         "patient": f"Patient {patient}",
         "st_technology": "Visium",
         "license": "Apache-2.0",
         "magnification": "20x",
-        "tissue": "Breast",
+        "tissue": "Generated",
         "disease_comment": "generated",
-        "subseries": f"{patient}{number % 2 + 1}",
+        "subseries": f"{patient}1",
         "inter_spot_dist": PITCH_UM,
         "spot_diameter": SPOT_UM,
         "spots_under_tissue": len(counts),

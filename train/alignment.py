@@ -5,11 +5,11 @@ An ablation is a choice of `Terms`; all share one code path, and a term of weigh
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from train import lorentz
@@ -68,36 +68,37 @@ class Embedded:
 
 
 def similarity(a: Tensor, b: Tensor, c: Tensor, geometry: Geometry) -> Tensor:
-    """How alike every row of a `(B1, d)` is to every row of b `(B2, d)`, `(B1, B2)`: -d_L, or the cosine."""
+    """How alike every row of a is to every row of b, `(..., B, d)` to `(..., B, B)`: -d_L, or the cosine."""
     if geometry == "lorentz":
         return -lorentz.pairwise_distance(a, b, c)
     return lorentz.pairwise_cosine(a, b)
 
 
 def contrast(logits: Tensor) -> Tensor:
-    """Mean cross-entropy of each row of `(B, B)` logits against its own column (Eq. 8), a scalar.
+    """Mean cross-entropy of each row of `(..., B, B)` logits against its own column (Eq. 8), `(...)`.
 
     Eq. 8 as printed rewards distant pairs and leaves the pair itself out of the sum, so that it has no lower
     bound; here logits grow with similarity, and j = i is one of the candidates.
     """
-    return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
+    return -logits.log_softmax(dim=-1).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
 
 
 def contrast_loss(e: Embedded, terms: Terms) -> Tensor:
     """Weighted sum of the contrasts (HCA, Eq. 9), a scalar; 0 without a graph if every weight is 0."""
-    total = _zero(e)
-    computed: dict[tuple[str, str], Tensor] = {}
-    with torch.autocast(device_type=e.image_spot.device.type, enabled=False):
-        for (anchor, candidates), weight in zip(CONTRASTS, terms.contrast, strict=True):
-            if weight == 0:
-                continue
-            if (candidates, anchor) in computed:  # the same pairs seen from the other side
-                logits = computed[candidates, anchor].T
-            else:
-                alike = similarity(getattr(e, anchor), getattr(e, candidates), e.c, terms.geometry)
-                logits = computed[anchor, candidates] = alike / e.tau.to(alike.dtype)
-            total = total + weight * contrast(logits)
-    return total
+    used = [(pair, weight) for pair, weight in zip(CONTRASTS, terms.contrast, strict=True) if weight]
+    if not used:
+        return _zero(e)
+    # All matrices in one product. Two terms that differ only in who looks for whom share a matrix.
+    pairs: list[tuple[str, str]] = []
+    for pair, _ in used:
+        if pair[::-1] not in pairs:
+            pairs.append(pair)
+    with torch.autocast(e.image_spot.device.type, enabled=False):
+        anchors, candidates = (_stack(e, [pair[k] for pair in pairs]) for k in range(2))
+        logits = similarity(anchors, candidates, e.c, terms.geometry)
+        matrix = dict(zip(pairs, logits / e.tau.to(logits.dtype), strict=True))
+        losses = [contrast(matrix[pair] if pair in matrix else matrix[pair[::-1]].T) for pair, _ in used]
+        return _times([weight for _, weight in used], torch.stack(losses)).sum()
 
 
 def entailment_loss(e: Embedded, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
@@ -106,27 +107,23 @@ def entailment_loss(e: Embedded, terms: Terms) -> tuple[Tensor, dict[str, Tensor
     Beside it two detached scalars over the terms in use: `violated`, the share of children outside their
     parent's cone, and `aperture`, the mean half-aperture in rad (before eta). NaN when no term is in use.
     """
-    total = _zero(e)
-    violated, apertures = [], []
-    with torch.autocast(device_type=e.image_spot.device.type, enabled=False):
-        rows = zip(ENTAILMENTS, terms.entail, terms.etas, terms.reverse, strict=True)
-        for (general, specific), weight, eta, turned in rows:
-            if weight == 0:
-                continue
-            parent, child = getattr(e, general), getattr(e, specific)
-            if turned:
-                parent, child = child, parent
-            if terms.geometry == "lorentz":
-                angle = lorentz.exterior_angle(parent, child, e.c)
-                aperture = lorentz.half_aperture(parent, e.c)
-            else:
-                angle = lorentz.euclidean_exterior_angle(parent, child)
-                aperture = lorentz.euclidean_half_aperture(parent)
-            excess = angle - eta * aperture
-            total = total + weight * excess.clamp_min(0).mean()
-            violated.append((excess.detach() > 0).to(excess.dtype).mean())
-            apertures.append(aperture.detach().mean())
-    return total, {"violated": _mean(violated, total), "aperture": _mean(apertures, total)}
+    rows = zip(ENTAILMENTS, terms.reverse, terms.entail, terms.etas, strict=True)
+    used = [(pair[::-1] if turned else pair, weight, eta) for pair, turned, weight, eta in rows if weight]
+    if not used:
+        nothing = _zero(e)
+        return nothing, {"violated": nothing / 0, "aperture": nothing / 0}
+    with torch.autocast(e.image_spot.device.type, enabled=False):
+        parents, children = (_stack(e, [pair[k] for pair, _, _ in used]) for k in range(2))
+        if terms.geometry == "lorentz":
+            angle = lorentz.exterior_angle(parents, children, e.c)
+            aperture = lorentz.half_aperture(parents, e.c)
+        else:
+            angle = lorentz.euclidean_exterior_angle(parents, children)
+            aperture = lorentz.euclidean_half_aperture(parents)
+        excess = angle - _times([eta for _, _, eta in used], aperture)
+        loss = _times([weight for _, weight, _ in used], excess.clamp_min(0).mean(dim=-1)).sum()
+        violated = (excess.detach() > 0).to(excess.dtype).mean()
+    return loss, {"violated": violated, "aperture": aperture.detach().mean()}
 
 
 @torch.no_grad()
@@ -148,5 +145,10 @@ def _zero(e: Embedded) -> Tensor:
     return torch.zeros((), dtype=dtype, device=e.image_spot.device)
 
 
-def _mean(values: list[Tensor], like: Tensor) -> Tensor:
-    return torch.stack(values).mean() if values else like.new_full((), float("nan"))
+def _stack(e: Embedded, names: list[str]) -> Tensor:
+    return torch.stack([getattr(e, name) for name in names])
+
+
+def _times(factors: Iterable[float], values: Tensor) -> Tensor:
+    """Each of `(k, ...)` values times its factor; no tensor of factors, as copying one to a GPU waits for it."""
+    return torch.stack([factor * value for factor, value in zip(factors, values.unbind(), strict=True)])

@@ -237,4 +237,4 @@ def print_summary(summary: dict[str, Any], variant: str) -> None:
         std = summary["std"][row]
         cells = [f"{mean[k]:.3f}" + (f" ± {std[k]:.3f}" if n > 1 else "") for k in keys]
         table.add_row(labels.get(row, row), *cells)
-    out.print(table, width=None if out.is_terminal else 140)
+    out.print(table)

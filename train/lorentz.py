@@ -17,6 +17,7 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Curvature = Tensor | float
 
@@ -33,7 +34,7 @@ BORDER = 1e-3
 112 sqrt(c) for Q = 0.1 (at a margin of 1e-7 it is 1e4)."""
 
 TINY = 1e-30
-"""Squares below it count as zero."""
+"""What is below it counts as zero."""
 
 P = ParamSpec("P")
 
@@ -53,18 +54,18 @@ def _precise(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
         dtype = torch.float64 if any(a.dtype == torch.float64 for a in points) else torch.float32
 
         def lift(a: Any) -> Any:
-            if not isinstance(a, Tensor):
-                return a
-            return a.to(dtype) if a.ndim > 0 else _wide(a)
+            if isinstance(a, Tensor):
+                return a.to(dtype) if a.ndim > 0 else _wide(a)
+            return a
 
         with torch.autocast(points[0].device.type, enabled=False):
-            return function(*map(lift, args), **{k: lift(a) for k, a in kwargs.items()}).to(dtype)  # type: ignore[arg-type]
+            return function(*map(lift, args), **{k: lift(a) for k, a in kwargs.items()}).to(dtype)
 
     return wrapped
 
 
-# Inner products. Their tensors are large beside all that follows, so their gradients are written out: autograd's
-# own cost three times as much, nearly all of it in fresh memory.
+# Inner products. Their tensors are large beside all that follows, so their gradients are written out (autograd's
+# own take three times as long, most of it on fresh memory). There are no second derivatives.
 
 
 def _square(x: Tensor) -> Tensor:
@@ -85,10 +86,11 @@ class _AllProducts(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, g_xx: Tensor, g_xy: Tensor, g_yy: Tensor) -> tuple[Tensor, Tensor]:
         x, y = ctx.saved_tensors
-        g_x = (g_xy @ y).addcmul_(x, 2 * g_xx.unsqueeze(-1))
-        return g_x, (g_xy.mT @ x).addcmul_(y, 2 * g_yy.unsqueeze(-1))
+        g_x = torch.addcmul(g_xy @ y, x, g_xx.unsqueeze(-1), value=2)
+        return g_x, torch.addcmul(g_xy.mT @ x, y, g_yy.unsqueeze(-1), value=2)
 
 
 class _Gram(torch.autograd.Function):
@@ -105,11 +107,15 @@ class _Gram(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(output[1])
         ctx.dtype = inputs[0].dtype
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, _: Any) -> tuple[Tensor, Tensor]:
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor | None, _: Any) -> tuple[Tensor | None, Tensor | None]:
+        if g is None:
+            return None, None
         (rows,) = ctx.saved_tensors
         of_y, of_w = (g + g.mT).unbind(-2)
         grads = torch.stack([of_y - of_w, of_w], dim=-2) @ rows
@@ -118,8 +124,8 @@ class _Gram(torch.autograd.Function):
 
 def _products(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """|y|^2, w.y and |w|^2 of `(B, D)` rows, w = x - y; each `(B,)`."""
-    gram, _ = _Gram.apply(y, x)
-    return gram[..., 0, 0], gram[..., 0, 1], gram[..., 1, 1]
+    yy, wy, _, ww = _Gram.apply(y, x)[0].flatten(-2).unbind(-1)
+    return yy, wy, ww
 
 
 def _sqrt(u: Tensor) -> Tensor:
@@ -128,19 +134,33 @@ def _sqrt(u: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, u, 1.0).sqrt(), 0.0)
 
 
-def _arccosh1p(z: Tensor) -> Tensor:
+class _Arccosh1p(torch.autograd.Function):
     """arccosh(1 + z) without forming 1 + z, which loses small z; 0 with gradient 0 for z <= 0."""
-    positive = z > TINY
-    z = torch.where(positive, z, 1.0)
-    return torch.where(positive, torch.log1p(z + torch.sqrt(z * (z + 2))), 0.0)
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor) -> tuple[Tensor, Tensor]:
+        z = z.clamp_min(0)
+        sinh = torch.sqrt(z * (z + 2))
+        return torch.log1p(z + sinh), sinh
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor | None, _: Any) -> Tensor | None:
+        (sinh,) = ctx.saved_tensors
+        return None if g is None else torch.where(sinh > TINY, g / sinh, 0.0)
 
 
 def _scaled_norm(x: Tensor, c: Curvature) -> Tensor:
     """sqrt(c)|x|, shape `(...)`, floored at 1e-6: sinh(r)/r and asinh(r)/r are 1 to 1e-12 there."""
     return (c**0.5 * _wide(torch.linalg.vector_norm(x, dim=-1))).clamp_min(1e-6)
-
-
-# Points.
 
 
 @_precise
@@ -172,9 +192,6 @@ def radius(x: Tensor, c: Curvature) -> Tensor:
     return torch.asinh(c**0.5 * _wide(torch.linalg.vector_norm(x, dim=-1))) / c**0.5
 
 
-# Distances.
-
-
 @_precise
 def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     """Distance of each row of x to the same row of y, both `(B, D)`, shape `(B,)` (Eq. 2).
@@ -182,7 +199,7 @@ def distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     Relative error below 1e-6 up to norms of 1e3 at c = 10, however close the points; 0 where they coincide.
     """
     yy, wy, ww = _products(y, x)
-    return _arccosh1p(c / 2 * (ww - _lag(yy, wy, ww, c) ** 2)) / c**0.5
+    return _Arccosh1p.apply(c / 2 * (ww - _lag(yy, wy, ww, c) ** 2))[0] / c**0.5
 
 
 @_precise
@@ -193,9 +210,11 @@ def pairwise_distance(x: Tensor, y: Tensor, c: Curvature) -> Tensor:
     right to 1e-4 of themselves down to 2e-6 n, and never off by more than 1e-7 n.
     """
     xx, xy, yy = _AllProducts.apply(_wide(x), _wide(y))
-    lag = torch.sqrt(1 / c + xx).unsqueeze(-1) - torch.sqrt(1 / c + yy).unsqueeze(-2)
-    ww = xx.unsqueeze(-1) + yy.unsqueeze(-2) - 2 * xy
-    return _arccosh1p(c / 2 * (ww - lag**2)) / c**0.5
+    # Times as they rise above the origin's: no 1 is left to subtract, in which short distances would drown.
+    t_0 = c**-0.5
+    rise_x = (xx / (torch.sqrt(1 / c + xx) + t_0)).unsqueeze(-1)
+    rise_y = (yy / (torch.sqrt(1 / c + yy) + t_0)).unsqueeze(-2)
+    return _Arccosh1p.apply(c * (rise_x * (rise_y + t_0) + t_0 * rise_y - xy))[0] / c**0.5
 
 
 def _lag(yy: Tensor, wy: Tensor, ww: Tensor, c: Curvature) -> Tensor:
@@ -215,9 +234,6 @@ def pairwise_cosine(x: Tensor, y: Tensor) -> Tensor:
     """
     xx, xy, yy = _AllProducts.apply(_wide(x), _wide(y))
     return xy / (xx.clamp_min(NEAR**2).unsqueeze(-1) * yy.clamp_min(NEAR**2).unsqueeze(-2)).sqrt()
-
-
-# Cones.
 
 
 @_precise
@@ -245,7 +261,8 @@ def exterior_angle(y: Tensor, x: Tensor, c: Curvature) -> Tensor:
     """Angle at the parent y between the ray away from the origin and the way to the child x (Eq. 7's ext).
 
     Both `(B, D)`, shape `(B,)` in [0, pi] rad: 0 straight outwards, pi towards the origin; 0 where the points
-    coincide (a point lies in its own cone) and pi/2 for a parent at the origin.
+    coincide (a point lies in its own cone) and pi/2 for a parent at the origin. Right to 1e-7 times the smaller
+    of the two times (in units of 1/sqrt(c)).
     """
     yy, wy, ww = _products(y, x)
     along, across, y_norm = _split(yy, wy, ww)

@@ -172,4 +172,4 @@ class HistModel(nn.Module):
         hea, cones = entailment_loss(e, self.variant.terms)
         loss = mse + self.config.alpha * self.variant.alpha_scale * (hca + self.config.beta * hea)
         log = {"loss": loss.detach(), "mse": mse.detach(), "hca": hca.detach(), "hea": hea.detach()}
-        return loss, log | cones | geometry_summary(e)
+        return loss, log | cones | geometry_summary(e, self.variant.terms.geometry)

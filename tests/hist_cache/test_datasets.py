@@ -81,7 +81,7 @@ def test_skin_leaves_out_the_studys_slides_at_other_resolutions(hest):
 def test_real_presets_train_at_the_papers_width_and_the_demo_small():
     assert get_dataset("kidney").training == {"width": 1024}
     assert get_dataset("kidney").encoder == "uni"
-    assert get_dataset("demo").training == {"width": 128, "depth": 1, "epochs": 40}
+    assert get_dataset("demo").training == {"width": 128, "depth": 1, "lr": 1e-3, "epochs": 60}
     assert get_dataset("demo").encoder == "demo"
 
 

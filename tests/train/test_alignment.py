@@ -19,7 +19,7 @@ NONE = (0.0, 0.0, 0.0, 0.0)
 
 
 def embedded(points, c, tau):
-    return Embedded(*points, torch.as_tensor(c), torch.as_tensor(tau))
+    return Embedded(**dict(zip(NAMES, points, strict=True)), c=torch.as_tensor(c), tau=torch.as_tensor(tau))
 
 
 def batch(seed=0, n=12, d=6, c=1.3, tau=0.2, dtype=torch.float64, spread=1.0):

@@ -2,7 +2,7 @@
 
 import math
 
-import mpmath as mp
+import mpmath as mp  # type: ignore[import-untyped]
 import pytest
 import torch
 from hypothesis import given, settings
@@ -105,6 +105,12 @@ def test_pairwise_distance_of_close_points(seed, norm, gap, c):
             assert got[i, j].item() == pytest.approx(true, rel=1e-4 if true > 2e-6 * n else 0, abs=1e-7 * n)
 
 
+def test_short_distances_are_not_lost_beside_one():
+    x = 1e-12 * directions(3, 4, 0)
+    for found in (lorentz.distance(x, 0 * x, 1.0), lorentz.pairwise_distance(x, 0 * x[:1], 1.0)[:, 0]):
+        torch.testing.assert_close(found, x.norm(dim=-1), rtol=1e-9, atol=0)
+
+
 def test_pairwise_distance_of_coincident_points_at_full_size():
     for norm in (0.0, 1.0, 1e3):
         for c in CURVATURES:
@@ -122,7 +128,8 @@ def test_exterior_angle_as_printed(seed, d, norm_y, norm_x, gap, c):
         if torch.equal(x, y):
             continue
         got = lorentz.exterior_angle(y, x, c).item()
-        assert got == pytest.approx(exact_exterior_angle(y[0], x[0], c), rel=1e-6, abs=1e-6)
+        rounding = 1e-7 * math.sqrt(1 + c * min(x.norm(), y.norm()) ** 2) + 1e-6
+        assert got == pytest.approx(exact_exterior_angle(y[0], x[0], c), abs=rounding)
 
 
 @for_all(seeds, st.floats(0.01, 1e3), curvatures, st.floats(0.01, 0.5))
@@ -193,19 +200,20 @@ def test_distance_is_a_metric(seed, three_norms, c):
 @for_all(seeds, st.floats(0.01, 100), st.floats(0.01, 100), curvatures)
 def test_curvature_is_only_a_change_of_unit(seed, norm_x, norm_y, c):
     x, y, s = norm_x * directions(3, 5, seed), norm_y * directions(3, 5, seed + 1), c**0.5
-    close = dict(rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(s * lorentz.distance(x, y, c), lorentz.distance(s * x, s * y, 1.0), **close)
-    torch.testing.assert_close(lorentz.half_aperture(y, c), lorentz.half_aperture(s * y, 1.0), **close)
-    torch.testing.assert_close(lorentz.exterior_angle(y, x, c), lorentz.exterior_angle(s * y, s * x, 1.0), **close)
+    for function in (lorentz.distance, lorentz.exterior_angle):
+        unit = s if function is lorentz.distance else 1
+        got, want = unit * function(y, x, c), function(s * y, s * x, 1.0)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(lorentz.half_aperture(y, c), lorentz.half_aperture(s * y, 1.0))
 
 
 @for_all(seeds, st.floats(0.25, 50), st.floats(1.01, 20), curvatures)
 def test_cones(seed, norm, further, c):
     y = norm / c**0.5 * directions(3, 6, seed)
     outwards = lorentz.exterior_angle(y, further * y, c)
-    assert (outwards < 1e-6).all()
-    assert (lorentz.exterior_angle(further * y, y, c) > math.pi - 1e-6).all()
-    assert (lorentz.exterior_angle(y, -y, c) > math.pi - 1e-6).all()
+    assert (outwards < 1e-5).all()
+    assert (lorentz.exterior_angle(further * y, y, c) > math.pi - 1e-5).all()
+    assert (lorentz.exterior_angle(y, -y, c) > math.pi - 1e-5).all()
     # A child inside a parent's cone has its own, narrower cone; slightly off the axis it is still inside.
     aperture = lorentz.half_aperture(y, c)
     assert (lorentz.half_aperture(further * y, c) < aperture).all()
@@ -268,7 +276,7 @@ def awkward_pairs():
     pairs = [(a * u, b * v) for a in sizes for b in sizes]
     for a in sizes:
         pairs += [(a * u, a * u), (a * u, -a * u), (a * u, 0.5 * a * u), (a * u, 2 * a * u)]
-        pairs += [(a * u, a * u + gap * max(a, 1e-3) * v) for gap in (1e-12, 1e-7, 1e-4, 1e-2)]
+        pairs += [(a * u, a * u + gap * max(a, 1e-3) * v) for gap in (1e-12, 1e-7, 1e-4, 1.5e-3, 1e-2)]
     return torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
 
 
@@ -291,11 +299,11 @@ def test_values_and_gradients_are_finite(name, c, dtype):
 def test_gradients_are_bounded_where_formulas_are_not(c):
     x, y = awkward_pairs()
     _, (gx, gy) = gradients(lambda a, b: lorentz.distance(a, b, c), x, y)
-    assert max(gx.norm(dim=-1).max(), gy.norm(dim=-1).max()) <= 1 + 1e-6
+    assert max(gx.norm(dim=-1).max(), gy.norm(dim=-1).max()) <= 1 + 1e-4
     # An angle's gradient grows as 1/distance, and near the origin as 1/|y|; it stops at about 1/NEAR.
     for ext in (lambda a, b: lorentz.exterior_angle(a, b, c), lorentz.euclidean_exterior_angle):
         _, (gy, gx) = gradients(ext, y, x)
-        assert max(gx.norm(dim=-1).max(), gy.norm(dim=-1).max()) <= 5 * max(c**0.5, 1) / lorentz.NEAR
+        assert max(gx.norm(dim=-1).max(), gy.norm(dim=-1).max()) <= max(c**0.5, 1) / lorentz.NEAR
     border = 0.2 / c**0.5 * torch.linspace(0.999, 1.01, 1000, dtype=torch.float64)
     _, (g,) = gradients(lambda n: lorentz.half_aperture(n.unsqueeze(-1), c), border)
     assert g.abs().max() <= 112 * c**0.5
@@ -351,13 +359,26 @@ def test_half_precision_points_are_taken_at_their_value():
     assert torch.equal(lorentz.pairwise_distance(x, y, 1.0), want)
 
 
+@pytest.mark.filterwarnings("error")
 def test_many_runs_at_once():
     x, y = directions(6, 8, 0).view(2, 3, 8), directions(6, 8, 1).view(2, 3, 8)
     c = torch.tensor([0.5, 2.0], dtype=torch.float64)
     for function in PAIRED.values():
-        batched = torch.func.vmap(function)(x, y, c)
-        one_by_one = torch.stack([function(x[i], y[i], c[i]) for i in range(2)])
-        torch.testing.assert_close(batched, one_by_one)
+
+        def loss(x, y, c, function=function):
+            return function(x, y, c).sum()
+
+        batched = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1, 2)))(x, y, c)
+        for i in range(2):
+            _, alone = gradients(function, x[i], y[i], c[i])
+            torch.testing.assert_close(tuple(g[i] for g in batched), alone)
+
+
+def test_second_derivatives_are_refused():
+    x = directions(2, 4, 0).requires_grad_()
+    (g,) = torch.autograd.grad(lorentz.pairwise_distance(x, 2 * x, 1.0).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()
 
 
 # geoopt: distances at any curvature, cones at c = 1 (through the Poincare ball, which keeps angles).
