@@ -30,6 +30,7 @@ from train.model import HistModel, ModelConfig
 from train.variants import get_variant
 
 BATCH = 128
+SMALL = 256  # a width whose model has about 4 M parameters
 TRAFFIC = 7 * 4  # bytes a parameter: AdamW reads weight, gradient and two moments, writes weight and moments, float32
 
 
@@ -83,10 +84,10 @@ def bandwidth(device: torch.device) -> float:
 
 
 class HdfDataset(Dataset):
-    """Spot by spot from HDF5, as most training code reads its features."""
+    """Spot by spot from HDF5, as most training code reads its features; `reopen`: the file is opened for each."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.file = path, None
+    def __init__(self, path: Path, reopen: bool) -> None:
+        self.path, self.reopen, self.file = path, reopen, None
         with h5py.File(path) as file:
             self.n = len(file["spot"])
 
@@ -94,8 +95,11 @@ class HdfDataset(Dataset):
         return self.n
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, ...]:
-        self.file = self.file or h5py.File(self.path, "r")
         names = ("spot", "niche", "expression", "niche_expression")
+        if self.reopen:
+            with h5py.File(self.path, "r") as file:
+                return tuple(file[name][i].astype(np.float32) for name in names)
+        self.file = self.file or h5py.File(self.path, "r")
         return tuple(self.file[name][i].astype(np.float32) for name in names)
 
 
@@ -123,32 +127,35 @@ def report(arguments: argparse.Namespace) -> None:
     )
     print(f"step {1e3 * took:.1f} ms: {ratio:.2f} x its floor")
 
-    order = torch.Generator().manual_seed(0)
-    every = torch.arange(arguments.spots, device=device)
+    for width in sorted({arguments.width, SMALL}):
+        compare_epochs(make_model(data, width, device), data, device)
+    scaling(arguments, device)
+
+
+def compare_epochs(model: HistModel, data: SpotData, device: torch.device) -> None:
+    """An epoch on the cache in memory, and the same steps fed spot by spot from HDF5."""
+    optimizer, order = make_optimizer(model, LoopConfig()), torch.Generator().manual_seed(0)
+    every = torch.arange(len(data.spot), device=device)
     ours = seconds(lambda: train_epoch(model, optimizer, data, every, BATCH, order), 3)
+    feeding = seconds(lambda: [gather(data, part) for part in every.split(BATCH)], 3)
+    size = sum(p.numel() for p in model.parameters()) / 1e6
+    print(f"{size:.1f} M parameters, epoch of {len(every):,} spots: {ours:.2f} s, of which feeding {feeding:.3f} s")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.h5"
         with h5py.File(path, "w") as file:
             for name in ("spot", "niche", "expression", "niche_expression"):
                 file[name] = getattr(data, name).cpu().numpy()
 
-        def usual(train: bool, workers: int) -> None:
-            for batch in DataLoader(
-                HdfDataset(path), batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers
-            ):
-                if train:
-                    step(model, optimizer, tuple(t.to(device) for t in batch))
+        def usual(reopen: bool, workers: int) -> None:
+            items = HdfDataset(path, reopen)
+            for batch in DataLoader(items, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers):
+                step(model, optimizer, tuple(t.to(device) for t in batch))
 
-        for workers in (0, 2):
-            theirs = seconds(lambda: usual(True, workers), 1)  # noqa: B023
-            feeding = seconds(lambda: usual(False, workers), 1)  # noqa: B023
-            ours_feeding = seconds(lambda: [gather(data, part) for part in every.split(BATCH)], 3)
-            print(
-                f"epoch of {arguments.spots:,} spots: {ours:.2f} s; through a per-item HDF5 DataLoader with {workers} "
-                f"workers {theirs:.2f} s: {theirs / ours:.1f} x"
-            )
-            print(f"  feeding alone: {ours_feeding:.3f} s against {feeding:.2f} s: {feeding / ours_feeding:.0f} x")
-    scaling(arguments, device)
+        for reopen in (False, True):
+            for workers in (0, 2):
+                theirs = seconds(lambda: usual(reopen, workers), 1)  # noqa: B023
+                how = "opened for each spot" if reopen else "kept open"
+                print(f"  per-item HDF5, file {how}, {workers} workers: {theirs:.2f} s, {theirs / ours:.1f} x")
 
 
 def scaling(arguments: argparse.Namespace, device: torch.device) -> None:

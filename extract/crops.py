@@ -5,7 +5,6 @@ A crop is a square of micrometres around a spot's centre, cut at level 0 on whol
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,25 +47,28 @@ class Piece:
     take: tuple[slice, slice]
 
 
+def tile_range(image: Image, left: int, top: int, side: int) -> tuple[range, range]:
+    """Columns and rows of the tiles that the square at (left, top) touches; empty off the slide."""
+
+    def span(start: int, whole: int, tile: int) -> range:
+        end = min(start + side, whole)
+        return range(max(start, 0) // tile, -(-end // tile) if end > 0 else 0)
+
+    return span(left, image.width, image.tile_width), span(top, image.height, image.tile_height)
+
+
 def pieces(image: Image, left: int, top: int, side: int) -> list[Piece]:
     """The tile parts that make up the square at (left, top); none of them off the slide."""
-    found = []
-    x_end, y_end = min(left + side, image.width), min(top + side, image.height)
-    for row in range(max(top, 0) // image.tile_height, -(-y_end // image.tile_height) if y_end > 0 else 0):
-        y0, y1 = row * image.tile_height, min((row + 1) * image.tile_height, y_end)
-        ya = max(y0, top)
-        for column in range(max(left, 0) // image.tile_width, -(-x_end // image.tile_width) if x_end > 0 else 0):
-            x0, x1 = column * image.tile_width, min((column + 1) * image.tile_width, x_end)
-            xa = max(x0, left)
-            if ya < y1 and xa < x1:
-                found.append(
-                    Piece(
-                        (column, row),
-                        (slice(ya - top, y1 - top), slice(xa - left, x1 - left)),
-                        (slice(ya - y0, y1 - y0), slice(xa - x0, x1 - x0)),
-                    )
-                )
-    return found
+    columns, rows = tile_range(image, left, top, side)
+    across = [(c, *_overlap(left, side, c * image.tile_width, image.tile_width, image.width)) for c in columns]
+    down = [(r, *_overlap(top, side, r * image.tile_height, image.tile_height, image.height)) for r in rows]
+    return [Piece((c, r), (to_y, to_x), (take_y, take_x)) for r, to_y, take_y in down for c, to_x, take_x in across]
+
+
+def _overlap(start: int, side: int, tile_start: int, tile: int, whole: int) -> tuple[slice, slice]:
+    """Along one axis: where the overlap of crop and tile lies in the crop, and where in the tile."""
+    low, high = max(start, tile_start), min(start + side, tile_start + tile, whole)
+    return slice(low - start, high - start), slice(low - tile_start, high - tile_start)
 
 
 def sweep_order(coords: np.ndarray, band_px: float) -> np.ndarray:
@@ -79,9 +81,14 @@ def sweep_order(coords: np.ndarray, band_px: float) -> np.ndarray:
 class TileStore:
     """Tiles held from the first crop that needs them to the last: each is decoded once, and dropped when done with."""
 
-    def __init__(self, image: Image, plans: list[list[Piece]], pool: ThreadPoolExecutor) -> None:
+    def __init__(self, image: Image, crops: list[Crops], pool: ThreadPoolExecutor) -> None:
         self._image, self._pool = image, pool
-        self._uses = Counter(piece.tile for plan in plans for piece in plan)
+        shape = (-(-image.height // image.tile_height), -(-image.width // image.tile_width))
+        self._uses = np.zeros(shape, dtype=np.int32)  # by how many crops each tile is still needed
+        for c in crops:
+            for left, top in zip(c.left.tolist(), c.top.tolist(), strict=True):
+                columns, rows = tile_range(image, left, top, c.side_px)
+                self._uses[rows.start : rows.stop, columns.start : columns.stop] += 1
         self._tiles: dict[tuple[int, int], np.ndarray] = {}
         self.decoded = 0
 
@@ -110,8 +117,9 @@ class TileStore:
         """These crops are done: forget tiles that no other crop needs."""
         for plan in plans:
             for piece in plan:
-                self._uses[piece.tile] -= 1
-                if not self._uses[piece.tile]:
+                column, row = piece.tile
+                self._uses[row, column] -= 1
+                if not self._uses[row, column]:
                     self._tiles.pop(piece.tile, None)
 
     @property

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.crops import Crops, Piece, TileStore, blocks, pieces, sweep_order
+from extract.crops import Crops, TileStore, blocks, pieces, sweep_order
 from extract.encoders import Encoder
 from extract.images import Image
 from extract.inputs import Batch, Inputs
@@ -117,26 +117,19 @@ class Pipeline:
         """Batches in sweep order: all crops of a block of spots, so that their common tiles are decoded once."""
         largest = max(c.side_px for c in crops)
         order = sweep_order(coords, max(largest, image.tile_height))
-        plans = {
-            (c.name, r): pieces(image, int(c.left[r]), int(c.top[r]), c.side_px)
-            for c in crops
-            for r in range(len(coords))
-        }
-        tiles = TileStore(image, list(plans.values()), self._pool)
+        tiles = TileStore(image, crops, self._pool)
         per_block = max(1, self.batch_size // len(crops))
         pending: list[Item] = []
         for block in blocks(order, per_block):
             pending += [Item(c, int(row)) for c in crops for row in block]
             while len(pending) >= self.batch_size:
-                yield self._prepare(pending[: self.batch_size], plans, tiles)
+                yield self._prepare(image, pending[: self.batch_size], tiles)
                 pending = pending[self.batch_size :]
         if pending:
-            yield self._prepare(pending, plans, tiles)
+            yield self._prepare(image, pending, tiles)
 
-    def _prepare(
-        self, items: list[Item], plans: dict[tuple[str, int], list[Piece]], tiles: TileStore
-    ) -> tuple[list[Item], Batch]:
-        batch_plans = [plans[i.crops.name, i.row] for i in items]
+    def _prepare(self, image: Image, items: list[Item], tiles: TileStore) -> tuple[list[Item], Batch]:
+        batch_plans = [pieces(image, int(i.crops.left[i.row]), int(i.crops.top[i.row]), i.crops.side_px) for i in items]
         tiles.load(batch_plans)
         batch = self.inputs.new_batch(len(items))
 

@@ -16,6 +16,7 @@ from hist_cache.options import option, parse, run
 
 if TYPE_CHECKING:
     from hist_cache.cache import Cache, CachedSlide
+    from hist_cache.runs import Fold
     from hist_cache.splits import Split
     from train.runs import Setting
 
@@ -74,6 +75,7 @@ def train(config: Config) -> int:
 
     from hist_cache.cache import last_dataset, open_cache
     from hist_cache.panels import choose_panel
+    from hist_cache.runs import Fold
     from hist_cache.splits import make_splits
     from train.data import assemble, read_slides
     from train.runs import run_fold, write_summary
@@ -108,7 +110,7 @@ def train(config: Config) -> int:
 
     for i, split in chosen.items():
         say_split(i, split, patients)
-        if (folder / f"fold{i}" / "metrics.json").exists():
+        if done_before(Fold(folder / f"fold{i}"), split):
             say(f"fold {i}: done before, not run again")
             continue
         with progress(f"fold {i}", setting.loop.epochs, "epochs") as meter:
@@ -124,8 +126,7 @@ def train(config: Config) -> int:
             f"{metrics['pooled'][best]:.3f} "
             f"(ridge {controls['ridge'][best]:.3f}, permuted {controls['permuted'][best]:.3f})"
         )
-    folds = [folder / f"fold{i}" for i in chosen]
-    print_summary(write_summary(folder, folds), variant.name)
+    print_summary(write_summary(folder), variant.name)
     say(f"{folder}: summary.json; in each fold maps.png, training.png, metrics.json, predictions.h5ad")
     return 0
 
@@ -197,6 +198,17 @@ def make_setting(
         model=resolve(ModelConfig, embedding_width=embedding_width, n_genes=len(panel)),
         loop=resolve(LoopConfig),
     )
+
+
+def done_before(fold: Fold, split: Split) -> bool:
+    """Whether a fold is finished; `InputError` where its slides were others (a file of splits has changed)."""
+    if not fold.finished:
+        return False
+    if {k: set(v) for k, v in fold.config["split"].items()} != {
+        k: set(v) for k, v in dataclasses.asdict(split).items()
+    }:
+        raise InputError(f"{fold.folder}: was run on other slides than this split has; give another --runs folder")
+    return True
 
 
 def check_resumable(folder: Path, chosen: dict[int, Split]) -> None:

@@ -65,9 +65,8 @@ class ResidualMLP(nn.Module):
                 nn.LayerNorm(width),
                 nn.Linear(width, 2 * width),
                 nn.GELU(),
-                nn.Dropout(dropout),
                 nn.Linear(2 * width, width),
-                nn.Dropout(dropout),
+                nn.Dropout(dropout),  # one a block: drawing its mask is a tenth of a step on a CPU
             )
             for _ in range(depth)
         )
@@ -168,8 +167,10 @@ class HistModel(nn.Module):
         images = self.images(spot, niche)
         mse = F.mse_loss(self.decode(images), expression)
         e = self.embed(images, self.genes(expression, niche_expression))
-        hca = contrast_loss(e, self.variant.terms)
-        hea, cones = entailment_loss(e, self.variant.terms)
-        loss = mse + self.config.alpha * self.variant.alpha_scale * (hca + self.config.beta * hea)
+        weight = self.config.alpha * self.variant.alpha_scale
+        with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):  # without weight they are only logged
+            hca = contrast_loss(e, self.variant.terms)
+            hea, cones = entailment_loss(e, self.variant.terms)
+        loss = mse + weight * (hca + self.config.beta * hea)
         log = {"loss": loss.detach(), "mse": mse.detach(), "hca": hca.detach(), "hea": hea.detach()}
         return loss, log | cones | geometry_summary(e, self.variant.terms.geometry)

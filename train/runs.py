@@ -196,9 +196,9 @@ def load_model(folder: Path) -> HistModel:
     return model.eval()
 
 
-def write_summary(run: Path, folds: list[Path]) -> dict[str, Any]:
+def write_summary(run: Path) -> dict[str, Any]:
     """Mean and standard deviation over the finished folds, of the run and of its controls; also `summary.json`."""
-    metrics = {f.name: files.Fold(f).metrics for f in folds}
+    metrics = {fold.folder.name: fold.metrics for fold in files.Run(run).folds}
     rows = {
         MODEL_KEY: [m["pooled"] for m in metrics.values()],
         f"{MODEL_KEY} (slide mean)": [m["slide_mean"] for m in metrics.values()],

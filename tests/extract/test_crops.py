@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.crops import TileStore, niche_side_um, pieces, plan_crops, sweep_order
+from extract.crops import Crops, TileStore, niche_side_um, pieces, plan_crops, sweep_order
 from extract.images import WHITE
 from extract.resize import Normalizer, resize, resize_float
 
@@ -57,7 +57,7 @@ def test_a_crop_is_the_padded_image_there(width, height, tile_width, tile_height
     plan = pieces(image, left, top, side)
     out = np.zeros((side, side, 3), dtype=np.uint8)
     with ThreadPoolExecutor(2) as pool:
-        tiles = TileStore(image, [plan], pool)
+        tiles = TileStore(image, [Crops("spot", side, np.array([left]), np.array([top]))], pool)
         tiles.load([plan])
         tiles.cut(plan, out)
         tiles.release([plan])
@@ -77,7 +77,7 @@ def test_a_sweep_decodes_each_tile_once_and_keeps_few() -> None:
     plans = [pieces(image, int(crops.left[r]), int(crops.top[r]), crops.side_px) for r in order]
     most = 0
     with ThreadPoolExecutor(2) as pool:
-        tiles = TileStore(image, plans, pool)
+        tiles = TileStore(image, [crops], pool)
         for i in range(0, len(plans), 16):
             tiles.load(plans[i : i + 16])
             most = max(most, tiles.bytes)
