@@ -51,8 +51,8 @@ def tile_range(image: Image, left: int, top: int, side: int) -> tuple[range, ran
     """Columns and rows of the tiles that the square at (left, top) touches; empty off the slide."""
 
     def span(start: int, whole: int, tile: int) -> range:
-        end = min(start + side, whole)
-        return range(max(start, 0) // tile, -(-end // tile) if end > 0 else 0)
+        first, end = max(start, 0), min(start + side, whole)
+        return range(first // tile, -(-end // tile)) if first < end else range(0)
 
     return span(left, image.width, image.tile_width), span(top, image.height, image.tile_height)
 
