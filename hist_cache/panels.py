@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import csr_matrix
 
 from hist_cache.errors import InputError
@@ -76,31 +75,19 @@ def variable_union(slides: dict[str, tuple[csr_matrix, list[str]]]) -> list[str]
     """The union over slides of each slide's most variable genes, by name."""
     found: set[str] = set()
     for counts, names in slides.values():
-        dispersion = normalized_dispersion(counts)
-        order = np.lexsort((np.array(names), -dispersion))[:VARIABLE_PER_SLIDE]
-        found.update(names[i] for i in order if np.isfinite(dispersion[i]))
+        found.update(top(names, normalized_variance(counts), VARIABLE_PER_SLIDE))
     return sorted(found)
 
 
-def normalized_dispersion(counts: csr_matrix) -> np.ndarray:
-    """(G,) log dispersion of library-size normalised counts, standardised among genes of similar mean.
-
-    Satija et al. 2015, as in scanpy's default flavour: variance / mean, in 20 bins of log mean; -inf for absent genes.
-    """
+def normalized_variance(counts: csr_matrix) -> np.ndarray:
+    """(G,) variance over spots of log(1 + count scaled to the median library size): for ranking only."""
     total = np.asarray(counts.sum(1)).ravel().astype(np.float64)
-    normal = counts.astype(np.float64).multiply((np.median(total[total > 0]) / np.maximum(total, 1))[:, None]).tocsr()
+    scale = np.median(total[total > 0]) / np.maximum(total, 1)
+    normal = counts.astype(np.float64).multiply(scale[:, None]).tocsr().log1p()
     n = counts.shape[0]
     mean = np.asarray(normal.mean(0)).ravel()
     square = np.asarray(normal.multiply(normal).mean(0)).ravel()
-    variance = (square - mean**2) * n / max(n - 1, 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        dispersion = np.log(np.where(variance > 0, variance / np.where(mean > 0, mean, 1e-12), np.nan))
-    table = pd.DataFrame({"d": dispersion, "bin": pd.cut(np.log1p(mean), bins=20)})
-    groups = table.groupby("bin", observed=True)["d"]
-    center, spread = groups.transform("mean"), groups.transform("std")
-    alone = spread.isna() | (spread == 0)  # a bin of one gene: scanpy gives it 1
-    score = ((table["d"] - center.where(~alone, 0)) / spread.where(~alone, center)).to_numpy()
-    return np.where(np.isfinite(score), score, -np.inf)
+    return (square - mean**2) * n / max(n - 1, 1)
 
 
 def moments(slides: dict[str, tuple[csr_matrix, list[str]]], genes: list[str]) -> tuple[np.ndarray, np.ndarray]:
