@@ -127,9 +127,24 @@ def report(arguments: argparse.Namespace) -> None:
     )
     print(f"step {1e3 * took:.1f} ms: {ratio:.2f} x its floor")
 
+    print_profile(lambda: step(model, optimizer, gather(data, rows)))
     for width in sorted({arguments.width, SMALL}):
         compare_epochs(make_model(data, width, device), data, device)
     scaling(arguments, device)
+
+
+def print_profile(work: Callable[[], object]) -> None:
+    """Where a step's time goes, by operation: its own CPU time (on a GPU, its own device time)."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
+    with profile(activities=activities) as profiled:
+        work()
+    field = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    rows = sorted(profiled.key_averages(), key=lambda row: -getattr(row, field))
+    total = sum(getattr(row, field) for row in rows)
+    shares = [f"{row.key.removeprefix('aten::')} {getattr(row, field) / total:.0%}" for row in rows[:10]]
+    print("  where it goes: " + ", ".join(shares))
 
 
 def compare_epochs(model: HistModel, data: SpotData, device: torch.device) -> None:
@@ -144,7 +159,9 @@ def compare_epochs(model: HistModel, data: SpotData, device: torch.device) -> No
         path = Path(folder) / "features.h5"
         with h5py.File(path, "w") as file:
             for name in ("spot", "niche", "expression", "niche_expression"):
-                file[name] = getattr(data, name).cpu().numpy()
+                values = getattr(data, name).cpu().numpy()  # growable, a chunk a row: how feature files are written
+                chunk, grow = (1, values.shape[1]), (None, values.shape[1])
+                file.create_dataset(name, data=values, chunks=chunk, maxshape=grow)
 
         def usual(reopen: bool, workers: int) -> None:
             items = HdfDataset(path, reopen)

@@ -52,7 +52,8 @@ def plot_maps(
         pcc = np.nan_to_num(gene_pcc(predicted, truth), nan=-1.0)
         genes = [str(table.var_names[i]) for i in np.argsort(-pcc, kind="stable")[:GENES_SHOWN]]
     shown = list(slides)[:SLIDES_SHOWN]
-    figure, axes = _figure(1 + len(genes), 2 * len(shown), 3.0, 2.9)
+    tall = max(np.ptp(slides[s].coords[:, 1]) / max(np.ptp(slides[s].coords[:, 0]), 1.0) for s in shown)
+    figure, axes = _figure(1 + len(genes), 2 * len(shown), 3.0, 0.5 + 2.6 * min(max(tall, 0.5), 1.6))
     for r, name in enumerate(shown):
         rows = (table.obs["slide"] == name).to_numpy()
         above, below = axes[2 * r], axes[2 * r + 1]
