@@ -65,13 +65,15 @@ def extract(config: Config) -> int:
     data_root = Path(config.data_root or os.environ.get("HIST_DATA") or "data")
     if config.status or config.verify:
         return show_caches(cache_root, dataset, verify=config.verify)
-    if config.download:
+    if config.download and dataset.name != "demo":
         from hist_cache.download import download
 
         download(list(dataset.ids), data_root)
         return 0
     if dataset.name == "demo":
         data_root = make_demo(data_root, config)
+        if config.download:
+            return 0
     return compute(config, dataset, data_root, cache_root)
 
 

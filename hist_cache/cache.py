@@ -13,6 +13,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from filelock import FileLock
 from scipy.sparse import csr_matrix
 
 from hist_cache.errors import HistError, InputError, StaleCacheError
@@ -250,7 +251,8 @@ def last_dataset(root: Path) -> str:
 
 
 def remember_last(root: Path, cache: Cache) -> None:
-    write_json(root / LAST, {"dataset": cache.dataset, "folder": cache.folder.name})
+    with FileLock(root / f".{LAST}.lock"):  # two extractions may end at once
+        write_json(root / LAST, {"dataset": cache.dataset, "folder": cache.folder.name})
 
 
 def partial_files(folder: Path) -> list[Path]:

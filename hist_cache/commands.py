@@ -7,6 +7,7 @@ therefore imported from beside this one, whatever the path says.
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 
@@ -14,7 +15,8 @@ def _claim_packages() -> None:
     home = str(Path(__file__).resolve().parent.parent)
     sys.path.insert(0, home)
     try:
-        import train  # noqa: F401
+        for package in ("extract", "train", "sweeps"):
+            import_module(package)
     finally:
         sys.path.remove(home)
 

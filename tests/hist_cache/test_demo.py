@@ -52,7 +52,7 @@ def test_layout_as_in_hest(root: Path, spots: Spots, pixels: np.ndarray) -> None
         f"wsis/{SLIDE}.tif",
     ]
     files = find_slide(root, SLIDE)
-    assert (files.pitch_um, files.spot_um, files.patient) == (100, 55, "Patient A")
+    assert (files.pitch_um, files.spot_um, files.patient) == (100, 55, "Patient B")
     assert 0.66 <= files.um_per_px <= 0.74
     assert 250 <= len(spots) <= 350
     table = anndata.read_h5ad(files.table)

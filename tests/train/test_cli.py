@@ -214,7 +214,7 @@ def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(cache: Path, tmp_path:
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/*/*/fold0/panel.txt")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(2)
+    time.sleep(4)
     process.send_signal(signal.SIGINT)
     text = process.communicate()[0]
     assert process.returncode == 130, text
@@ -228,7 +228,7 @@ def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(cache: Path, tmp_path:
     )
     while not any(line for line in [again.stdout.readline()] if "going on" in line) and time.monotonic() < deadline:  # type: ignore[union-attr]
         pass
-    time.sleep(1)
+    time.sleep(4)
     again.send_signal(signal.SIGINT)
     again.communicate()
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["epoch"] > done
