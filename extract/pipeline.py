@@ -26,6 +26,7 @@ from hist_cache.console import warn
 from hist_cache.errors import HistError
 
 CHUNK_BYTES = 8 << 20  # pixels cut and resized at a time by one thread: few enough to stay in its cache
+BATCH_BYTES = 256 << 20  # pixels of a batch: large crops make smaller batches, so that memory stays bounded
 QUEUED_BATCHES = 2
 IN_FLIGHT = 2  # batches given to a GPU before the first is waited for
 
@@ -120,11 +121,14 @@ class Pipeline:
         tiles = TileStore(image, crops, self._pool)
         per_block = max(1, self.batch_size // len(crops))
         pending: list[Item] = []
+        held = 0
         for block in blocks(order, per_block):
-            pending += [Item(c, int(row)) for c in crops for row in block]
-            while len(pending) >= self.batch_size:
-                yield self._prepare(image, pending[: self.batch_size], tiles)
-                pending = pending[self.batch_size :]
+            for item in (Item(c, int(row)) for c in crops for row in block):
+                pending.append(item)
+                held += 3 * item.crops.side_px**2
+                if len(pending) == self.batch_size or held > BATCH_BYTES:
+                    yield self._prepare(image, pending, tiles)
+                    pending, held = [], 0
         if pending:
             yield self._prepare(image, pending, tiles)
 

@@ -177,7 +177,7 @@ def make_setting(
         values = dict(fixed)
         for field in dataclasses.fields(kind):
             asked = getattr(config, field.name, None)
-            if field.name not in values and (asked or asked == 0) and asked is not False:
+            if field.name not in values and asked is not None and asked is not False:
                 values[field.name] = asked
             elif field.name not in values and field.name in preset:
                 values[field.name] = preset[field.name]

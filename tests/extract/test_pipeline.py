@@ -128,3 +128,12 @@ def test_background_batches_pass_errors_on_and_end_early() -> None:
     early = in_background(items(1000, False))
     assert next(early) == (0, 0)
     early.close()  # type: ignore[attr-defined]
+
+
+def test_large_crops_make_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_slide(tmp_path, "TINY1")
+    whole = embed_tiny(Pipeline(fake(Narrow(1000)), CPU, torch.float32, 16, 2), tmp_path)
+    monkeypatch.setattr("extract.pipeline.BATCH_BYTES", 3 * 3 * 28**2)
+    pipeline = Pipeline(fake(Narrow(4)), CPU, torch.float32, 16, 2)  # 28 px spots: four go beyond the bytes of three
+    np.testing.assert_array_equal(embed_tiny(pipeline, tmp_path)["spot"], whole["spot"])
+    assert pipeline.batch_size == 16
