@@ -27,11 +27,10 @@ import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from extract.cli import has_fast_bf16
 from extract.crops import Crops, niche_side_um, plan_crops
 from extract.encoders import Encoder, load_encoder
 from extract.images import open_image
-from extract.pipeline import Clock, Pipeline
+from extract.pipeline import Clock, Pipeline, start_pipeline
 from hist_cache.slides import SlideFiles, find_slide, read_spots, slides_on_disk
 
 
@@ -86,11 +85,8 @@ def compare(arguments: argparse.Namespace) -> None:
     root = Path(arguments.data_root)
     slides = arguments.ids.split(",") if arguments.ids else slides_on_disk(root)[:4]
     encoder = load_encoder(arguments.encoder, random_weights=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = arguments.precision or ("bf16" if has_fast_bf16(device) else "fp32")
-    threads = torch.get_num_threads()
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    pipeline = Pipeline(encoder, device, dtype, 256 if device.type == "cuda" else 32, threads)
+    pipeline = start_pipeline(encoder, arguments.precision)
+    device, threads = pipeline.device, torch.get_num_threads()
     bare(pipeline, 3)
     rounds: list[tuple[float, float, float]] = []
     for round_ in range(arguments.rounds):
@@ -106,7 +102,10 @@ def compare(arguments: argparse.Namespace) -> None:
                 + (f", usual way {theirs:.1f} ({theirs / limit:.3f})" if theirs == theirs else ""),
                 flush=True,
             )
-    print(f"{arguments.encoder} {precision} on {device.type}, {threads} threads, medians of {len(rounds)} rounds:")
+    print(
+        f"{arguments.encoder} {pipeline.precision} on {device.type}, {threads} threads, "
+        f"medians of {len(rounds)} rounds:"
+    )
     print(f"  hist-extract / bare encoder: {statistics.median(r[0] for r in rounds):.3f}")
     print(f"  share of time waiting for pixels: {statistics.median(r[2] for r in rounds):.3f}")
     peers = [r[1] for r in rounds if r[1] == r[1]]
@@ -192,14 +191,7 @@ def peak_memory(arguments: argparse.Namespace) -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     encoder = load_encoder(arguments.encoder, random_weights=True)
-    device = torch.device("cpu")
-    pipeline = Pipeline(
-        encoder,
-        device,
-        torch.bfloat16 if has_fast_bf16(device) else torch.float32,
-        32,
-        torch.get_num_threads(),
-    )
+    pipeline = start_pipeline(encoder, device=torch.device("cpu"))
     bare(pipeline, 2)
     if arguments.measure == "extract":
         image = open_image("large", Path(arguments.image))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hist_cache.console import duration, progress, say, size, warn
 from hist_cache.errors import HistError, InputError
-from hist_cache.options import option, parse, run
+from hist_cache.options import folder_option, option, parse, run
 
 if TYPE_CHECKING:
     from extract.encoders import Encoder
@@ -61,8 +60,8 @@ def extract(config: Config) -> int:
         dataset = custom_dataset(parse_ids(config.ids), config.dataset or "custom")
     else:
         dataset = get_dataset(config.dataset or "")
-    cache_root = Path(config.cache or os.environ.get("HIST_CACHE") or "cache")
-    data_root = Path(config.data_root or os.environ.get("HIST_DATA") or "data")
+    cache_root = folder_option(config.cache, "HIST_CACHE", "cache")
+    data_root = folder_option(config.data_root, "HIST_DATA", "data")
     if config.status or config.verify:
         return show_caches(cache_root, dataset, verify=config.verify)
     if config.download and dataset.name != "demo":
@@ -79,11 +78,11 @@ def extract(config: Config) -> int:
 
 def make_demo(data_root: Path, config: Config) -> Path:
     """The demo dataset's root, generated on first use (below ./data unless --data-root says where)."""
-    from hist_cache.demo import write_demo
+    from hist_cache.demo import missing_slides, write_demo
 
     if config.data_root is None:
         data_root = data_root / "demo"
-    if not all((data_root / "metadata" / f"DEMO{i}.json").exists() for i in range(1, 7)):
+    if missing_slides(data_root):
         say(f"generating the demo dataset in {data_root}")
         write_demo(data_root)
     return data_root
@@ -110,8 +109,7 @@ def compute(config: Config, dataset: Dataset, data_root: Path, cache_root: Path)
         )
 
     encoder, pipeline = start_encoder(config, dataset)
-    precision = "bf16" if "bfloat16" in str(pipeline.dtype) else "fp32"
-    common = common_identity(encoder, precision, config.min_spot_um)
+    common = common_identity(encoder, pipeline.precision, config.min_spot_um)
     folder = cache_root / dataset.name / folder_name(encoder, common)
     mention_other_caches(folder, encoder.slug, common)
     request = Request(data_root, sizes, config.min_spot_um, common)
@@ -147,30 +145,17 @@ def start_encoder(config: Config, dataset: Dataset) -> tuple[Encoder, Pipeline]:
     import torch
 
     from extract.encoders import load_encoder
-    from extract.pipeline import Pipeline
+    from extract.pipeline import start_pipeline
 
     name = config.encoder or dataset.encoder
     encoder = load_encoder(name, Path(config.weights) if config.weights else None, config.random_weights)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    precision = config.precision or ("bf16" if has_fast_bf16(device) else "fp32")
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    if device.type == "cuda":
+    pipeline = start_pipeline(encoder, config.precision)
+    if pipeline.device.type == "cuda":
         where = torch.cuda.get_device_name()
-        batch_size, threads = 256, min(16, os.cpu_count() or 1)
     else:
         where = f"the CPU ({torch.get_num_threads()} cores; no GPU found)"
-        batch_size, threads = 32, torch.get_num_threads()
-    say(f"encoder {name} ({encoder.source}) in {precision} on {where}")
-    return encoder, Pipeline(encoder, device, dtype, batch_size, threads)
-
-
-def has_fast_bf16(device: object) -> bool:
-    """Whether bf16 matrix products run in hardware: Ampere or newer, or a CPU with AVX512-BF16 or AMX."""
-    import torch
-
-    if getattr(device, "type", "") == "cuda":
-        return torch.cuda.get_device_capability()[0] >= 8
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    say(f"encoder {name} ({encoder.source}) in {pipeline.precision} on {where}")
+    return encoder, pipeline
 
 
 def crops_per_second(pipeline: Pipeline) -> float:

@@ -90,7 +90,6 @@ class TileStore:
                 columns, rows = tile_range(image, left, top, c.side_px)
                 self._uses[rows.start : rows.stop, columns.start : columns.stop] += 1
         self._tiles: dict[tuple[int, int], np.ndarray] = {}
-        self.decoded = 0
 
     def load(self, plans: list[list[Piece]]) -> None:
         """Decode what these crops need and is not here yet, in parallel."""
@@ -103,7 +102,6 @@ class TileStore:
         parts = [missing[i : i + share] for i in range(0, len(missing), share)]
         for tiles, arrays in zip(parts, self._pool.map(decode, parts), strict=True):
             self._tiles.update(zip(tiles, arrays, strict=True))
-        self.decoded += len(missing)
 
     def cut(self, plan: list[Piece], out: np.ndarray) -> None:
         """Fill `out` (side, side, 3) from tiles that are here; what no piece covers becomes white."""

@@ -6,6 +6,7 @@ turns, each with all of them, is faster than sharing.
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -13,6 +14,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +32,9 @@ CHUNK_BYTES = 8 << 20  # pixels cut and resized at a time by one thread: few eno
 BATCH_BYTES = 256 << 20  # pixels of a batch: large crops make smaller batches, so that memory stays bounded
 QUEUED_BATCHES = 2
 IN_FLIGHT = 2  # batches given to a GPU before the first is waited for
+
+
+Precision = Literal["bf16", "fp32"]
 
 
 @dataclass
@@ -64,6 +70,10 @@ class Pipeline:
         # Each thread does whole crops: torch must not start threads of its own within them.
         self._pool = ThreadPoolExecutor(threads, "pixels", initializer=torch.set_num_threads, initargs=(1,))
         self.clock = Clock()
+
+    @property
+    def precision(self) -> Precision:
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
 
     def embed(
         self,
@@ -171,6 +181,25 @@ class Pipeline:
         self._pool.shutdown()
 
 
+def start_pipeline(
+    encoder: Encoder, precision: Precision | None = None, device: torch.device | None = None
+) -> Pipeline:
+    """A pipeline on the best device there is, in bf16 where that is fast, with a batch that fits the device."""
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = precision or ("bf16" if has_fast_bf16(device) else "fp32")
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    if device.type == "cuda":
+        return Pipeline(encoder, device, dtype, 256, min(16, os.cpu_count() or 1))
+    return Pipeline(encoder, device, dtype, 32, torch.get_num_threads())
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 matrix products run in hardware: Ampere or newer, or a CPU with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability()[0] >= 8
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def chunks(items: list[Item]) -> list[tuple[int, int]]:
     """Runs of crops of one size, of at most CHUNK_BYTES."""
     bounds, start = [], 0
@@ -185,11 +214,8 @@ def chunks(items: list[Item]) -> list[tuple[int, int]]:
 
 def runs(items: list[Item]) -> Iterator[tuple[str, np.ndarray]]:
     """Consecutive items of the same crops: their name and rows."""
-    start = 0
-    for end in range(1, len(items) + 1):
-        if end == len(items) or items[end].crops is not items[start].crops:
-            yield items[start].crops.name, np.array([i.row for i in items[start:end]])
-            start = end
+    for name, group in groupby(items, key=lambda item: item.crops.name):
+        yield name, np.array([item.row for item in group])
 
 
 def in_background(batches: Iterator[tuple[list[Item], Batch]]) -> Iterator[tuple[list[Item], Batch]]:

@@ -8,13 +8,12 @@ the float kernel is rounded to uint8, the same values to within two grey levels.
 from __future__ import annotations
 
 import threading
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Interpolation = Literal["bilinear", "bicubic"]
+from extract.encoders import Interpolation
 
 
 def resize(crops: Tensor, size: int, interpolation: Interpolation) -> Tensor:

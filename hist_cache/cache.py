@@ -7,7 +7,6 @@ one that has the right name is whole; `complete` and a digest of every array say
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -74,10 +73,9 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
             if array.dtype == object:
                 file.create_dataset(name, data=array, dtype=h5py.string_dtype("utf-8"))
             else:
-                compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if array.size else {}
-                file.create_dataset(
-                    name, data=array, **(compression if name.startswith(("counts/", "thumbnail")) else {})
-                )
+                packed = array.size and name.startswith(("counts/", "thumbnail"))
+                compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if packed else {}
+                file.create_dataset(name, data=array, **compression)
         for size, rows in slide.neighbors.items():
             file[f"neighbors/{size}"].attrs["K"] = rows.shape[1]
         file.attrs.update(slide.attributes)
@@ -110,13 +108,17 @@ def read_fingerprint(path: Path) -> Fingerprint:
 def neighborhoods(path: Path) -> list[int]:
     """The neighbourhood sizes a file holds."""
     with _open(path) as file:
-        return sorted(int(k) for k in file.get("niche", {}))
+        return _sizes(file)
+
+
+def _sizes(file: h5py.File) -> list[int]:
+    return sorted(int(k) for k in file.get("niche", {}))
 
 
 def read_slide(path: Path, sizes: list[int] | None = None) -> CachedSlide:
     """Read a slide with the given neighbourhood sizes (default: all it has)."""
     with _open(path) as file:
-        have = sorted(int(k) for k in file.get("niche", {}))
+        have = _sizes(file)
         for size in sizes or []:
             if size not in have:
                 raise InputError(f"{path}: no niches of {size} neighbours; run hist-extract --neighbors {size}")
@@ -184,10 +186,6 @@ class Cache:
 
     def read(self, slide: str, sizes: list[int] | None = None) -> CachedSlide:
         return read_slide(self.path(slide), sizes)
-
-    def items(self, sizes: list[int] | None = None) -> Iterator[tuple[str, CachedSlide]]:
-        for slide in self.slides:
-            yield slide, self.read(slide, sizes)
 
     def fingerprint(self) -> Fingerprint:
         """The common identity; `StaleCacheError` where a file does not belong into this folder."""

@@ -67,6 +67,11 @@ def get_dataset(name: str) -> Dataset:
     )
 
 
+def dataset_named(name: str) -> Dataset:
+    """The preset of that name, or a dataset of which nothing is known: no slides, no patients, no defaults."""
+    return get_dataset(name) if name in _presets() else Dataset(name, ())
+
+
 def custom_dataset(ids: Iterable[str], name: str = "custom") -> Dataset:
     """Any slides under a name of one's own, or slides under a preset's name and with its defaults.
 
@@ -78,7 +83,7 @@ def custom_dataset(ids: Iterable[str], name: str = "custom") -> Dataset:
         raise InputError(f"dataset {name!r} has no slides: give at least one id, such as --ids SPA138")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"dataset name {name!r}: use letters, digits, '_', '-' and '.', since it names a folder")
-    base = get_dataset(name) if name in _presets() else Dataset(name, ())
+    base = dataset_named(name)
     known = {
         slide: f"{preset.name} {patient}"
         for preset in _presets().values()

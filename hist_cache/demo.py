@@ -30,10 +30,15 @@ def write_demo(root: Path, ids: Sequence[str] = DEMO_IDS, seed: int = 0) -> list
     unknown = [i for i in ids if i not in DEMO_IDS]
     if unknown:
         raise InputError(f"no demo slide {', '.join(unknown)}; there are {', '.join(DEMO_IDS)}")
-    missing = [i for i in ids if not all(p.exists() for p in demo_files(root, i))]
+    missing = missing_slides(root, ids)
     for slide in missing:
         _write_slide(root, slide, seed)
     return missing
+
+
+def missing_slides(root: Path, ids: Sequence[str] = DEMO_IDS) -> list[str]:
+    """Those of `ids` that lack a file under `root`."""
+    return [i for i in ids if not all(p.exists() for p in demo_files(root, i))]
 
 
 def demo_files(root: Path, slide: str) -> tuple[Path, Path, Path]:

@@ -51,9 +51,9 @@ class Fingerprint:
         return Fingerprint(common, common.pop("slide"), data["provenance"])
 
 
-def short_hash(common: dict[str, Any]) -> str:
-    """8 hex digits that name a cache folder."""
-    return hashlib.sha256(json.dumps(common, sort_keys=True).encode()).hexdigest()[:8]
+def short_hash(settings: dict[str, Any]) -> str:
+    """8 hex digits that tell settings apart in the name of a cache folder or a run."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def differences(cached: dict[str, Any], wanted: dict[str, Any]) -> list[str]:

@@ -40,9 +40,10 @@ def find_lattice(coords: np.ndarray, array: np.ndarray, pitch_px: float) -> Latt
         sites = _sites_from_array(array, kind)
         if sites is not None and _fits(coords, sites, kind, pitch_px):
             return Lattice(kind, sites, "array")
-    kind, angle = _order(coords, pitch_px)
+    near = cKDTree(coords).query_pairs(NEAR * pitch_px, output_type="ndarray")
+    kind, angle = _order(coords, near)
     if kind != "none":
-        sites = _sites_from_positions(coords, kind, angle, pitch_px)
+        sites = _sites_from_positions(coords, near, _vectors(kind, angle, pitch_px))
         if _fits(coords, sites, kind, pitch_px):
             return Lattice(kind, sites, "positions")
     return Lattice("none", np.zeros((len(coords), 2), dtype=np.int64), "positions")
@@ -126,9 +127,8 @@ def _fits(coords: np.ndarray, sites: np.ndarray, kind: Kind, pitch_px: float) ->
     )
 
 
-def _order(coords: np.ndarray, pitch_px: float) -> tuple[Kind, float]:
+def _order(coords: np.ndarray, pairs: np.ndarray) -> tuple[Kind, float]:
     """The lattice kind with the larger bond-orientational order, and the angle of its first vector."""
-    pairs = cKDTree(coords).query_pairs(NEAR * pitch_px, output_type="ndarray")
     if len(pairs) < 3:
         return "none", 0.0
     dx, dy = (coords[pairs[:, 1]] - coords[pairs[:, 0]]).T
@@ -140,12 +140,10 @@ def _order(coords: np.ndarray, pitch_px: float) -> tuple[Kind, float]:
     return kind, float(np.angle(mean[kind]) / (6 if kind == "hex" else 4))
 
 
-def _sites_from_positions(coords: np.ndarray, kind: Kind, angle: float, pitch_px: float) -> np.ndarray:
+def _sites_from_positions(coords: np.ndarray, pairs: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """(N, 2) sites found by walking from spot to neighbouring spot, so that jitter does not add up."""
-    vectors = _vectors(kind, angle, pitch_px)
     to_sites = np.linalg.inv(vectors)
     n = len(coords)
-    pairs = cKDTree(coords).query_pairs(NEAR * pitch_px, output_type="ndarray")
     graph = coo_matrix((np.ones(len(pairs)), pairs.T), shape=(n, n)).tocsr()
     parts, label = connected_components(graph, directed=False)
     sites = np.zeros((n, 2), dtype=np.int64)

@@ -8,6 +8,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hist_cache.console import fail
@@ -49,6 +50,11 @@ def parse(config_class: type[C], prog: str, description: str, argv: Sequence[str
             )
     namespace = parser.parse_args(list(argv) if argv is not None else sys.argv[1:])
     return config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+
+
+def folder_option(given: str | None, variable: str, default: str) -> Path:
+    """A folder as asked for, else from the environment, else below the current one."""
+    return Path(given or os.environ.get(variable) or default)
 
 
 def run(main: Callable[[C], int | None], config: C, debug: bool) -> int:

@@ -31,7 +31,7 @@ def choose_panel(kind: str, n: int | None, slides: dict[str, tuple[csr_matrix, l
     else:
         n = n or DEFAULT_SIZE[kind]
         genes = common_genes(slides)
-        candidates = variable_union({s: (_columns(c, g, genes), genes) for s, (c, g) in slides.items()})
+        candidates = variable_union({s: (columns(c, g, genes), genes) for s, (c, g) in slides.items()})
         mean, variance = moments(slides, candidates)
         panel = high_mean_high_variance(candidates, mean, variance, n) if kind == "hmhvg" else top(candidates, mean, n)
         if len(panel) < n:
@@ -94,7 +94,7 @@ def moments(slides: dict[str, tuple[csr_matrix, list[str]]], genes: list[str]) -
     """(G,) mean and variance of the raw counts over all spots of all slides."""
     n, total, square = 0, np.zeros(len(genes)), np.zeros(len(genes))
     for counts, names in slides.values():
-        c = _columns(counts, names, genes).astype(np.float64)
+        c = columns(counts, names, genes).astype(np.float64)
         n += c.shape[0]
         total += np.asarray(c.sum(0)).ravel()
         square += np.asarray(c.multiply(c).sum(0)).ravel()
@@ -126,6 +126,7 @@ def ranks(genes: Sequence[str], values: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _columns(counts: csr_matrix, names: list[str], wanted: list[str]) -> csr_matrix:
+def columns(counts: csr_matrix, names: list[str], wanted: list[str]) -> csr_matrix:
+    """(N, G) counts of the genes `wanted`, by name."""
     at = {name: i for i, name in enumerate(names)}
     return counts[:, [at[name] for name in wanted]]

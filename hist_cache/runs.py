@@ -38,6 +38,11 @@ class Fold:
         return (self.folder / METRICS).exists()
 
     @property
+    def stopped(self) -> bool:
+        """Whether there is something to go on with."""
+        return (self.folder / CHECKPOINT).exists()
+
+    @property
     def config(self) -> dict[str, Any]:
         return _read_json(self.folder / CONFIG)
 

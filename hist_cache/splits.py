@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hist_cache.console import say
-from hist_cache.datasets import dataset_names, get_dataset
+from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 
 PUBLISHED = Path(__file__).with_name("published_splits.json")
@@ -89,9 +89,9 @@ def make_splits(
 
 
 def _default_kind(dataset: str, ids: Collection[str], patients: Mapping[str, str]) -> str:
-    if dataset not in dataset_names() or published(dataset, "slide"):
+    if published(dataset, "slide"):
         return "slide"
-    kind = get_dataset(dataset).split
+    kind = dataset_named(dataset).split
     few_patients = len({patients.get(i) for i in ids} - {None}) < 3  # some slides of the dataset only
     return "slide" if kind == "patient" and few_patients else kind
 

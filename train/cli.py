@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hist_cache.console import out, progress, say, warn
 from hist_cache.errors import InputError
-from hist_cache.options import option, parse, run
+from hist_cache.options import folder_option, option, parse, run
 
 if TYPE_CHECKING:
     from hist_cache.cache import Cache, CachedSlide
@@ -82,7 +81,7 @@ def train(config: Config) -> int:
     from train.variants import get_variant
 
     variant = get_variant(config.ablation)
-    root = Path(config.cache or os.environ.get("HIST_CACHE") or "cache")
+    root = folder_option(config.cache, "HIST_CACHE", "cache")
     name = config.dataset or last_dataset(root)
     if config.dataset is None:
         say(f"dataset {name} (the one extracted last)")
@@ -96,7 +95,7 @@ def train(config: Config) -> int:
     chosen = choose_folds(splits, config.fold)
     panel = choose_panel(config.genes, config.n_genes, {s: (v.counts, v.genes) for s, v in slides.items()})
     setting = make_setting(config, cache.dataset, common, slides, panel)
-    folder = Path(config.runs or os.environ.get("HIST_RUNS") or "runs") / cache.dataset / setting.name
+    folder = folder_option(config.runs, "HIST_RUNS", "runs") / cache.dataset / setting.name
     if config.resume:
         check_resumable(folder, chosen)
 
@@ -133,7 +132,7 @@ def train(config: Config) -> int:
 
 def say_cache(cache: Cache, slides: dict[str, CachedSlide], common: dict[str, Any]) -> None:
     """What is trained on; missing slides and untrained weights aloud."""
-    from hist_cache.datasets import dataset_names, get_dataset
+    from hist_cache.datasets import dataset_named
 
     spots = sum(len(s) for s in slides.values())
     say(
@@ -142,15 +141,15 @@ def say_cache(cache: Cache, slides: dict[str, CachedSlide], common: dict[str, An
     )
     if not common["pretrained"]:
         warn(f"{common['encoder']} has random weights: metrics show that the method runs, not what it can do")
-    if cache.dataset in dataset_names() and (missing := set(get_dataset(cache.dataset).ids) - set(slides)):
+    if missing := set(dataset_named(cache.dataset).ids) - set(slides):
         warn(f"the cache holds {len(slides)} of the {len(slides) + len(missing)} slides of {cache.dataset}")
 
 
 def patients_of(dataset: str, slides: dict[str, CachedSlide]) -> dict[str, str]:
     """Slide -> patient, from the dataset's table, else from the slides' metadata; empty where unknown."""
-    from hist_cache.datasets import dataset_names, get_dataset
+    from hist_cache.datasets import dataset_named
 
-    if dataset in dataset_names() and (known := get_dataset(dataset).patients):
+    if known := dataset_named(dataset).patients:
         return {s: known[s] for s in slides if s in known}
     found = {s: str(v.attributes["patient"]) for s, v in slides.items() if "patient" in v.attributes}
     return found if len(found) == len(slides) else {}
@@ -166,12 +165,12 @@ def make_setting(
     config: Config, dataset: str, common: dict[str, Any], slides: dict[str, CachedSlide], panel: list[str]
 ) -> Setting:
     """Options over the dataset's defaults over the paper's."""
-    from hist_cache.datasets import dataset_names, get_dataset
+    from hist_cache.datasets import dataset_named
     from train.loop import LoopConfig
     from train.model import ModelConfig
     from train.runs import Setting
 
-    preset: Mapping[str, Any] = get_dataset(dataset).training if dataset in dataset_names() else {}
+    preset = dataset_named(dataset).training
 
     def resolve(kind: Any, **fixed: Any) -> Any:
         values = dict(fixed)
@@ -212,7 +211,9 @@ def done_before(fold: Fold, split: Split) -> bool:
 
 
 def check_resumable(folder: Path, chosen: dict[int, Split]) -> None:
-    if not any((folder / f"fold{i}" / "checkpoint.pt").exists() for i in chosen):
+    from hist_cache.runs import Fold
+
+    if not any(Fold(folder / f"fold{i}").stopped for i in chosen):
         raise InputError(
             f"--resume: no stopped run in {folder}; leave it out, or give the options of the run that stopped"
         )

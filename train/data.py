@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hist_cache.cache import Cache, CachedSlide
 from hist_cache.errors import InputError
+from hist_cache.panels import columns
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class SpotData:
         return torch.isin(self.slide, wanted).nonzero().squeeze(1)
 
 
-def read_slides(cache: Cache, size: int, only: list[str] | None = None) -> dict[str, CachedSlide]:
+def read_slides(cache: Cache, size: int) -> dict[str, CachedSlide]:
     """Slides of a cache with niches of `size` neighbours, by id."""
-    slides = {s: cache.read(s, [size]) for s in (only or cache.slides)}
+    slides = {s: cache.read(s, [size]) for s in cache.slides}
     if not slides:
         raise InputError(f"{cache.folder}: no slides; run hist-extract")
     return slides
@@ -47,8 +48,7 @@ def assemble(slides: dict[str, CachedSlide], size: int, panel: list[str], device
     """Join slides by gene name into tensors on `device`."""
     spots, niches, own, around, index = [], [], [], [], []
     for i, slide in enumerate(slides.values()):
-        at = {g: j for j, g in enumerate(slide.genes)}
-        counts = slide.counts[:, [at[g] for g in panel]].astype(np.float64)
+        counts = columns(slide.counts, slide.genes, panel).astype(np.float64)
         spots.append(slide.embeddings)
         niches.append(slide.niches[size])
         own.append(log2_expression(counts.toarray()))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,13 @@ from hist_cache import runs as files
 from hist_cache.cache import CachedSlide
 from hist_cache.console import say, warn
 from hist_cache.files import write_json, write_text, written_aside
-from hist_cache.fingerprint import provenance
+from hist_cache.fingerprint import provenance, short_hash
 from hist_cache.splits import Split
 from train import controls
 from train.data import SpotData
 from train.figures import plot_maps, plot_training
 from train.loop import LoopConfig, fit, predict
-from train.metrics import mean_of, std_of, test_metrics
+from train.metrics import mean_of, std_of, summarize, test_metrics
 from train.model import CURVATURE_RANGE, HistModel, ModelConfig
 from train.variants import Variant, get_variant
 
@@ -51,8 +49,7 @@ class Setting:
     @property
     def name(self) -> str:
         """`full-1a2b3c4d`: the variant, and 8 hex digits of all the rest."""
-        text = json.dumps(asdict(self), sort_keys=True)
-        return f"{self.variant}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        return f"{self.variant}-{short_hash(asdict(self))}"
 
 
 def run_fold(
@@ -78,7 +75,7 @@ def run_fold(
     write_text(folder / files.PANEL, "".join(f"{g}\n" for g in data.panel))
     train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
 
-    if (folder / files.CHECKPOINT).exists():
+    if files.Fold(folder).stopped:
         say(f"{folder.name}: going on with the stopped run ({folder}; delete it to start over)")
     try:
         progress = fit(model, data, train, val, setting.loop, folder / files.CHECKPOINT, on_epoch)
@@ -123,8 +120,6 @@ def control_metrics(
 
     def expression(rows: torch.Tensor) -> np.ndarray:
         return data.expression[rows].cpu().numpy()
-
-    from train.metrics import summarize
 
     truth = expression(test)
     ridge = controls.ridge(features(train), expression(train), features(val), expression(val), features(test), seed)

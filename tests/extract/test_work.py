@@ -200,12 +200,17 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.slow
-def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
-    root = tmp_path / "hest"
+def six_slides(tmp_path: Path) -> tuple[Path, list[str]]:
+    """A HEST folder with enough work to be interrupted, and its ids."""
     ids = [f"TINY{i}" for i in range(1, 7)]
     for i, slide in enumerate(ids):
-        write_slide(root, slide, seed=i, rows=10, columns=16)
+        write_slide(tmp_path / "hest", slide, seed=i, rows=10, columns=16)
+    return tmp_path / "hest", ids
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
+    root, ids = six_slides(tmp_path)
     more = ("--ids", ",".join(ids), "--cache", tmp_path / "cache")
     deaths = 0
     for finished_before_death in range(5):
@@ -257,10 +262,7 @@ def test_killed_while_writing_leaves_nothing_that_is_read(hest_root: Path, tmp_p
 
 @pytest.mark.slow
 def test_two_at_once_share_the_work(tmp_path: Path) -> None:
-    root = tmp_path / "hest"
-    ids = [f"TINY{i}" for i in range(1, 7)]
-    for i, slide in enumerate(ids):
-        write_slide(root, slide, seed=i, rows=10, columns=16)
+    root, ids = six_slides(tmp_path)
     more = ("--ids", ",".join(ids), "--cache", tmp_path / "cache")
     both = [
         subprocess.Popen(
