@@ -39,11 +39,11 @@ class Meter:
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
-        self.done = 0
+        self.done = 0.0
         self.note = ""
         self.started = time.monotonic()
 
-    def advance(self, n: int = 1, note: str | None = None) -> None:
+    def advance(self, n: float = 1, note: str | None = None) -> None:
         self.done += n
         if note is not None:
             self.note = note
@@ -56,6 +56,11 @@ class Meter:
     def rate(self) -> float:
         """Units per second since the start."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
+
+    @property
+    def pace(self) -> str:
+        """The rate as people read it: a second, or a minute where that is below one."""
+        return f"{self.rate:,.1f} {self.unit}/s" if self.rate >= 1 else f"{60 * self.rate:,.1f} {self.unit}/min"
 
     @property
     def eta_s(self) -> float:
@@ -74,7 +79,7 @@ class _Plain(Meter):
             return
         self.last = now
         print(
-            f"{self.title}: {self.done:,}/{self.total:,} {self.unit}, {self.rate:,.1f} {self.unit}/s, "
+            f"{self.title}: {round(self.done, 1):,g}/{self.total:,} {self.unit}, {self.pace}, "
             f"ETA {duration(self.eta_s)}" + (f", {self.note}" if self.note else ""),
             flush=True,
         )
@@ -87,7 +92,7 @@ class _Live(Meter):
         self.task = bar.add_task(title, total=total, note="")
 
     def show(self) -> None:
-        note = f"{self.rate:,.1f} {self.unit}/s" + (f", {self.note}" if self.note else "")
+        note = self.pace + (f", {self.note}" if self.note else "")
         self.bar.update(self.task, completed=self.done, note=note)
 
 

@@ -20,23 +20,30 @@ FIRST_N = 300
 DEFAULT_SIZE = {"hmhvg": 200, "hvg": 300}
 
 
-def choose_panel(kind: str, n: int | None, slides: dict[str, tuple[csr_matrix, list[str]]]) -> list[str]:
+def choose_panel(
+    kind: str,
+    n: int | None,
+    slides: dict[str, tuple[csr_matrix, list[str]]],
+    present_in: dict[str, list[str]] | None = None,
+) -> list[str]:
     """The panel by `kind`: "hmhvg", "hvg" or a file of names; slides: id -> counts (N, G) raw and gene names.
 
+    present_in: id -> gene names of slides that must have the genes too, but whose counts have no say.
     Best gene first; ties go by name, so the same slides in any order give the same list.
     """
+    everywhere = {s: names for s, (_, names) in slides.items()} | (present_in or {})
     if kind not in DEFAULT_SIZE:
         panel = read_panel(Path(kind))
         panel = panel[:n] if n else panel
     else:
         n = n or DEFAULT_SIZE[kind]
-        genes = common_genes(slides)
+        genes = common_genes(everywhere)
         candidates = variable_union({s: (columns(c, g, genes), genes) for s, (c, g) in slides.items()})
         mean, variance = moments(slides, candidates)
         panel = high_mean_high_variance(candidates, mean, variance, n) if kind == "hmhvg" else top(candidates, mean, n)
         if len(panel) < n:
             raise InputError(f"--n-genes {n}: only {len(panel)} genes of these slides are variable; ask for fewer")
-    for slide, (_, names) in slides.items():
+    for slide, names in everywhere.items():
         if missing := sorted(set(panel) - set(names)):
             raise InputError(
                 f"{slide} lacks {len(missing)} genes of the panel ({', '.join(missing[:5])}); leave them out"
@@ -65,10 +72,9 @@ def read_panel(file: Path) -> list[str]:
     return names
 
 
-def common_genes(slides: dict[str, tuple[csr_matrix, list[str]]]) -> list[str]:
-    """Genes that every slide has, technical ones left out, by name."""
-    sets = [set(names) for _, names in slides.values()]
-    return sorted(g for g in set.intersection(*sets) if not g.startswith(TECHNICAL))
+def common_genes(names: dict[str, list[str]]) -> list[str]:
+    """Genes that every slide has, technical ones left out, by name; names: id -> gene names."""
+    return sorted(g for g in set.intersection(*map(set, names.values())) if not g.startswith(TECHNICAL))
 
 
 def variable_union(slides: dict[str, tuple[csr_matrix, list[str]]]) -> list[str]:

@@ -23,7 +23,11 @@ MODEL = "model.safetensors"
 PANEL = "panel.txt"
 PREDICTIONS = "predictions.h5ad"
 METRICS = "metrics.json"
+COST = "cost.json"
 SUMMARY = "summary.json"
+MAPS = "maps.png"
+TRAINING = "training.png"
+GEOMETRY = "geometry.png"
 CHECKPOINT = "checkpoint.pt"
 
 
@@ -51,6 +55,11 @@ class Fold:
         return _read_json(self.folder / METRICS)
 
     @property
+    def cost(self) -> dict[str, Any]:
+        """Seconds an epoch, seconds for all test spots, peak memory in GB."""
+        return _read_json(self.folder / COST)
+
+    @property
     def panel(self) -> list[str]:
         return (self.folder / PANEL).read_text(encoding="utf-8").split()
 
@@ -63,7 +72,8 @@ class Fold:
 
     @property
     def predictions(self) -> anndata.AnnData:
-        """Test spots x genes: X predicted log2 expression, layers["truth"], obs["slide"], obsm["spatial"]."""
+        """Test spots x genes: X predicted expression, layers["truth"], obs["slide"], obsm["spatial"],
+        uns["spatial"] the slides' thumbnails, uns["expression"] the unit."""
         import anndata
 
         return anndata.read_h5ad(self.folder / PREDICTIONS)
@@ -96,7 +106,7 @@ def load_run(path: str | Path) -> Run:
 
 def write_predictions(path: Path, table: anndata.AnnData) -> None:
     with written_aside(path) as aside:
-        table.write_h5ad(aside)
+        table.write_h5ad(aside, compression="gzip")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

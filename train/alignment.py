@@ -15,6 +15,7 @@ from torch import Tensor
 from train import lorentz
 
 Geometry = Literal["lorentz", "euclidean"]
+Level = Literal["spot", "niche"]
 Four = tuple[float, float, float, float]
 FourFlags = tuple[bool, bool, bool, bool]
 
@@ -48,6 +49,8 @@ class Terms:
     reverse: FourFlags = (False, False, False, False)
     """Entailments turned round (the child becomes the parent), in the order of `entail`."""
     geometry: Geometry = "lorentz"
+    main: Level = "spot"
+    """The level whose images and genes are contrasted both ways; "niche" swaps the levels in `CONTRASTS`."""
 
 
 @dataclass
@@ -83,9 +86,18 @@ def contrast(logits: Tensor) -> Tensor:
     return -logits.log_softmax(dim=-1).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
 
 
+def contrasts(main: Level) -> list[tuple[str, str]]:
+    """`CONTRASTS` with `main` as the level of the mutual pair."""
+    if main == "spot":
+        return list(CONTRASTS)
+    other = {"image_spot": "image_niche", "gene_spot": "gene_niche"}
+    other |= {niche: spot for spot, niche in other.items()}
+    return [(other[anchor], other[candidates]) for anchor, candidates in CONTRASTS]
+
+
 def contrast_loss(e: Embedded, terms: Terms) -> Tensor:
     """Weighted sum of the contrasts (HCA, Eq. 9), a scalar; 0 without a graph if every weight is 0."""
-    used = [(pair, weight) for pair, weight in zip(CONTRASTS, terms.contrast, strict=True) if weight]
+    used = [(pair, weight) for pair, weight in zip(contrasts(terms.main), terms.contrast, strict=True) if weight]
     if not used:
         return _zero(e)
     # All matrices in one product. Two terms that differ only in who looks for whom share a matrix.

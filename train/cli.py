@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from hist_cache.console import out, progress, say, warn
-from hist_cache.errors import InputError
+from hist_cache.console import fail, out, progress, say, warn
+from hist_cache.errors import HistError, InputError
 from hist_cache.options import folder_option, option, parse, run
 
 if TYPE_CHECKING:
-    from hist_cache.cache import Cache, CachedSlide
-    from hist_cache.runs import Fold
-    from hist_cache.splits import Split
-    from train.runs import Setting
+    import torch
+
+    from train.plan import Job
+    from train.workspace import Workspace
 
 DESCRIPTION = """Phase two: train HiST on a dataset's cache, test it on held-out slides, print its metrics beside what
-any model must beat. Finished folds are not run again; a stopped one goes on where it was."""
-PROTOCOL = "paper"
+any model must beat. Options with several values (--ablation all, --neighbors 6,18,36) run every combination. Finished
+folds are not run again; a stopped one goes on where it was."""
 METRIC_NAMES = {"pcc@10": "PCC@10", "pcc@50": "PCC@50", "pcc@200": "PCC@200", "mse": "MSE", "mae": "MAE"}
 
 
@@ -33,12 +31,25 @@ class Config:
     cache: str | None = option(None, "folder of the cache (default: $HIST_CACHE or ./cache)", "D")
     runs: str | None = option(None, "folder of the runs (default: $HIST_RUNS or ./runs)", "D")
     encoder: str | None = option(None, "whose cache, where the dataset has several", "NAME")
-    ablation: str = option("full", "a variant: full, no_gi_hea, no_hea, no_hha, meru, clip, ...", "NAME")
-    neighbors: Literal[6, 18, 36] = option(6, "neighbourhood size: 6, 18 or 36 (rings 1, 2, 3)", "K")
-    genes: str = option("hmhvg", "gene panel: hmhvg, hvg, or a file of names", "PANEL")
-    n_genes: int | None = option(None, "size of the panel (default: 200 for hmhvg, 300 for hvg, all of a file)", "N")
+    test_dataset: str | None = option(None, "test on all slides of this dataset instead of the split's own", "NAME")
+    table: int | None = option(None, "a table of the paper by number: sets the options that it compares", "N")
+    ablation: str = option("full", "variants: full, no_gi_hea, no_hea, no_hha, meru, clip, ..., or all", "NAMES")
+    neighbors: str | int = option("6", "neighbourhood sizes: 6, 18, 36 (rings 1, 2, 3)", "K")
+    genes: str = option("hmhvg", "gene panels: hmhvg, hvg, a file of names", "PANELS")
+    n_genes: str | int | None = option(None, "panel sizes (default: 200 for hmhvg, 300 for hvg, all of a file)", "N")
     split: str | None = option(
-        None, "slide, patient, loso, or a file or folder of splits (default: the dataset's)", "KIND"
+        None, "slide, patient, loso, a file or folder of splits (default: the dataset's)", "KINDS"
+    )
+    protocol: str = option("paper", "paper, release, strict: what the sources disagree on", "NAMES")
+    transform: str = option("log2", "of the counts: log2 (1 + count), ln_cp10k (1 + count per 10,000)", "NAMES")
+    panel_from: Literal["all", "train"] | None = option(
+        None, "choose genes on all slides, or on each split's train slides (default: the protocol's)"
+    )
+    edge_spots: Literal["keep", "drop"] | None = option(
+        None, "keep or drop spots that lack a neighbour (default: the protocol's)"
+    )
+    tested: Literal["best", "last"] | None = option(
+        None, "test the weights of the best validation epoch, or the last (default: the protocol's)"
     )
     folds: int | None = option(None, "run the first so many splits (default: all there are, or 5)", "N")
     fold: int | None = option(None, "run this split only, counted from 0", "I")
@@ -60,6 +71,9 @@ class Config:
     temperature: float | None = option(None, "initial temperature of the contrast (default: 0.07)", "X")
     decoder_space: Literal["tangent", "hyperbolic"] | None = option(None, "what the decoder reads (default: tangent)")
     resume: bool = option(False, "only go on with a stopped run: an error where there is none")
+    jobs: int | None = option(None, "folds trained at once (default: one a CPU core, or one on a GPU)", "N")
+    genes_to_plot: str | None = option(None, "genes on maps.png, such as COL1A1,FN1 (default: the best)", "NAMES")
+    dry_run: bool = option(False, "say what would be run, and run nothing")
     debug: bool = option(False, "show a traceback for every error")
 
 
@@ -72,159 +86,187 @@ def train(config: Config) -> int:
     """Run the command; returns the exit code."""
     import torch
 
-    from hist_cache.cache import last_dataset, open_cache
-    from hist_cache.panels import choose_panel
-    from hist_cache.runs import Fold
-    from hist_cache.splits import make_splits
-    from train.data import assemble, read_slides
-    from train.runs import run_fold, write_summary
-    from train.variants import get_variant
+    from train.grid import points, table_options, table_row
+    from train.jobs import default_workers
+    from train.plan import make_jobs
 
-    variant = get_variant(config.ablation)
+    if config.table is not None:
+        say(f"table {config.table}: {table_row(config.table)['title']}")
+        config = dataclasses.replace(config, **table_options(config.table, vars(config), vars(Config())))
+    grid = points(config)
+    workspace = open_workspace(config, sorted({p.neighbors for p in grid}))
+    runs = folder_option(config.runs, "HIST_RUNS", "runs")
+    jobs = make_jobs(grid, config, workspace, runs)
+    for sentence in dict.fromkeys(filter(None, (check_crops(j, workspace) for j in jobs))):
+        warn(sentence)
+    genes_to_plot = check_genes(config.genes_to_plot, jobs)
+    if config.resume:
+        check_resumable(jobs)
+    say_splits(jobs, workspace.patients)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    left = [job for job in jobs if not job.done]
+    workers = min(config.jobs or default_workers(len(left), device), max(len(left), 1))
+    say_grid(jobs, left, device, workers)
+    if config.dry_run:
+        return 0
+    failed = run_with_progress(left, workspace, device, workers)
+    for _, error in failed:
+        fail(str(error))
+    if any(job.done for job in jobs):
+        print_results(jobs, genes_to_plot, config.table)
+    return 1 if failed else 0
+
+
+def open_workspace(config: Config, sizes: list[int]) -> Workspace:
+    """The cache asked for, in memory; what it is, and what it lacks, aloud."""
+    from hist_cache.cache import last_dataset, open_cache
+    from hist_cache.datasets import dataset_named
+    from train.workspace import Workspace
+
     root = folder_option(config.cache, "HIST_CACHE", "cache")
     name = config.dataset or last_dataset(root)
     if config.dataset is None:
         say(f"dataset {name} (the one extracted last)")
     cache = open_cache(root, name, config.encoder)
-    slides = read_slides(cache, config.neighbors)
-    common = cache.fingerprint().common
-    say_cache(cache, slides, common)
-
-    patients = patients_of(cache.dataset, slides)
-    splits = make_splits(cache.dataset, list(slides), patients, config.split, config.folds, config.seed)
-    chosen = choose_folds(splits, config.fold)
-    panel = choose_panel(config.genes, config.n_genes, {s: (v.counts, v.genes) for s, v in slides.items()})
-    setting = make_setting(config, cache.dataset, common, slides, panel)
-    folder = folder_option(config.runs, "HIST_RUNS", "runs") / cache.dataset / setting.name
-    if config.resume:
-        check_resumable(folder, chosen)
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU (no GPU found)"
+    test_cache = open_cache(root, config.test_dataset, cache.folder.name) if config.test_dataset else None
+    workspace = Workspace(cache, sizes, test_cache)
+    common, slides = workspace.common, workspace.slides
     say(
-        f"{variant.name}: {len(panel)} genes, {config.neighbors} neighbours, width {setting.model.width}, on {where}; "
-        f"{folder}"
-    )
-    data = assemble(slides, config.neighbors, panel, device)
-
-    for i, split in chosen.items():
-        say_split(i, split, patients)
-        if done_before(Fold(folder / f"fold{i}"), split):
-            say(f"fold {i}: done before, not run again")
-            continue
-        with progress(f"fold {i}", setting.loop.epochs, "epochs") as meter:
-
-            def on_epoch(row: dict[str, float], meter: Any = meter) -> None:
-                meter.advance(int(row["epoch"]) + 1 - meter.done, f"validation MSE {row['val_mse']:.4f}")
-
-            metrics = run_fold(folder / f"fold{i}", setting, variant, data, slides, split, device, on_epoch)
-        controls = metrics["controls"]
-        best = max((k for k in metrics["pooled"] if k.startswith("pcc@")), key=lambda k: k == "pcc@50", default="mse")
-        say(
-            f"fold {i}: best epoch {metrics['best_epoch']} of {metrics['epochs']}, {METRIC_NAMES[best]} "
-            f"{metrics['pooled'][best]:.3f} "
-            f"(ridge {controls['ridge'][best]:.3f}, permuted {controls['permuted'][best]:.3f})"
-        )
-    print_summary(write_summary(folder), variant.name)
-    say(f"{folder}: summary.json; in each fold maps.png, training.png, metrics.json, predictions.h5ad")
-    return 0
-
-
-def say_cache(cache: Cache, slides: dict[str, CachedSlide], common: dict[str, Any]) -> None:
-    """What is trained on; missing slides and untrained weights aloud."""
-    from hist_cache.datasets import dataset_named
-
-    spots = sum(len(s) for s in slides.values())
-    say(
-        f"{cache.folder}: {len(slides)} slides, {spots:,} spots, "
+        f"{cache.folder}: {len(slides)} slides, {sum(map(len, slides.values())):,} spots, "
         f"embeddings of {common['encoder']} ({common['precision']})"
     )
+    if test_cache is not None:
+        elsewhere = workspace.test_slides
+        say(f"tested on {config.test_dataset}: {len(elsewhere)} slides, {sum(map(len, elsewhere.values())):,} spots")
     if not common["pretrained"]:
         warn(f"{common['encoder']} has random weights: metrics show that the method runs, not what it can do")
     if missing := set(dataset_named(cache.dataset).ids) - set(slides):
         warn(f"the cache holds {len(slides)} of the {len(slides) + len(missing)} slides of {cache.dataset}")
+    return workspace
 
 
-def patients_of(dataset: str, slides: dict[str, CachedSlide]) -> dict[str, str]:
-    """Slide -> patient, from the dataset's table, else from the slides' metadata; empty where unknown."""
-    from hist_cache.datasets import dataset_named
+def check_crops(job: Job, workspace: Workspace) -> str | None:
+    from train.protocols import check_crops
 
-    if known := dataset_named(dataset).patients:
-        return {s: known[s] for s in slides if s in known}
-    found = {s: str(v.attributes["patient"]) for s, v in slides.items() if "patient" in v.attributes}
-    return found if len(found) == len(slides) else {}
+    return check_crops(job.setting.protocol, workspace.common["spot_crop_um"])
 
 
-def choose_folds(splits: list[Split], fold: int | None) -> dict[int, Split]:
-    if fold is not None and not 0 <= fold < len(splits):
-        raise InputError(f"--fold {fold}: there are splits 0 to {len(splits) - 1}")
-    return {i: s for i, s in enumerate(splits) if fold is None or i == fold}
+def check_genes(names: str | None, jobs: list[Job]) -> list[str] | None:
+    """The genes to draw; `InputError` where a panel lacks one."""
+    if names is None:
+        return None
+    genes = [name.strip() for name in names.split(",")]
+    for job in jobs:
+        if missing := [g for g in genes if g not in job.data.panel]:
+            raise InputError(f"--genes-to-plot {', '.join(missing)}: not in the panel of {job.title}")
+    return genes
 
 
-def make_setting(
-    config: Config, dataset: str, common: dict[str, Any], slides: dict[str, CachedSlide], panel: list[str]
-) -> Setting:
-    """Options over the dataset's defaults over the paper's."""
-    from hist_cache.datasets import dataset_named
-    from train.loop import LoopConfig
-    from train.model import ModelConfig
-    from train.runs import Setting
-
-    preset = dataset_named(dataset).training
-
-    def resolve(kind: Any, **fixed: Any) -> Any:
-        values = dict(fixed)
-        for field in dataclasses.fields(kind):
-            asked = getattr(config, field.name, None)
-            if field.name not in values and asked is not None and asked is not False:
-                values[field.name] = asked
-            elif field.name not in values and field.name in preset:
-                values[field.name] = preset[field.name]
-        return kind(**values)
-
-    embedding_width = next(iter(slides.values())).embeddings.shape[1]
-    return Setting(
-        dataset=dataset,
-        variant=config.ablation,
-        cache=common,
-        slides=tuple(slides),
-        neighbors=config.neighbors,
-        genes=config.genes,
-        n_genes=len(panel),
-        panel=hashlib.sha256("\n".join(panel).encode()).hexdigest(),
-        split=config.split or "default",
-        protocol=PROTOCOL,
-        model=resolve(ModelConfig, embedding_width=embedding_width, n_genes=len(panel)),
-        loop=resolve(LoopConfig),
-    )
-
-
-def done_before(fold: Fold, split: Split) -> bool:
-    """Whether a fold is finished; `InputError` where its slides were others (a file of splits has changed)."""
-    if not fold.finished:
-        return False
-    if {k: set(v) for k, v in fold.config["split"].items()} != {
-        k: set(v) for k, v in dataclasses.asdict(split).items()
-    }:
-        raise InputError(f"{fold.folder}: was run on other slides than this split has; give another --runs folder")
-    return True
-
-
-def check_resumable(folder: Path, chosen: dict[int, Split]) -> None:
-    from hist_cache.runs import Fold
-
-    if not any(Fold(folder / f"fold{i}").stopped for i in chosen):
+def check_resumable(jobs: list[Job]) -> None:
+    if not any(job.stopped for job in jobs):
         raise InputError(
-            f"--resume: no stopped run in {folder}; leave it out, or give the options of the run that stopped"
+            f"--resume: no stopped run in {jobs[0].folder.parent}; leave it out, or give the options of the run "
+            "that stopped"
         )
 
 
-def say_split(i: int, split: Split, patients: dict[str, str]) -> None:
+def say_splits(jobs: list[Job], patients: dict[str, str]) -> None:
+    """Each split once, with the patients that its parts share."""
     from hist_cache.splits import patient_leaks
 
-    say(f"fold {i}: train {len(split.train)}, validate {', '.join(split.val)}, test {', '.join(split.test)}")
-    if leaks := patient_leaks(split, patients):
-        warn(f"fold {i}: {', '.join(leaks)} in train and test: the metrics are optimistic (--split patient avoids it)")
+    for split in dict.fromkeys(job.split for job in jobs):
+        folds = sorted({job.fold for job in jobs if job.split == split})
+        shown = f"fold {', '.join(map(str, folds))}"
+        say(f"{shown}: train {len(split.train)}, validate {', '.join(split.val)}, test {', '.join(split.test)}")
+        if leaks := patient_leaks(split, patients):
+            warn(
+                f"{shown}: {', '.join(leaks)} in train and test: the metrics are optimistic (--split patient avoids it)"
+            )
+
+
+def say_grid(jobs: list[Job], left: list[Job], device: torch.device, workers: int) -> None:
+    import torch
+
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU (no GPU found)"
+    settings = {job.setting.name: job for job in jobs}
+    for job in settings.values():
+        s = job.setting
+        say(
+            f"{s.variant.name}: {s.n_genes} genes, {s.neighbors} neighbours, width {s.model.width}, protocol "
+            f"{s.protocol.name}; {job.folder.parent}"
+        )
+    count = f"{len(settings)} settings x folds = {len(jobs)} runs" if len(settings) > 1 else f"{len(jobs)} folds"
+    done = f", {len(jobs) - len(left)} done before, not run again" if len(left) < len(jobs) else ""
+    say(f"{count}{done}" + (f"; on {where}, {workers} at once" if left else ""))
+
+
+def run_with_progress(
+    left: list[Job], workspace: Workspace, device: torch.device, workers: int
+) -> list[tuple[Job, HistError]]:
+    """One display for all; a line as each fold ends."""
+    from train.jobs import run_jobs
+
+    for job in left:
+        if job.stopped:
+            say(f"{job.title}: going on with the stopped run ({job.folder}; delete it to start over)")
+    counted = dict.fromkeys((job.folder for job in left), 0.0)  # share of each fold that is counted as done
+    with progress("folds", len(left), "folds") as meter:
+
+        def advance(job: Job, share: float, note: str | None = None) -> None:
+            meter.advance(share - counted[job.folder], note)
+            counted[job.folder] = share
+
+        def on_epoch(job: Job, row: dict[str, float]) -> None:
+            epoch, most = int(row["epoch"]) + 1, job.setting.loop.epochs
+            advance(job, epoch / most, f"{job.title}: epoch {epoch}, validation MSE {row['val_mse']:.4f}")
+
+        def on_done(job: Job, metrics: dict[str, Any]) -> None:
+            advance(job, 1.0)
+            say_done(job, metrics)
+
+        try:
+            return run_jobs(left, workspace, device, workers, on_epoch, on_done)
+        except KeyboardInterrupt:
+            for job in left:
+                if job.stopped:
+                    say(f"kept the best weights so far and a checkpoint in {job.folder}; the same command goes on")
+            raise
+
+
+def say_done(job: Job, metrics: dict[str, Any]) -> None:
+    controls = metrics["controls"]
+    best = max((k for k in metrics["pooled"] if k.startswith("pcc@")), key=lambda k: k == "pcc@50", default="mse")
+    say(
+        f"{job.title}: best epoch {metrics['best_epoch']} of {metrics['epochs']}, {METRIC_NAMES[best]} "
+        f"{metrics['pooled'][best]:.3f} "
+        f"(ridge {controls['ridge'][best]:.3f}, permuted {controls['permuted'][best]:.3f})"
+    )
+    for problem in metrics["warnings"]:
+        warn(f"{job.title}: {problem}")
+
+
+def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -> None:
+    """The summary of each setting on disk, and the table."""
+    from hist_cache.runs import Run
+    from train.runs import write_summary
+
+    folders = [folder for folder in dict.fromkeys(job.folder.parent for job in jobs) if Run(folder).folds]
+    summaries = {folder: write_summary(folder) for folder in folders}
+    if genes is not None:
+        redraw_maps(jobs, genes)
+    for folder, summary in summaries.items():
+        print_summary(summary, folder.name.rsplit("-", 1)[0])
+    say(f"{folders[0].parent}: in each run summary.json, in each fold maps.png, training.png, geometry.png, ...")
+
+
+def redraw_maps(jobs: list[Job], genes: list[str]) -> None:
+    from hist_cache.runs import MAPS, Fold
+    from train.figures import plot_maps
+
+    for job in jobs:
+        if job.done:
+            plot_maps(job.folder / MAPS, Fold(job.folder).predictions, genes)
 
 
 def print_summary(summary: dict[str, Any], variant: str) -> None:

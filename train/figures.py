@@ -1,15 +1,15 @@
-"""Figures of a run: maps of true and predicted expression on the H&E, and the training curve with its geometry."""
+"""Figures of a fold: maps of true and predicted expression on the H&E, training curves, the learned geometry."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hist_cache.cache import CachedSlide
 from hist_cache.files import written_aside
 from train.metrics import gene_pcc
+from train.plane import to_disk
 
 if TYPE_CHECKING:
     import anndata
@@ -27,7 +27,7 @@ EMBEDDINGS = {
 }
 
 
-def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
+def new_figure(columns: int, rows: int, width: float, height: float) -> tuple[Figure, np.ndarray]:
     """A figure of its own, without pyplot's global state, so that threads and notebooks are left alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,28 +37,29 @@ def _figure(columns: int, rows: int, width: float, height: float) -> tuple[Figur
     return figure, np.atleast_2d(figure.subplots(rows, columns, squeeze=False))
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     with written_aside(path) as aside:
         figure.savefig(aside, dpi=110, format="png")
 
 
-def plot_maps(
-    path: Path, table: anndata.AnnData, slides: dict[str, CachedSlide], genes: list[str] | None = None
-) -> None:
+def plot_maps(path: Path, table: anndata.AnnData, genes: list[str] | None = None) -> None:
     """For the first test slides: the H&E, then true above predicted expression of each gene (default: best PCC)."""
     truth = np.asarray(table.layers["truth"])
     predicted = np.asarray(table.X)
     if genes is None:
         pcc = np.nan_to_num(gene_pcc(predicted, truth), nan=-1.0)
         genes = [str(table.var_names[i]) for i in np.argsort(-pcc, kind="stable")[:GENES_SHOWN]]
-    shown = list(slides)[:SLIDES_SHOWN]
-    tall = max(np.ptp(slides[s].coords[:, 1]) / max(np.ptp(slides[s].coords[:, 0]), 1.0) for s in shown)
-    figure, axes = _figure(1 + len(genes), 2 * len(shown), 3.0, 0.5 + 2.6 * min(max(tall, 0.5), 1.6))
+    slide = table.obs["slide"].to_numpy()
+    shown = list(dict.fromkeys(slide))[:SLIDES_SHOWN]
+    spread = [np.ptp(table.obsm["spatial"][slide == s], axis=0) for s in shown]
+    tall = max(y / max(x, 1.0) for x, y in spread)
+    figure, axes = new_figure(1 + len(genes), 2 * len(shown), 3.0, 0.5 + 2.6 * min(max(tall, 0.5), 1.6))
     for r, name in enumerate(shown):
-        rows = (table.obs["slide"] == name).to_numpy()
+        rows = slide == name
         above, below = axes[2 * r], axes[2 * r + 1]
-        slide = slides[name]
-        _tissue(above[0], slide)
+        picture = table.uns["spatial"][name]
+        coords = table.obsm["spatial"][rows]
+        _tissue(above[0], picture, coords)
         above[0].set_title(name, fontsize=10)
         below[0].axis("off")
         pcc = gene_pcc(predicted[rows], truth[rows])
@@ -68,38 +69,37 @@ def plot_maps(
                 (above[k + 1], truth, "measured"),
                 (below[k + 1], predicted, "predicted"),
             ):
-                _tissue(ax, slide)
-                drawn = _spots(ax, slide, values[rows, j])
+                _tissue(ax, picture, coords)
+                drawn = _spots(ax, picture, coords, values[rows, j])
                 figure.colorbar(drawn, ax=ax, shrink=0.75, pad=0.02).ax.tick_params(labelsize=7)
                 score = f"  PCC {pcc[j]:.2f}" if word == "predicted" else ""
                 ax.set_title(f"{gene} {word}{score}", fontsize=9)
-    figure.suptitle("Expression, log2(1 + count); each map has its own scale", fontsize=10)
-    _save(figure, path)
+    figure.suptitle(f"Expression, {table.uns['expression']}; each map has its own scale", fontsize=10)
+    save(figure, path)
 
 
-def _tissue(ax: Axes, slide: CachedSlide) -> None:
-    ax.imshow(slide.thumbnail)
+def _tissue(ax: Axes, picture: dict[str, Any], coords: np.ndarray) -> None:
+    ax.imshow(picture["images"]["lowres"])
     ax.set_xticks([])
     ax.set_yticks([])
-    x, y = (slide.coords / float(slide.attributes["thumbnail_downsample"])).T
+    x, y = (coords * picture["scalefactors"]["tissue_lowres_scalef"]).T
     margin = 0.08 * max(np.ptp(x), np.ptp(y), 1)
     ax.set_xlim(x.min() - margin, x.max() + margin)
     ax.set_ylim(y.max() + margin, y.min() - margin)
 
 
-def _spots(ax: Axes, slide: CachedSlide, values: np.ndarray):  # type: ignore[no-untyped-def]
+def _spots(ax: Axes, picture: dict[str, Any], coords: np.ndarray, values: np.ndarray):  # type: ignore[no-untyped-def]
     """Discs of the spots' true size on the tissue."""
     from matplotlib.collections import EllipseCollection
 
-    scale = float(slide.attributes["thumbnail_downsample"])
-    diameter = float(slide.attributes["spot_um"]) / float(slide.attributes["um_per_px"]) / scale
-    size = np.full(len(values), 1.25 * diameter)  # a little more, for the eye
+    scale = picture["scalefactors"]["tissue_lowres_scalef"]
+    size = np.full(len(values), 1.25 * picture["scalefactors"]["spot_diameter_fullres"] * scale)  # more, for the eye
     discs = EllipseCollection(
         size,
         size,
         np.zeros(len(values)),
         units="xy",
-        offsets=slide.coords / scale,
+        offsets=coords * scale,
         transOffset=ax.transData,
         array=values,
         cmap="magma",
@@ -109,9 +109,51 @@ def _spots(ax: Axes, slide: CachedSlide, values: np.ndarray):  # type: ignore[no
     return ax.add_collection(discs)
 
 
+def plot_geometry(path: Path, table: anndata.AnnData) -> None:
+    """The test spots' four embeddings in the Poincare disk (tangent PCA), and histograms of their radii."""
+    plane = table.uns["plane"]
+    hyperbolic = plane["geometry"] == "lorentz"
+    figure, axes = new_figure(2, 1, 5.0, 4.6)
+    disk, histogram = axes[0]
+    for name, (label, color, style) in EMBEDDINGS.items():
+        points = np.asarray(table.obsm[f"plane_{name}"])
+        points = to_disk(points) if hyperbolic else points
+        marker = {"s": 9, "marker": "o" if style == "-" else "^", "alpha": 0.55, "linewidths": 0}
+        light = 0.0 if style == "-" else 0.35  # niches paler than their spots
+        disk.scatter(*points.T, color=_paler(color, light), label=label, **marker)
+        radius = table.obs[f"radius_{name}"].to_numpy()
+        histogram.hist(radius, bins=40, histtype="step", color=color, linestyle=style, linewidth=1.5)
+        histogram.axvline(float(radius.mean()), color=color, linestyle=style, linewidth=0.8, alpha=0.6)
+    disk.plot(0, 0, "+", color="0.2", markersize=9)
+    disk.set_aspect("equal")
+    disk.set_xticks([])
+    disk.set_yticks([])
+    if hyperbolic:
+        angle = np.linspace(0, 2 * np.pi, 256)
+        disk.plot(np.cos(angle), np.sin(angle), color="0.6", linewidth=0.8)
+        for side in disk.spines.values():
+            side.set_visible(False)
+    where = "Poincare disk" if hyperbolic else "Euclidean plane"
+    disk.set_title(f"{where}, two tangent axes with {plane['explained']:.0%} of the squared length", fontsize=9)
+    disk.legend(fontsize=7, frameon=False, loc="upper right", markerscale=1.5)
+    unit = "curvature radii" if hyperbolic else "Euclidean length"
+    histogram.set_title("distance from the origin (+) in all dimensions; thin lines: means", fontsize=9)
+    histogram.set_xlabel(unit, fontsize=8)
+    histogram.set_ylabel("test spots", fontsize=8)
+    histogram.tick_params(labelsize=8)
+    save(figure, path)
+
+
+def _paler(color: str, share: float) -> tuple[float, float, float]:
+    from matplotlib.colors import to_rgb
+
+    r, g, b = to_rgb(color)
+    return r + (1 - r) * share, g + (1 - g) * share, b + (1 - b) * share
+
+
 def plot_training(path: Path, history: pd.DataFrame, best_epoch: int) -> None:
     """Six panels over epochs: losses, alignment, radii, cones, curvature, temperature."""
-    figure, axes = _figure(3, 2, 4.2, 2.9)
+    figure, axes = new_figure(3, 2, 4.2, 2.9)
     epoch = history["epoch"]
     panels = [
         ("prediction, MSE", {"mse": "train", "val_mse": "validation"}),
@@ -136,4 +178,4 @@ def plot_training(path: Path, history: pd.DataFrame, best_epoch: int) -> None:
         if any(line.get_label() and not str(line.get_label()).startswith("_") for line in ax.get_lines()):
             ax.legend(fontsize=7, frameon=False)
     figure.suptitle(f"Training; the grey line marks the best epoch ({best_epoch})", fontsize=10)
-    _save(figure, path)
+    save(figure, path)

@@ -20,6 +20,7 @@ from hist_cache.errors import HistError, InputError
 from hist_cache.files import written_aside
 from train.data import SpotData
 from train.model import HistModel
+from train.protocols import Tested
 
 MAX_GRADIENT_NORM = 5.0  # entailment gradients reach 1e4 at a cone's border
 PREDICT_BATCH = 4096
@@ -160,8 +161,10 @@ def fit(
     config: LoopConfig,
     checkpoint: Path,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
+    tested: Tested = "best",
 ) -> Progress:
-    """Train for `epochs`, or until the validation MSE has not improved for `patience`; leaves the best weights.
+    """Train for `epochs`, or until the validation MSE has not improved for `patience`; leaves the best weights, or
+    the last.
 
     Goes on from `checkpoint` if there is one, with the same result as if it had never stopped. Interrupted, it leaves
     a checkpoint, gives the model the best weights so far and raises KeyboardInterrupt.
@@ -189,9 +192,11 @@ def fit(
                 saved = time.monotonic()
     if progress.best_epoch < 0:
         raise HistError("training diverged: no epoch had a finite validation error; try a lower --lr")
-    model.load_state_dict(progress.best)
     if not progress.finished(config):
+        model.load_state_dict(progress.best)
         raise KeyboardInterrupt
+    if tested == "best":
+        model.load_state_dict(progress.best)
     return progress
 
 

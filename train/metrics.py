@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-TOP = (10, 50, 200)
+TOP = (10, 50, 200, 500, 1000, 2000, 3000)  # the last four for table 9
 CONSTANT = 1e-12  # a spread below this, relative to the values, is rounding
 
 
@@ -35,13 +35,19 @@ def summarize(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return top | {"mse": float((error**2).mean()), "mae": float(np.abs(error).mean())}
 
 
-def test_metrics(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray) -> dict[str, Any]:
-    """Pooled over all test spots, per slide, and the mean over slides; slide (N,) names."""
+def test_metrics(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray, complete: np.ndarray) -> dict[str, Any]:
+    """Pooled over all test spots, per slide, the mean over slides, and pooled over spots with a complete niche.
+
+    slide (N,) names; complete (N,) bool. `complete_niches` is None where there are fewer than two such spots.
+    """
     slides = {str(s): summarize(predicted[slide == s], truth[slide == s]) for s in sorted(set(slide))}
     return {
         "pooled": summarize(predicted, truth),
         "slide_mean": mean_of(list(slides.values())),
         "slides": slides,
+        "complete_niches": summarize(predicted[complete], truth[complete]) if complete.sum() > 1 else None,
+        "n_spots": len(truth),
+        "n_complete_niches": int(complete.sum()),
         "n_undefined_genes": int(np.isnan(gene_pcc(predicted, truth)).sum()),
     }
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,145 +18,156 @@ from safetensors.torch import load_file, save_file
 
 from hist_cache import runs as files
 from hist_cache.cache import CachedSlide
-from hist_cache.console import say, warn
 from hist_cache.files import write_json, write_text, written_aside
-from hist_cache.fingerprint import provenance, short_hash
+from hist_cache.fingerprint import provenance
 from hist_cache.splits import Split
 from train import controls
-from train.data import SpotData
-from train.figures import plot_maps, plot_training
-from train.loop import LoopConfig, fit, predict
+from train.data import UNITS, SpotData
+from train.figures import plot_geometry, plot_maps, plot_training
+from train.loop import Progress, fit, gather, predict
 from train.metrics import mean_of, std_of, summarize, test_metrics
 from train.model import CURVATURE_RANGE, HistModel, ModelConfig
-from train.variants import Variant, get_variant
+from train.plane import Plane, tangent_plane
+from train.setting import Setting
+from train.variants import Variant
 
 MODEL_KEY = "hist"  # the row of the table; controls have names of their own
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What decides a run's numbers; its hash is part of the run's name."""
-
-    dataset: str
-    variant: str
-    cache: dict[str, Any]  # the fingerprint's common part
-    slides: tuple[str, ...]
-    neighbors: int
-    genes: str
-    n_genes: int
-    panel: str  # digest of the names
-    split: str
-    protocol: str
-    model: ModelConfig
-    loop: LoopConfig
-
-    @property
-    def name(self) -> str:
-        """`full-1a2b3c4d`: the variant, and 8 hex digits of all the rest."""
-        return f"{self.variant}-{short_hash(asdict(self))}"
 
 
 def run_fold(
     folder: Path,
     setting: Setting,
-    variant: Variant,
     data: SpotData,
     slides: dict[str, CachedSlide],
     split: Split,
     device: torch.device,
-    on_epoch: Any,
+    on_epoch: Callable[[dict[str, float]], None],
 ) -> dict[str, Any]:
-    """Train and test one fold, writing its folder; returns its metrics. Seeded: the same call, the same numbers."""
+    """Train and test one fold, writing its folder; returns its metrics. Seeded: the same call, the same numbers.
+
+    Prints nothing, so that many may run at once. Interrupted, it leaves the best weights and a checkpoint.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(setting.loop.seed)
-    model = HistModel(setting.model, variant).to(device)
-    config = asdict(setting) | {
+    model = HistModel(setting.model, setting.variant).to(device)
+    config = setting.as_dict() | {
         "split": asdict(split),
         "split_kind": setting.split,
-        "provenance": provenance(device=str(device)),
+        "provenance": provenance(device=str(device), threads=torch.get_num_threads()),
     }
     write_json(folder / files.CONFIG, config)
     write_text(folder / files.PANEL, "".join(f"{g}\n" for g in data.panel))
     train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
-
-    if files.Fold(folder).stopped:
-        say(f"{folder.name}: going on with the stopped run ({folder}; delete it to start over)")
+    tested = setting.protocol.tested
     try:
-        progress = fit(model, data, train, val, setting.loop, folder / files.CHECKPOINT, on_epoch)
+        progress = fit(model, data, train, val, setting.loop, folder / files.CHECKPOINT, on_epoch, tested)
     except KeyboardInterrupt:
         save_model(folder / files.MODEL, model)
-        say(f"kept the best weights so far in {folder / files.MODEL}; --resume goes on from here")
         raise
-    history = progress.history
-    write_history(folder / files.HISTORY, history)
+    write_history(folder / files.HISTORY, progress.history)
     save_model(folder / files.MODEL, model)
+    started = time.monotonic()
     predicted = predict(model, data, test).cpu().numpy()
-    truth = data.expression[test].cpu().numpy()
-    slide = np.array(data.slides)[data.slide[test].cpu().numpy()]
-    table = prediction_table(predicted, truth, slide, slides, data.panel)
+    write_json(folder / files.COST, cost(progress, time.monotonic() - started, device))
+    table = prediction_table(predicted, data, test, slides, test_plane(model, data, test))
     files.write_predictions(folder / files.PREDICTIONS, table)
 
-    metrics = test_metrics(predicted, truth, slide)
-    metrics["controls"] = control_metrics(predicted, data, train, val, test, setting.loop.seed)
+    truth = np.asarray(table.layers["truth"])
+    metrics = test_metrics(predicted, truth, table.obs["slide"].to_numpy(), table.obs["complete_niche"].to_numpy())
+    metrics["controls"] = {"permuted": controls.permuted(predicted, truth, setting.loop.seed)}
+    metrics["controls"] |= data_controls(data, split, setting.loop.seed)
     metrics["best_epoch"], metrics["epochs"] = progress.best_epoch, progress.epoch
-    metrics["warnings"] = collapsed(history[progress.best_epoch], variant)
-    for problem in metrics["warnings"]:
-        warn(f"{folder.name}: {problem}")
-    plot_training(folder / "training.png", pd.DataFrame(history), progress.best_epoch)
-    plot_maps(folder / "maps.png", table, {s: slides[s] for s in split.test})
+    tested_epoch = progress.best_epoch if tested == "best" else progress.epoch - 1
+    metrics["warnings"] = collapsed(progress.history[tested_epoch], setting.variant)
+    plot_training(folder / files.TRAINING, pd.DataFrame(progress.history), progress.best_epoch)
+    plot_maps(folder / files.MAPS, table)
+    plot_geometry(folder / files.GEOMETRY, table)
     write_json(folder / files.METRICS, metrics)  # last: from here on the fold is finished
     (folder / files.CHECKPOINT).unlink(missing_ok=True)
     return metrics
 
 
-def control_metrics(
-    predicted: np.ndarray,
-    data: SpotData,
-    train: torch.Tensor,
-    val: torch.Tensor,
-    test: torch.Tensor,
-    seed: int,
-) -> dict[str, dict[str, float]]:
-    """The pooled metrics of the controls on the same test spots."""
+def cost(progress: Progress, inference_s: float, device: torch.device) -> dict[str, Any]:
+    """What the fold took: seconds an epoch (median, with its validation), seconds for all test spots, peak memory.
 
-    def features(rows: torch.Tensor) -> np.ndarray:
-        return torch.cat([data.spot[rows], data.niche[rows]], dim=1).float().cpu().numpy()
-
-    def expression(rows: torch.Tensor) -> np.ndarray:
-        return data.expression[rows].cpu().numpy()
-
-    truth = expression(test)
-    ridge = controls.ridge(features(train), expression(train), features(val), expression(val), features(test), seed)
+    Memory is the device's on a GPU and the whole process's on a CPU.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 1e9
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     return {
-        "permuted": controls.permuted(predicted, truth, seed),
-        "train_mean": controls.train_mean(expression(train), truth),
-        "ridge": summarize(ridge, truth),
+        "train_s_per_epoch": float(np.median([row["seconds"] for row in progress.history])),
+        "inference_s": inference_s,
+        "peak_memory_gb": peak,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
     }
 
 
+def data_controls(data: SpotData, split: Split, seed: int) -> dict[str, dict[str, float]]:
+    """The pooled metrics, on the split's test spots, of the controls that no model enters; computed once a split."""
+    key = ("controls", split, seed)
+    if key not in data.memo:
+        train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
+
+        def features(rows: torch.Tensor) -> np.ndarray:
+            return torch.cat([data.spot[rows], data.niche[rows]], dim=1).float().cpu().numpy()
+
+        y_train, y_val, truth = (data.expression[rows].cpu().numpy() for rows in (train, val, test))
+        ridge = controls.ridge(features(train), y_train, features(val), y_val, features(test), seed)
+        data.memo[key] = {
+            "train_mean": controls.train_mean(y_train, truth),
+            "ridge": summarize(ridge, truth),
+        }
+    return data.memo[key]
+
+
+@torch.no_grad()
+def test_plane(model: HistModel, data: SpotData, rows: torch.Tensor) -> Plane:
+    """Where the test spots' four embeddings lie; the genes' come from their counts, which no prediction reads."""
+    model.eval()
+    spot, niche, expression, niche_expression = gather(data, rows)
+    e = model.embed(model.images(spot, niche), model.genes(expression, niche_expression))
+    return tangent_plane(e, model.variant.terms.geometry)
+
+
 def prediction_table(
-    predicted: np.ndarray,
-    truth: np.ndarray,
-    slide: np.ndarray,
-    slides: dict[str, CachedSlide],
-    panel: list[str],
+    predicted: np.ndarray, data: SpotData, rows: torch.Tensor, slides: dict[str, CachedSlide], plane: Plane
 ) -> anndata.AnnData:
-    """Test spots x genes, as scanpy and squidpy read it; spots are in the order of data.rows, slide after slide."""
+    """Test spots x genes, as scanpy and squidpy read it, with the slides' thumbnails where these look for them."""
+    index = data.row[rows].cpu().numpy()
+    slide = np.array(data.slides)[data.slide[rows].cpu().numpy()]
     order = list(dict.fromkeys(slide))
-    barcodes = [b for s in order for b in slides[s].barcodes]
-    coords = np.concatenate([slides[s].coords for s in order])
+    barcodes = np.concatenate([np.array(slides[s].barcodes, dtype=object)[index[slide == s]] for s in order])
     obs = pd.DataFrame(
-        {"slide": pd.Categorical(slide), "barcode": barcodes},
+        {"slide": pd.Categorical(slide), "barcode": barcodes, "complete_niche": data.complete[rows].cpu().numpy()},
         index=[f"{s}_{b}" for s, b in zip(slide, barcodes, strict=True)],
     )
+    for name, radius in plane.radii.items():
+        obs[f"radius_{name}"] = radius
+    coords = np.concatenate([slides[s].coords[index[slide == s]] for s in order])
     return anndata.AnnData(
         X=predicted.astype(np.float32),
         obs=obs,
-        var=pd.DataFrame(index=panel),
-        layers={"truth": truth.astype(np.float32)},
-        obsm={"spatial": coords},
-        uns={"expression": "log2(1 + count)"},
+        var=pd.DataFrame(index=data.panel),
+        layers={"truth": data.expression[rows].cpu().numpy()},
+        obsm={"spatial": coords} | {f"plane_{name}": points for name, points in plane.points.items()},
+        uns={
+            "expression": UNITS[data.transform],
+            "plane": {"geometry": plane.geometry, "explained": plane.explained},
+            "spatial": {s: thumbnail(slides[s]) for s in order},
+        },
     )
+
+
+def thumbnail(slide: CachedSlide) -> dict[str, Any]:
+    """A slide's picture and scale, as squidpy keeps them in `uns["spatial"]`."""
+    scale = {
+        "tissue_lowres_scalef": 1 / float(slide.attributes["thumbnail_downsample"]),
+        "spot_diameter_fullres": float(slide.attributes["spot_um"]) / float(slide.attributes["um_per_px"]),
+    }
+    return {"images": {"lowres": slide.thumbnail}, "scalefactors": scale}
 
 
 def collapsed(row: dict[str, float], variant: Variant) -> list[str]:
@@ -186,7 +201,7 @@ def save_model(path: Path, model: HistModel) -> None:
 def load_model(folder: Path) -> HistModel:
     """The model of a finished fold, with its best weights, in evaluation mode on the CPU."""
     config = files.Fold(folder).config
-    model = HistModel(ModelConfig(**config["model"]), get_variant(config["variant"]))
+    model = HistModel(ModelConfig(**config["model"]), Variant.from_dict(config["variant"]))
     model.load_state_dict(load_file(folder / files.MODEL))
     return model.eval()
 

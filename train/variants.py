@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hist_cache.errors import InputError
-from train.alignment import Geometry, Terms
+from train.alignment import Geometry, Level, Terms
 
 Decoder = Literal["both", "spot", "niche"]
 
 TABLE = Path(__file__).with_name("variants.toml")
 REQUIRED = ("description", "contrast", "entail")
-OPTIONAL = ("etas", "reverse", "geometry", "decoder", "alpha_scale")
+OPTIONAL = ("etas", "reverse", "geometry", "main", "decoder", "alpha_scale")
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,18 @@ class Variant:
     """Which image embeddings the decoder reads."""
     alpha_scale: float = 1.0
     """Multiplies alpha (Eq. 11); at 0 contrast and entailment need not be computed."""
+    own_etas: bool = False
+    """Whether its row gives etas, which a protocol then leaves alone."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """All that decides numbers, for a run's configuration; `Variant.from_dict` is the reverse."""
+        return {k: v for k, v in asdict(self).items() if k != "description"}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Variant:
+        fours: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["terms"].items()}
+        row: dict[str, Any] = values | {"terms": Terms(**fours), "description": ""}
+        return cls(**row)
 
 
 def load_variants(table: Path = TABLE) -> dict[str, Variant]:
@@ -43,6 +55,13 @@ def load_variants(table: Path = TABLE) -> dict[str, Variant]:
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{table}: cannot read the table of variants: {error}") from error
     return {name: _variant(f"{table}: [{name}]", name, row) for name, row in rows.items()}
+
+
+def named_variants(text: str) -> list[Variant]:
+    """`no_hea,clip`, or `all`; raises InputError listing the names on an unknown one."""
+    if text == "all":
+        return list(load_variants().values())
+    return [get_variant(name) for name in text.split(",")]
 
 
 def get_variant(name: str) -> Variant:
@@ -71,11 +90,12 @@ def _variant(where: str, name: str, row: Any) -> Variant:
         etas=_weights(where, "etas", row.get("etas", [1.0] * 4)),
         reverse=_flags(where, row.get("reverse", [False] * 4)),
         geometry=geometry,
+        main=_choice(where, "main", row.get("main", "spot"), get_args(Level)),
     )
     scale = row.get("alpha_scale", 1.0)
     if not _is_weight(scale):
         raise InputError(f"{where}: alpha_scale is not a number of at least 0: {scale!r}")
-    return Variant(name, row["description"], terms, decoder, float(scale))
+    return Variant(name, row["description"], terms, decoder, float(scale), "etas" in row)
 
 
 def _is_weight(value: object) -> bool:

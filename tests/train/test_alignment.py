@@ -85,6 +85,8 @@ def ref_losses(e, terms):
     i_s, i_n, g_s, g_n = (getattr(e, k).detach().double().numpy() for k in NAMES)
     c, tau = e.c.item(), e.tau.item()
     anchors = ((i_s, g_s), (g_s, i_s), (g_n, i_s), (i_n, g_s))
+    if terms.main == "niche":
+        anchors = ((i_n, g_n), (g_n, i_n), (g_s, i_n), (i_s, g_n))
     hca = hea = 0.0
     for w, (a, b) in zip(terms.contrast, anchors, strict=True):
         hca += w * ref_align(a, b, c, tau, terms.geometry)

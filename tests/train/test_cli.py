@@ -59,7 +59,7 @@ def test_leave_one_slide_out_writes_whole_runs(cache: Path, run_command: Run, tm
     assert [f.folder.name for f in run.folds] == ["fold0", "fold1", "fold2", "fold3"]
     fold = run.folds[0]
     assert sorted(p.name for p in fold.folder.iterdir()) == [
-        "config.json", "history.csv", "maps.png", "metrics.json",
+        "config.json", "cost.json", "geometry.png", "history.csv", "maps.png", "metrics.json",
         "model.safetensors", "panel.txt", "predictions.h5ad", "training.png",
     ]  # fmt: skip
     table = sc.read_h5ad(fold.folder / "predictions.h5ad")
@@ -89,14 +89,15 @@ def test_leave_one_slide_out_writes_whole_runs(cache: Path, run_command: Run, tm
         "violated",
         "radius_gene_niche",
     } <= set(fold.history)
-    assert fold.config["protocol"] == "paper"
+    assert fold.config["protocol"]["name"] == "paper"
+    assert fold.config["variant"]["name"] == "full"
     assert fold.config["cache"]["encoder"] == TINY_ENCODER
     assert "torch" in fold.config["provenance"]["versions"]
 
     before = (fold.folder / "metrics.json").stat().st_mtime_ns
     code, text = run_command(main, "--cache", cache, "--split", "loso", *SMALL)
     assert code == 0
-    assert text.count("done before, not run again") == 4
+    assert "4 folds, 4 done before, not run again" in text
     assert (fold.folder / "metrics.json").stat().st_mtime_ns == before
 
 
@@ -112,7 +113,7 @@ def test_truth_is_what_the_h5ad_says(cache: Path, run_command: Run, tmp_path: Pa
 def test_the_saved_model_gives_the_saved_predictions(cache: Path, run_command: Run, tmp_path: Path) -> None:
     run_command(main, "--cache", cache, "--split", "loso", "--fold", 0, *SMALL)
     [fold] = load_run(next((tmp_path / "runs/custom").iterdir())).folds
-    slides = read_slides(open_cache(cache), 6)
+    slides = read_slides(open_cache(cache), [6])
     data = assemble(slides, 6, fold.panel, torch.device("cpu"))
     again = predict(load_model(fold.folder), data, data.rows(tuple(fold.config["split"]["test"])))
     np.testing.assert_allclose(again.numpy(), fold.predictions.X, rtol=1e-5, atol=1e-5)

@@ -37,7 +37,9 @@ def make_data(n: int = 96, width: int = 12, genes: int = 8, seed: int = 0) -> Sp
     ) / width**0.5
     y = y + 3
     slide = torch.arange(3).repeat_interleave(n // 3)
-    return SpotData(spot, niche, y, y * 0.9, slide, ["A", "B", "C"], [f"G{i}" for i in range(genes)])
+    row, complete = torch.arange(n) % (n // 3), torch.ones(n, dtype=torch.bool)
+    names = [f"G{i}" for i in range(genes)]
+    return SpotData(spot, niche, y, y * 0.9, slide, row, complete, ["A", "B", "C"], names)
 
 
 def make_model(data: SpotData, variant: str = "full", seed: int = 0, **config: object) -> HistModel:

@@ -50,15 +50,19 @@ def test_constant_genes_are_undefined_and_count_as_zero(value: float) -> None:
     assert np.isnan(pcc[:2]).all()
     np.testing.assert_allclose(pcc[2:], 1)
     assert summarize(p, t)["pcc@10"] == pytest.approx(0.8)
-    assert all_metrics(p, t, np.array(["A"] * 20))["n_undefined_genes"] == 2
+    assert all_metrics(p, t, np.array(["A"] * 20), np.ones(20, bool))["n_undefined_genes"] == 2
 
 
 def test_pooled_and_per_slide() -> None:
     rng = np.random.default_rng(0)
     t, p = rng.normal(size=(2, 30, 12))
     slide = np.array(["A"] * 10 + ["B"] * 20)
-    found = all_metrics(p, t, slide)
+    complete = np.arange(30) % 3 == 0
+    found = all_metrics(p, t, slide, complete)
     assert found["pooled"] == summarize(p, t)
+    assert found["complete_niches"] == summarize(p[::3], t[::3])
+    assert (found["n_spots"], found["n_complete_niches"]) == (30, 10)
+    assert all_metrics(p, t, slide, np.zeros(30, bool))["complete_niches"] is None
     assert found["slides"] == {"A": summarize(p[:10], t[:10]), "B": summarize(p[10:], t[10:])}
     assert found["slide_mean"]["mse"] == pytest.approx((found["slides"]["A"]["mse"] + found["slides"]["B"]["mse"]) / 2)
 

@@ -22,6 +22,7 @@ WANT = {
     "clip": (Terms(SPOTS, NONE, geometry="euclidean"), "spot", 1),
     "euclidean": (Terms(QUARTERS, NONE, geometry="euclidean"), "both", 1),
     "euclidean_cones": (Terms(QUARTERS, QUARTERS, geometry="euclidean"), "both", 1),
+    "hycoclip": (Terms(QUARTERS, QUARTERS, etas=(1.2, 1.2, 0.7, 0.7), main="niche"), "both", 1),
     "spot_only": (Terms(QUARTERS, QUARTERS), "spot", 1),
     "niche_only": (Terms(QUARTERS, QUARTERS), "niche", 1),
     "reverse_spot_niche": (Terms(QUARTERS, QUARTERS, reverse=(True, True, False, False)), "both", 1),
@@ -56,7 +57,7 @@ def test_a_row_may_be_added(tmp_path):
     table = tmp_path / "mine.toml"
     table.write_text(f'[mine]\n{ROW}etas = [0.7, 1, 1, 1.2]\ndecoder = "niche"\nalpha_scale = 2\n')
     terms = Terms((1, 0, 0, 0), (0, 0, 0, 0.5), etas=(0.7, 1, 1, 1.2))
-    assert load_variants(table) == {"mine": Variant("mine", "mine", terms, "niche", 2)}
+    assert load_variants(table) == {"mine": Variant("mine", "mine", terms, "niche", 2, own_etas=True)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,46 @@
+"""What decides a run's numbers, resolved; its hash names the run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hist_cache.fingerprint import short_hash
+from train.data import Transform
+from train.loop import LoopConfig
+from train.model import ModelConfig
+from train.protocols import Protocol
+from train.variants import Variant
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One experiment, over all its folds."""
+
+    dataset: str
+    test_dataset: str | None
+    """Tested on all slides of this dataset instead of the split's own test slides."""
+    variant: Variant
+    """With the protocol's weights and cones."""
+    protocol: Protocol
+    cache: dict[str, Any]
+    """The common part of the cache's fingerprint."""
+    slides: tuple[str, ...]
+    neighbors: int
+    genes: str
+    n_genes: int
+    panel: str
+    """Digest of the names; "" where each fold chooses its own."""
+    split: str
+    transform: Transform
+    model: ModelConfig
+    loop: LoopConfig
+
+    @property
+    def name(self) -> str:
+        """`full-1a2b3c4d`: the variant, and 8 hex digits of everything."""
+        return f"{self.variant.name}-{short_hash(self.as_dict())}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as config.json holds them."""
+        return asdict(self) | {"variant": self.variant.as_dict()}
