@@ -14,8 +14,7 @@ from hist_cache.options import folder_option, option, parse, run
 if TYPE_CHECKING:
     from extract.encoders import Encoder
     from extract.pipeline import Pipeline
-    from extract.plan import Plan
-    from hist_cache.cache import Cache
+    from extract.plan import Plan, Request
     from hist_cache.datasets import Dataset
 
 DESCRIPTION = """Phase one: crop every spot and its niche from the slides of a dataset, run the encoder over them once,
@@ -38,6 +37,12 @@ class Config:
     neighbors: str = option("6", "neighbourhood sizes: any of 6, 18, 36 (rings 1, 2, 3)", "K,K")
     min_spot_um: float = option(0.0, "spot crops are at least this wide, um (the release protocol: 112)", "UM")
     precision: Literal["bf16", "fp32"] | None = option(None, "default: bf16 where the machine computes it fast")
+    lora: str | None = option(
+        None, "embed with the adapter of a run of hist-train --finetune-lora (or of a fold)", "RUN"
+    )
+    tokens_at: int | None = option(
+        None, "also store the activations entering this block (from 0), for fine-tuning to start there", "BLOCK"
+    )
     status: bool = option(False, "show what the cache holds, and exit")
     verify: bool = option(False, "re-read the cache and check every digest, and exit")
     dry_run: bool = option(False, "show what would be computed, its size and time, and exit")
@@ -56,6 +61,10 @@ def extract(config: Config) -> int:
 
     if config.dataset is None and config.ids is None:
         raise InputError("which slides? give --dataset NAME or --ids ID,ID")
+    if config.lora is not None and config.tokens_at is not None:
+        raise InputError(
+            "--lora and --tokens-at exclude each other: tokens are those of the encoder without an adapter"
+        )
     if config.ids is not None:
         dataset = custom_dataset(parse_ids(config.ids), config.dataset or "custom")
     else:
@@ -63,6 +72,8 @@ def extract(config: Config) -> int:
     cache_root = folder_option(config.cache, "HIST_CACHE", "cache")
     data_root = folder_option(config.data_root, "HIST_DATA", "data")
     if config.status or config.verify:
+        from extract.status import show_caches
+
         return show_caches(cache_root, dataset, verify=config.verify)
     if config.download and dataset.name != "demo":
         from hist_cache.download import download
@@ -90,8 +101,10 @@ def make_demo(data_root: Path, config: Config) -> Path:
 
 def compute(config: Config, dataset: Dataset, data_root: Path, cache_root: Path) -> int:
     """Plan and do the extraction."""
-    from extract.plan import Request, common_identity, folder_name, make_plan, mention_other_caches
-    from extract.work import do_plan
+    from contextlib import closing
+
+    from extract.plan import Request, common_identity, folder_name, mention_other_caches
+    from extract.status import some
     from hist_cache.cache import Cache, remember_last
     from hist_cache.slides import is_absent
 
@@ -112,50 +125,99 @@ def compute(config: Config, dataset: Dataset, data_root: Path, cache_root: Path)
     common = common_identity(encoder, pipeline.precision, config.min_spot_um)
     folder = cache_root / dataset.name / folder_name(encoder, common)
     mention_other_caches(folder, encoder.slug, common)
-    request = Request(data_root, sizes, config.min_spot_um, common)
+    with closing(pipeline):
+        failed = fill(config, Request(data_root, sizes, config.min_spot_um, common), slides, folder, encoder, pipeline)
+    cache = Cache(folder)
+    if cache.slides and not config.dry_run:
+        remember_last(cache_root, cache)
+        say(f"{len(cache.slides)} slides in {folder}")
+    return report_failures(failed)
+
+
+def fill(
+    config: Config, request: Request, slides: list[str], folder: Path, encoder: Encoder, pipeline: Pipeline
+) -> list[HistError]:
+    """Complete a cache folder, embeddings first, then tokens where they are asked for; returns the failures."""
+    from functools import partial
+
+    from extract.plan import make_plan
+    from extract.tokens import announce, compute_tokens, plan_tokens
+    from extract.work import do_plan, embed_slide
+
     plan = make_plan(request, slides, folder)
     for error in plan.failed:
         warn(str(error))
-    describe(plan, folder, encoder, sizes)
+    describe(plan, folder, encoder, request.sizes)
+    tokens = None
+    if config.tokens_at is not None:
+        tokens = plan_tokens(request, encoder, config.tokens_at, [t.files.id for t in plan.tasks], folder)
+        announce(tokens)
     if config.dry_run:
-        say(f"would take about {duration(plan.crops / crops_per_second(pipeline))}, going by a timed batch")
-        return 1 if plan.failed else 0
+        seconds = plan.crops / crops_per_second(pipeline)
+        if tokens is not None:
+            with tokens.pipeline(encoder, like=pipeline) as short:
+                seconds += tokens.plan.crops / crops_per_second(short)
+        say(f"would take about {duration(seconds)}, going by a timed batch")
+        return plan.failed
 
-    failed = list(plan.failed)
-    try:
-        with progress("extract", plan.crops, "crops") as meter:
-            failed += do_plan(plan, request, pipeline, meter, encoder.source)
-    finally:
-        pipeline.close()
+    made = {"device": str(pipeline.device), "weights": encoder.source}
+    if config.lora is not None:
+        made["adapter"] = str(Path(config.lora).resolve())
+    with progress("extract", plan.crops, "crops") as meter:
+        failed = do_plan(plan, request, partial(embed_slide, request, pipeline, meter), made)
+    report(pipeline)
+    if tokens is not None:
+        with tokens.pipeline(encoder, like=pipeline) as short:
+            failed += compute_tokens(tokens, short, made)
+            report(short)
+    return plan.failed + failed
+
+
+def report(pipeline: Pipeline) -> None:
+    """Say what a pipeline did, and how fast."""
     clock = pipeline.clock
     if clock.crops:
         say(
             f"{clock.crops:,} crops in {duration(clock.seconds)}: {clock.crops / clock.seconds:,.1f} crops/s, "
             f"{clock.waiting_share:.0%} of the time waiting for pixels"
         )
-    cache = Cache(folder)
-    if cache.slides:
-        remember_last(cache_root, cache)
-        say(f"{len(cache.slides)} slides in {folder}")
-    return report_failures(failed)
 
 
 def start_encoder(config: Config, dataset: Dataset) -> tuple[Encoder, Pipeline]:
-    """Load the encoder onto the best device there is, saying which."""
+    """Load the encoder, with its adapter if any, onto the best device there is, saying which."""
     import torch
 
     from extract.encoders import load_encoder
+    from extract.frontier import check_block
     from extract.pipeline import start_pipeline
 
-    name = config.encoder or dataset.encoder
-    encoder = load_encoder(name, Path(config.weights) if config.weights else None, config.random_weights)
+    weights = Path(config.weights) if config.weights else None
+    if config.lora is not None:
+        encoder = start_tuned(config, Path(config.lora), weights)
+    else:
+        encoder = load_encoder(config.encoder or dataset.encoder, weights, config.random_weights)
+    if config.tokens_at is not None:
+        check_block(encoder, config.tokens_at)
     pipeline = start_pipeline(encoder, config.precision)
     if pipeline.device.type == "cuda":
         where = torch.cuda.get_device_name()
     else:
         where = f"the CPU ({torch.get_num_threads()} cores; no GPU found)"
-    say(f"encoder {name} ({encoder.source}) in {pipeline.precision} on {where}")
+    say(f"encoder {encoder.name} ({encoder.source}) in {pipeline.precision} on {where}")
     return encoder, pipeline
+
+
+def start_tuned(config: Config, run: Path, weights: Path | None) -> Encoder:
+    """The encoder of a fine-tuned run, its adapter merged; --encoder and --weights are only needed to find it."""
+    from extract.adapters import find_adapter, merge_adapter, read_owner
+    from extract.encoders import load_encoder
+
+    folder = find_adapter(run)
+    owner = read_owner(folder)
+    random = config.random_weights or (config.encoder is None and weights is None and not owner.pretrained)
+    encoder = merge_adapter(load_encoder(config.encoder or owner.encoder, weights, random), folder)
+    say(f"encoder {encoder.name} with the adapter {folder} (digest {str(encoder.lora)[:12]}) merged into its weights")
+    return encoder
 
 
 def crops_per_second(pipeline: Pipeline) -> float:
@@ -196,55 +258,9 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def show_caches(root: Path, dataset: Dataset, verify: bool) -> int:
-    """List each cache of the dataset, slide by slide; with `verify` re-read them. 1 where something is wrong."""
-    from hist_cache.cache import Cache, partial_files
-
-    folders = sorted(f for f in (root / dataset.name).glob("*") if any(f.glob("*.h5")) or partial_files(f))
-    if not folders:
-        say(f"{root / dataset.name}: no cache")
-        return 1 if verify else 0
-    return max([show_cache(Cache(f), dataset, verify, partial_files(f)) for f in folders])
-
-
-def show_cache(cache: Cache, dataset: Dataset, verify: bool, partial: list[Path]) -> int:
-    from hist_cache.cache import neighborhoods, read_fingerprint, verify_slide
-
-    problems, held = 0, 0
-    say(f"{cache.folder}")
-    for slide in cache.slides:
-        path = cache.path(slide)
-        held += path.stat().st_size
-        try:
-            wrong = verify_slide(path) if verify else []
-            sizes = ",".join(map(str, neighborhoods(path)))
-            made = read_fingerprint(path).provenance.get("date", "?")
-            say(
-                f"  {slide}  niches {sizes}  {size(path.stat().st_size)}  {made}"
-                + ("  ok" if verify and not wrong else "")
-            )
-        except HistError as error:
-            wrong = [str(error)]
-        for problem in wrong:
-            warn(f"{slide}: {path}: {problem}; delete the file and extract again")
-        problems += bool(wrong)
-    for path in partial:
-        say(f"  {path.name}: being written, or left by a killed run (the next run makes it again)")
-    missing = [s for s in dataset.ids if s not in cache.slides]
-    say(
-        f"  {len(cache.slides)} slides, {size(held)}"
-        + (f"; {len(missing)} missing: {some(missing)}" if missing else "")
-    )
-    return int(problems > 0)
-
-
 def report_failures(failed: list[HistError]) -> int:
     if failed:
         warn(f"{len(failed)} slides failed:")
         for error in failed:
             warn(f"  {error}")
     return int(bool(failed))
-
-
-def some(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -46,6 +46,8 @@ class Encoder:
     """Where the weights came from, for people: a path, `hub:<repo>` or `random, seed 0`."""
     digest: str
     """SHA-256 of the tensors of the backbone, as loaded."""
+    lora: str | None = None
+    """Digest of the adapter that was merged into them since."""
 
     @property
     def slug(self) -> str:

@@ -83,21 +83,46 @@ class Pipeline:
         advance: Callable[[int], None] = lambda n: None,
     ) -> dict[str, np.ndarray]:
         """Encode all `crops` of a slide; returns (N, D) float16 by their names. `advance(n)` hears of progress."""
-        started = time.perf_counter()
         out = {
             c.name: torch.empty((len(c.left), self.encoder.width), dtype=torch.float16, device=self.device)
             for c in crops
         }
+
+        def keep(name: str, rows: np.ndarray, features: Tensor) -> None:
+            out[name][torch.from_numpy(rows).to(self.device)] = features.to(torch.float16)
+
+        self.stream(image, coords, crops, keep, advance)
+        started = time.perf_counter()
+        result = {name: values.cpu().numpy() for name, values in out.items()}
+        self._tick(started)
+        for name, values in result.items():
+            if not np.isfinite(values).all():
+                raise HistError(f"the encoder gave non-finite {name} embeddings; try --precision fp32")
+        return result
+
+    def stream(
+        self,
+        image: Image,
+        coords: np.ndarray,
+        crops: list[Crops],
+        keep: Callable[[str, np.ndarray, Tensor], None],
+        advance: Callable[[int], None] = lambda n: None,
+    ) -> None:
+        """Encode all `crops` of a slide, handing what comes of them to `keep(name, rows (k,), features (k, ...))`.
+
+        The features are on the device, in the encoder's own type, batch after batch; none are held here.
+        """
+        started = time.perf_counter()
         in_flight: deque[torch.cuda.Event] = deque()
         batches = self._batches(image, coords, crops)
         if self.device.type == "cuda":
             batches = in_background(batches)
         while (batch := self._next(batches)) is not None:
             items, inputs = batch
-            features = self.encode(inputs.take()).to(torch.float16)
+            features = self.encode(inputs.take())
             start = 0
             for name, rows in runs(items):
-                out[name][torch.from_numpy(rows).to(self.device)] = features[start : start + len(rows)]
+                keep(name, rows, features[start : start + len(rows)])
                 start += len(rows)
             if self.device.type == "cuda":
                 in_flight.append(torch.cuda.current_stream().record_event())
@@ -106,12 +131,6 @@ class Pipeline:
             self.clock.crops += len(items)
             started = self._tick(started)
             advance(len(items))
-        result = {name: values.cpu().numpy() for name, values in out.items()}
-        self._tick(started)
-        for name, values in result.items():
-            if not np.isfinite(values).all():
-                raise HistError(f"the encoder gave non-finite {name} embeddings; try --precision fp32")
-        return result
 
     def _tick(self, since: float) -> float:
         now = time.perf_counter()
@@ -161,7 +180,7 @@ class Pipeline:
         return items, batch
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """(n, 3, S, S) -> (n, D); on out of memory halves the batch and goes on."""
+        """(n, 3, S, S) -> (n, D), or what the encoder gives; on out of memory halves the batch and goes on."""
         with torch.inference_mode():
             while True:
                 try:

@@ -11,12 +11,13 @@ import h5py
 from extract.crops import niche_side_um
 from extract.encoders import Encoder
 from extract.images import Image, open_image
-from hist_cache.cache import neighborhoods, read_fingerprint
+from hist_cache.cache import neighborhoods, read_fingerprint, slide_files
 from hist_cache.console import say
 from hist_cache.errors import HistError, SlideError
 from hist_cache.fingerprint import Fingerprint, differences, file_digest, file_stamp, short_hash
 from hist_cache.lattice import RINGS
 from hist_cache.slides import SlideFiles, find_slide
+from hist_cache.tokens import token_path
 
 State = Literal["complete", "add", "new"]
 
@@ -29,6 +30,11 @@ class Request:
     sizes: tuple[int, ...]  # neighbourhood sizes
     min_spot_um: float  # spot crops are never smaller than this
     common: dict[str, Any]  # fingerprint's common part
+    tokens_at: int | None = None  # block whose tokens are to be computed; None: the embeddings
+
+    def path(self, folder: Path, slide: str) -> Path:
+        """The file that is asked for."""
+        return folder / f"{slide}.h5" if self.tokens_at is None else token_path(folder, slide, self.tokens_at)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def common_identity(encoder: Encoder, precision: str, min_spot_um: float) -> dic
         "encoder": encoder.name,
         "weights": encoder.digest,
         "pretrained": encoder.pretrained,
-        "lora": None,
+        "lora": encoder.lora,
         "mean": list(encoder.mean),
         "std": list(encoder.std),
         "input_size": encoder.input_size,
@@ -118,7 +124,7 @@ def count_spots(files: SlideFiles) -> int:
 def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     """Compare a slide's cache file, if any, with the request; raises where it is stale or the slide is unusable."""
     files = find_slide(request.data_root, slide)
-    path = folder / f"{slide}.h5"
+    path = request.path(folder, slide)
     if not path.exists():
         return Task(files, path, "new", request.sizes, count_spots(files))
     known = read_fingerprint(path)
@@ -152,7 +158,7 @@ def make_plan(request: Request, slides: list[str], folder: Path) -> Plan:
 def mention_other_caches(folder: Path, slug: str, common: dict[str, Any]) -> None:
     """Say of caches of the same encoder that are not used, and why."""
     for other in sorted(folder.parent.glob(f"{slug}-????????")):
-        files = sorted(other.glob("*.h5"))
+        files = slide_files(other)
         if other == folder or not files:
             continue
         try:

@@ -192,10 +192,15 @@ def load_strictly(module: nn.Module, state: State, path: Path, name: str) -> Non
 
 def digest(module: nn.Module) -> str:
     """SHA-256, as hex, of a module's tensors: name, type, shape and bytes of each, sorted by name."""
+    return digest_state(module.state_dict())
+
+
+def digest_state(state: Mapping[str, Tensor]) -> str:
+    """The same of named tensors."""
     import torch
 
     total = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(state.items()):
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()

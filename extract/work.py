@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from extract.crops import SPOT, plan_crops
+from extract.crops import SPOT, Crops, plan_crops
 from extract.images import Image, open_image, thumbnail
 from extract.pipeline import Pipeline
 from extract.plan import Plan, Request, Task, crop_sides_um, plan_slide, slide_identity
@@ -22,6 +24,7 @@ from hist_cache.lattice import RINGS, find_lattice, ring_neighbors
 from hist_cache.slides import Spots, read_spots
 
 LOCKS = ".locks"
+Finish = Callable[[], None]  # what is left to do for a slide when the encoder is done with it: writing
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,10 @@ class Loaded:
     image: Image
     identity: dict[str, Any]
     stamps: dict[str, Any]
+
+
+# Computes what a task asks for; `embed_slide` or its like for tokens, with all but the slide filled in.
+Produce = Callable[[Task, Loaded, Fingerprint], Finish]
 
 
 def load(task: Task) -> Loaded:
@@ -50,27 +57,31 @@ def load(task: Task) -> Loaded:
         )
     if outside:
         warn(f"{task.files.id}: {task.files.table}: {outside} of {len(spots)} spots lie outside the image; white there")
-    known = read_fingerprint(task.path) if task.state == "add" else None
+    earlier = task.path if task.state == "add" else task.path.with_name(f"{task.files.id}.h5")
+    known = read_fingerprint(earlier) if earlier.exists() else None  # of its embeddings, where tokens are new
     return Loaded(spots, image, *slide_identity(task.files, image, known))
+
+
+def embed_slide(
+    request: Request, pipeline: Pipeline, meter: Meter, task: Task, loaded: Loaded, fingerprint: Fingerprint
+) -> Finish:
+    """Compute a slide's embeddings; what is returned writes them."""
+    return partial(write_slide, task.path, embed(task, loaded, request, pipeline, meter), fingerprint)
 
 
 def embed(task: Task, loaded: Loaded, request: Request, pipeline: Pipeline, meter: Meter) -> CachedSlide:
     """The slide's cache contents: what is there already, and what was missing."""
     files, spots = task.files, loaded.spots
     sides = crop_sides_um(files, task.missing, request.min_spot_um)
-    crops = [plan_crops(name, spots.coords, side, files.um_per_px) for name, side in sides.items()]
+    crops = missing_crops(task, loaded, request)
     if task.state == "add":
         slide = read_slide(task.path)
-        crops = [c for c in crops if c.name != SPOT]
     else:
         small = thumbnail(loaded.image)
         slide = CachedSlide(spots.barcodes, spots.coords, spots.array, np.empty(0), spots.counts, spots.genes, small)
         slide.attributes["thumbnail_downsample"] = loaded.image.width / small.shape[1]
 
-    def advance(n: int) -> None:
-        meter.advance(n, f"{pipeline.clock.waiting_share:.0%} waiting for pixels")
-
-    features = pipeline.embed(loaded.image, spots.coords, crops, advance)
+    features = pipeline.embed(loaded.image, spots.coords, crops, shown(pipeline, meter))
     pitch_px = files.pitch_um / files.um_per_px
     lattice = find_lattice(spots.coords, spots.array, pitch_px)
     if lattice.kind == "none":
@@ -86,6 +97,19 @@ def embed(task: Task, loaded: Loaded, request: Request, pipeline: Pipeline, mete
     if files.patient:
         slide.attributes["patient"] = files.patient
     return slide
+
+
+def missing_crops(task: Task, loaded: Loaded, request: Request) -> list[Crops]:
+    """The crops that are to be encoded: spots where the file is new, niches of the sizes that it lacks."""
+    sides = crop_sides_um(task.files, task.missing, request.min_spot_um)
+    if task.state == "add":
+        del sides[SPOT]
+    return [plan_crops(name, loaded.spots.coords, side, task.files.um_per_px) for name, side in sides.items()]
+
+
+def shown(pipeline: Pipeline, meter: Meter) -> Callable[[int], None]:
+    """Hears of crops that were encoded, and has the meter show them and the time spent waiting."""
+    return lambda n: meter.advance(n, f"{pipeline.clock.waiting_share:.0%} waiting for pixels")
 
 
 @dataclass(frozen=True)
@@ -119,7 +143,7 @@ class Claims:
     def _try(self, task: Task, timeout: float) -> Claim | None:
         slide, folder = task.files.id, task.path.parent
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCKS / f"{slide}.lock", thread_local=False)  # released by the writing thread
+        lock = FileLock(folder / LOCKS / f"{task.path.stem}.lock", thread_local=False)  # released by the writing thread
         try:
             lock.acquire(timeout=timeout)
         except Timeout:
@@ -141,8 +165,11 @@ class Claims:
         warn(str(error))
 
 
-def do_plan(plan: Plan, request: Request, pipeline: Pipeline, meter: Meter, weights: str) -> list[HistError]:
-    """Compute all that is missing, the next slide being loaded and the last one written meanwhile; returns failures."""
+def do_plan(plan: Plan, request: Request, produce: Produce, made: dict[str, Any]) -> list[HistError]:
+    """Compute all that is missing, the next slide being loaded and the last one written meanwhile; returns failures.
+
+    `made`: how, for the provenance (device, weights).
+    """
     writes: list[Future[None]] = []
     with ThreadPoolExecutor(1, "load") as loader, ThreadPoolExecutor(1, "write") as writer:
         claims = Claims(plan, request, loader)
@@ -151,29 +178,24 @@ def do_plan(plan: Plan, request: Request, pipeline: Pipeline, meter: Meter, weig
             following = claims.take(wait=False)
             try:
                 loaded = claim.loaded.result()
+                made_from = provenance(stamps=loaded.stamps, data_root=str(request.data_root.resolve()), **made)
+                fingerprint = Fingerprint(request.common, loaded.identity, made_from)
                 try:
-                    slide = embed(claim.task, loaded, request, pipeline, meter)
+                    finish = produce(claim.task, loaded, fingerprint)
                 finally:
                     loaded.image.close()
             except HistError as error:
                 claims.fail(error, claim.lock)
             else:
-                made = provenance(
-                    stamps=loaded.stamps,
-                    data_root=str(request.data_root.resolve()),
-                    device=str(pipeline.device),
-                    weights=weights,
-                )
-                fingerprint = Fingerprint(request.common, loaded.identity, made)
-                writes.append(writer.submit(_write, claim, slide, fingerprint))
+                writes.append(writer.submit(_finish, claim, finish))
             claim = following or claims.take(wait=True)
         for write in writes:
             write.result()
     return claims.failed
 
 
-def _write(claim: Claim, slide: CachedSlide, fingerprint: Fingerprint) -> None:
+def _finish(claim: Claim, finish: Finish) -> None:
     try:
-        write_slide(claim.task.path, slide, fingerprint)
+        finish()
     finally:
         claim.lock.release()

@@ -1,12 +1,14 @@
 """The cache: one HDF5 file per slide with its embeddings, neighbours and counts (docs/cache-format.md).
 
 `<cache>/<dataset>/<encoder>-<8 hex of fingerprint>/<slide>.h5`. A file is written aside and renamed when whole, so
-one that has the right name is whole; `complete` and a digest of every array say so again.
+one that has the right name is whole; `complete` and a digest of every array say so again. Beside it there may be
+`<slide>.tokens<block>.h5` (`hist_cache.tokens`), which has the same fingerprint and is no slide of its own.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from hist_cache.fingerprint import Fingerprint, array_digest, differences, short
 
 SCHEMA = 1
 LAST = "last.json"  # which dataset was extracted last
+TOKEN_FILE = re.compile(r"(?P<slide>.+)\.tokens(?P<block>\d+)\.h5")
 
 
 @dataclass
@@ -86,7 +89,8 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
         file.attrs["complete"] = True
 
 
-def _open(path: Path) -> h5py.File:
+def open_complete(path: Path) -> h5py.File:
+    """Open a file of a cache for reading; `HistError` where it is unreadable, incomplete or of another format."""
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
@@ -101,13 +105,13 @@ def _open(path: Path) -> h5py.File:
 
 
 def read_fingerprint(path: Path) -> Fingerprint:
-    with _open(path) as file:
+    with open_complete(path) as file:
         return Fingerprint.from_json(file.attrs["fingerprint"])
 
 
 def neighborhoods(path: Path) -> list[int]:
     """The neighbourhood sizes a file holds."""
-    with _open(path) as file:
+    with open_complete(path) as file:
         return _sizes(file)
 
 
@@ -117,7 +121,7 @@ def _sizes(file: h5py.File) -> list[int]:
 
 def read_slide(path: Path, sizes: list[int] | None = None) -> CachedSlide:
     """Read a slide with the given neighbourhood sizes (default: all it has)."""
-    with _open(path) as file:
+    with open_complete(path) as file:
         have = _sizes(file)
         for size in sizes or []:
             if size not in have:
@@ -146,7 +150,7 @@ def read_slide(path: Path, sizes: list[int] | None = None) -> CachedSlide:
 def verify_slide(path: Path) -> list[str]:
     """Re-read every array and compare its digest; returns what is wrong, nothing where all is well."""
     try:
-        with _open(path) as file:
+        with open_complete(path) as file:
             expected = json.loads(file.attrs["digests"])
             found: list[str] = []
             file.visititems(lambda name, node: found.append(name) if isinstance(node, h5py.Dataset) else None)
@@ -158,12 +162,17 @@ def verify_slide(path: Path) -> list[str]:
                         problems.append(f"{name} has other values than when it was written")
                 except OSError as error:
                     problems.append(f"{name} cannot be read ({error})")
-            common = Fingerprint.from_json(file.attrs["fingerprint"]).common
+            fingerprint = Fingerprint.from_json(file.attrs["fingerprint"])
     except HistError as error:
         return [str(error)]
-    if not path.parent.name.endswith(short_hash(common)):
-        problems.append(f"its identity is {short_hash(common)}, but the folder is {path.parent.name}")
-    return problems
+    return problems + misplaced(path, fingerprint)
+
+
+def misplaced(path: Path, fingerprint: Fingerprint) -> list[str]:
+    """What is wrong with the folder that a file lies in: nothing, where its name has the hash of the identity."""
+    if path.parent.name.endswith(found := short_hash(fingerprint.common)):
+        return []
+    return [f"its identity is {found}, but the folder is {path.parent.name}"]
 
 
 @dataclass(frozen=True)
@@ -179,7 +188,7 @@ class Cache:
     @property
     def slides(self) -> list[str]:
         """IDs of the complete slides, sorted."""
-        return sorted(p.stem for p in self.folder.glob("*.h5"))
+        return [p.stem for p in slide_files(self.folder)]
 
     def path(self, slide: str) -> Path:
         return self.folder / f"{slide}.h5"
@@ -211,7 +220,7 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
     Raises `InputError` where there is none, or several encoders and no choice.
     """
     path = Path(path)
-    if any(path.glob("*.h5")):
+    if slide_files(path):
         return Cache(path)
     dataset = dataset or last_dataset(path)
     folders = cache_folders(path, dataset)
@@ -229,9 +238,14 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
     return Cache(folders[0])
 
 
+def slide_files(folder: Path) -> list[Path]:
+    """The complete slides' files, sorted by slide; token files are none."""
+    return sorted((p for p in folder.glob("*.h5") if not TOKEN_FILE.fullmatch(p.name)), key=lambda p: p.stem)
+
+
 def cache_folders(root: Path, dataset: str) -> list[Path]:
     """A dataset's cache folders that hold at least one complete slide."""
-    return sorted(f for f in (root / dataset).glob("*") if f.is_dir() and any(f.glob("*.h5")))
+    return sorted(f for f in (root / dataset).glob("*") if f.is_dir() and slide_files(f))
 
 
 def read_last(root: Path) -> dict[str, str]:
