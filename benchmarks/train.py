@@ -51,9 +51,9 @@ def make_data(spots: int, width: int, genes: int, device: torch.device) -> SpotD
     embeddings = torch.randn(2, spots, width, generator=g).half().to(device)
     profiles = torch.rand(2, spots, genes, generator=g).mul_(6).to(device)
     slide = torch.zeros(spots, dtype=torch.int64, device=device)
-    return SpotData(
-        embeddings[0], embeddings[1], profiles[0], profiles[1], slide, ["A"], [f"G{i}" for i in range(genes)]
-    )
+    row, complete = torch.arange(spots, device=device), torch.ones(spots, dtype=torch.bool, device=device)
+    names = [f"G{i}" for i in range(genes)]
+    return SpotData(*embeddings, *profiles, slide, row, complete, ["A"], names)
 
 
 def make_model(data: SpotData, width: int, device: torch.device) -> HistModel:

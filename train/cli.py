@@ -172,17 +172,20 @@ def check_resumable(jobs: list[Job]) -> None:
 
 
 def say_splits(jobs: list[Job], patients: dict[str, str]) -> None:
-    """Each split once, with the patients that its parts share."""
+    """Each split once; then the patients that parts of a split share."""
     from hist_cache.splits import patient_leaks
 
+    leaks: dict[str, list[str]] = {}
     for split in dict.fromkeys(job.split for job in jobs):
-        folds = sorted({job.fold for job in jobs if job.split == split})
-        shown = f"fold {', '.join(map(str, folds))}"
-        say(f"{shown}: train {len(split.train)}, validate {', '.join(split.val)}, test {', '.join(split.test)}")
-        if leaks := patient_leaks(split, patients):
-            warn(
-                f"{shown}: {', '.join(leaks)} in train and test: the metrics are optimistic (--split patient avoids it)"
-            )
+        folds = ", ".join(str(i) for i in sorted({job.fold for job in jobs if job.split == split}))
+        say(f"fold {folds}: train {len(split.train)}, validate {', '.join(split.val)}, test {', '.join(split.test)}")
+        if shared := patient_leaks(split, patients):
+            leaks.setdefault(", ".join(shared), []).append(folds)
+    for shared_by, where in leaks.items():
+        warn(
+            f"fold {', '.join(where)}: {shared_by} in train and test: the metrics are optimistic "
+            "(--split patient avoids it)"
+        )
 
 
 def say_grid(jobs: list[Job], left: list[Job], device: torch.device, workers: int) -> None:
@@ -211,6 +214,7 @@ def run_with_progress(
         if job.stopped:
             say(f"{job.title}: going on with the stopped run ({job.folder}; delete it to start over)")
     counted = dict.fromkeys((job.folder for job in left), 0.0)  # share of each fold that is counted as done
+    lengths: list[int] = []  # epochs of the folds that have ended: most stop early
     with progress("folds", len(left), "folds") as meter:
 
         def advance(job: Job, share: float, note: str | None = None) -> None:
@@ -218,10 +222,14 @@ def run_with_progress(
             counted[job.folder] = share
 
         def on_epoch(job: Job, row: dict[str, float]) -> None:
-            epoch, most = int(row["epoch"]) + 1, job.setting.loop.epochs
-            advance(job, epoch / most, f"{job.title}: epoch {epoch}, validation MSE {row['val_mse']:.4f}")
+            epoch = int(row["epoch"]) + 1
+            expected = sum(lengths) / len(lengths) if lengths else job.setting.loop.epochs
+            advance(
+                job, min(epoch / expected, 0.95), f"{job.title}: epoch {epoch}, validation MSE {row['val_mse']:.4f}"
+            )
 
         def on_done(job: Job, metrics: dict[str, Any]) -> None:
+            lengths.append(metrics["epochs"])
             advance(job, 1.0)
             say_done(job, metrics)
 

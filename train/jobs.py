@@ -24,6 +24,8 @@ from train.plan import Job
 from train.runs import run_fold
 from train.workspace import DataKey, Workspace
 
+MOST_WORKERS = 4
+
 OnEpoch = Callable[[Job, dict[str, float]], None]
 OnDone = Callable[[Job, dict[str, Any]], None]
 
@@ -34,8 +36,8 @@ def cores() -> list[int]:
 
 
 def default_workers(jobs: int, device: torch.device) -> int:
-    """Folds to train at once: on a CPU one a core, as a step's products are too small to share well; one on a GPU."""
-    return 1 if device.type == "cuda" else max(1, min(jobs, len(cores())))
+    """Folds to train at once: on a CPU one a core, up to four, as each holds a model and its optimiser; one on a GPU."""
+    return 1 if device.type == "cuda" else max(1, min(jobs, len(cores()), MOST_WORKERS))
 
 
 def run_jobs(
