@@ -102,7 +102,7 @@ def adapt(encoder: Encoder, config: LoraConfig) -> Adapted:
     numbers = "|".join(str(i) for i in range(blocks - config.layers, blocks))
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
         lora_dropout=config.dropout,
         bias="none",
         # The whole path: "proj" alone would also adapt the convolution patch_embed.proj.

@@ -28,6 +28,13 @@ def hist_extract() -> int:
     return main()
 
 
+def hist_report() -> int:
+    _claim_packages()
+    from train.report_cli import main
+
+    return main()
+
+
 def hist_train() -> int:
     _claim_packages()
     from train.cli import main

@@ -24,6 +24,11 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 PLAIN_EVERY_S = 10.0
 
 
+def hush() -> None:
+    """Say and warn nothing from here on: another process does the talking. Errors are still heard."""
+    out.quiet = err.quiet = True
+
+
 def say(message: str) -> None:
     """Print one line on standard output."""
     out.print(message, markup=False)
@@ -75,7 +80,7 @@ class _Plain(Meter):
 
     def show(self) -> None:
         now = time.monotonic()
-        if now - self.last < PLAIN_EVERY_S:
+        if now - self.last < PLAIN_EVERY_S or out.quiet:
             return
         self.last = now
         print(
@@ -138,4 +143,5 @@ def size(n_bytes: float) -> str:
 def fail(message: str) -> None:
     """Print one error line on standard error."""
     sys.stdout.flush()
+    err.quiet = False
     err.print(f"error: {message}", style="bold red" if err.is_terminal else "", markup=False)

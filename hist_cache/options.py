@@ -22,6 +22,11 @@ def option(default: Any, help: str, metavar: str | None = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
 
 
+def positional(help: str, metavar: str) -> Any:
+    """A dataclass field, a tuple of texts, that takes the arguments without a flag: at least one."""
+    return dataclasses.field(default=(), metadata={"help": help, "metavar": metavar, "positional": True})
+
+
 def parse(config_class: type[C], prog: str, description: str, argv: Sequence[str] | None = None) -> C:
     """Read options into `config_class`; wrong ones exit with 2, as argparse does."""
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
@@ -36,7 +41,9 @@ def parse(config_class: type[C], prog: str, description: str, argv: Sequence[str
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         flag = "--" + field.name.replace("_", "-")
         text = field.metadata.get("help", "")
-        if hints[field.name] is bool:
+        if field.metadata.get("positional"):
+            parser.add_argument(field.name, type=str, nargs="+", help=text, metavar=field.metadata["metavar"])
+        elif hints[field.name] is bool:
             parser.add_argument(flag, action="store_true", default=field.default, help=text)
         else:
             if field.default is not None:

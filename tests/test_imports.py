@@ -30,8 +30,10 @@ def test_imports_point_one_way(package: str) -> None:
             assert imported(file) <= allowed, file
 
 
-@pytest.mark.parametrize("command", ["hist_extract", "hist_train"])
-def test_commands_work_beside_the_users_own_train_and_extract(command: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "option"), [("hist_extract", "--dataset"), ("hist_train", "--dataset"), ("hist_report", "--against")]
+)
+def test_commands_work_beside_the_users_own_train_and_extract(command: str, option: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("raise SystemExit('the wrong train')")
     (tmp_path / "extract").mkdir()
     (tmp_path / "extract/__init__.py").write_text("raise SystemExit('the wrong extract')")
@@ -40,12 +42,12 @@ def test_commands_work_beside_the_users_own_train_and_extract(command: str, tmp_
     environment = {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}", "PATH": ""}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "--dataset" in done.stdout
+    assert option in done.stdout
 
 
-@pytest.mark.parametrize("package", ["extract", "train"])
-def test_help_imports_nothing_heavy(package: str) -> None:
-    script = f"import sys; from {package}.cli import Config; from hist_cache.options import parse\n"
+@pytest.mark.parametrize("module", ["extract.cli", "train.cli", "train.report_cli"])
+def test_help_imports_nothing_heavy(module: str) -> None:
+    script = f"import sys; from {module} import Config; from hist_cache.options import parse\n"
     script += "try: parse(Config, 'x', 'y', ['--help'])\nexcept SystemExit: pass\n"
     script += "heavy = {'torch', 'timm', 'anndata', 'scipy', 'pandas', 'matplotlib', 'h5py'} & set(sys.modules)\n"
     script += "assert not heavy, heavy"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from torch import Tensor
 from hist_cache.cache import Cache, CachedSlide
 from hist_cache.errors import InputError
 from hist_cache.panels import columns
+
+if TYPE_CHECKING:
+    from train.frontiers import Frontier
 
 Transform = Literal["log2", "ln_cp10k"]
 UNITS = {"log2": "log2(1 + count)", "ln_cp10k": "ln(1 + count per 10,000)"}
@@ -40,6 +43,8 @@ class SpotData:
     transform: Transform = "log2"
     memo: dict[Any, Any] = field(default_factory=dict)
     """What several runs on these data need and one can compute: the ridge control of a split."""
+    frontier: Frontier | None = None
+    """Where an encoder that is tuned reads from; without it images are `spot` and `niche`."""
 
     def rows(self, slides: tuple[str, ...]) -> Tensor:
         """Rows of these slides' spots, in order."""

@@ -5,24 +5,27 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hist_cache.cache import CachedSlide
-from hist_cache.console import say
+from hist_cache.console import hush, say
 from hist_cache.errors import HistError
+from train import ranks
 from train.data import SpotData
 from train.plan import Job
 from train.runs import run_fold
 from train.workspace import DataKey, Workspace
+
+if TYPE_CHECKING:
+    from train.finetune import Tuner
 
 MOST_WORKERS = 4
 
@@ -36,7 +39,7 @@ def cores() -> list[int]:
 
 
 def default_workers(jobs: int, device: torch.device) -> int:
-    """Folds to train at once: on a CPU one a core, up to four, as each holds a model and its optimiser; one on a GPU."""
+    """Folds to train at once: on a CPU one a core, up to 4 (each holds a model and its optimiser); one on a GPU."""
     return 1 if device.type == "cuda" else max(1, min(jobs, len(cores()), MOST_WORKERS))
 
 
@@ -47,23 +50,34 @@ def run_jobs(
     workers: int,
     on_epoch: OnEpoch,
     on_done: OnDone,
+    tuner: Tuner | None = None,
 ) -> list[tuple[Job, HistError]]:
-    """Run all; returns those that failed, and why. Interrupted, what runs is kept and KeyboardInterrupt raised."""
-    if workers > 1 and len(jobs) > 1:
+    """Run all; returns those that failed, and why. Interrupted, what runs is kept and KeyboardInterrupt raised.
+
+    tuner: for jobs that tune the encoder, which are run one after the other.
+    """
+    if tuner is None and workers > 1 and len(jobs) > 1:
         with tempfile.TemporaryDirectory(prefix="hist-train-") as folder:
             return _Pool(workspace, device, min(workers, len(jobs)), Path(folder)).run(jobs, on_epoch, on_done)
     failed: list[tuple[Job, HistError]] = []
     pictures = workspace.pictures
     for job in jobs:
-        data = workspace.data(job.data, device)
+        data, own_tuner = workspace.data(job.data, device), None
+        if tuner is not None and job.setting.tuning is not None:
+            data, own_tuner = tuner.data(data, job.data.neighbors, job.setting.tuning), tuner
 
         def report(row: dict[str, float], job: Job = job) -> None:
             on_epoch(job, row)
 
         try:
-            on_done(job, run_fold(job.folder, job.setting, data, pictures, job.split, device, report))
+            metrics = run_fold(job.folder, job.setting, data, pictures, job.split, device, report, own_tuner)
         except HistError as error:
+            if ranks.count() > 1:
+                raise  # the others must not wait for this process
             failed.append((job, error))
+        else:
+            if metrics:
+                on_done(job, metrics)
     return failed
 
 
@@ -140,7 +154,7 @@ class _Pool:
         if key not in self.files:
             self.files[key] = self.folder / f"data{len(self.files)}.pt"
             data = self.workspace.data(key, torch.device("cpu"))
-            torch.save({k: v for k, v in vars(data).items() if k != "memo"}, self.files[key])
+            torch.save({k: v for k, v in vars(data).items() if k not in ("memo", "frontier")}, self.files[key])
         return self.files[key]
 
     def _receive(self, pipe: Connection) -> tuple[str, Any]:
@@ -155,7 +169,7 @@ def _work(pipe: Connection, own: list[int], device: torch.device, pictures: dict
     """A worker's life: jobs from the pipe until it closes."""
     os.setpgid(0, 0)  # Ctrl-C on the terminal reaches the parent alone, which passes it on
     signal.signal(signal.SIGTERM, _interrupt)
-    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # the parent does the talking
+    hush()  # the parent does the talking
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, own)
     torch.set_num_threads(len(own))

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hist_cache.console import say
 from hist_cache.errors import HistError, InputError
-from hist_cache.files import written_aside
+from train import ranks
+from train.checkpoints import Progress, load_checkpoint, save_checkpoint
 from train.data import SpotData
+from train.gradient_cache import backward_in_parts
 from train.model import HistModel
 from train.protocols import Tested
 
 MAX_GRADIENT_NORM = 5.0  # entailment gradients reach 1e4 at a cone's border
 PREDICT_BATCH = 4096
+ENCODE_BATCH = 128  # where an encoder runs
 CHECKPOINT_EVERY_S = 60.0
 
 
@@ -44,40 +45,51 @@ class LoopConfig:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be above 0")
 
 
-@dataclass
-class Progress:
-    """Where training stands. best: weights of the epoch with the least validation MSE."""
+OUT_OF_MEMORY = (
+    "out of memory while tuning the encoder: give --micro-batch N to encode N spots at once (the loss stays that of "
+    "the whole batch), or --grad-checkpoint"
+)
 
-    epoch: int = 0
-    best_epoch: int = -1
-    best_mse: float = float("inf")
-    best: dict[str, Tensor] = field(default_factory=dict)
-    history: list[dict[str, float]] = field(default_factory=list)
 
-    def finished(self, config: LoopConfig) -> bool:
-        return self.epoch >= config.epochs or (
-            self.best_epoch >= 0 and self.epoch - 1 - self.best_epoch >= config.patience
-        )
+@dataclass(frozen=True)
+class Reading:
+    """How an encoder that is tuned is fed; nothing on cached embeddings."""
+
+    micro_batch: int | None = None
+    """Spots encoded at once; the loss is over the whole batch all the same."""
+    augment: bool = False
+    """Turn and mirror the crops of a spot, spot and niche alike, while training."""
+
+    def __post_init__(self) -> None:
+        if self.micro_batch is not None and self.micro_batch < 1:
+            raise InputError(f"--micro-batch {self.micro_batch}: must be above 0")
 
 
 def make_optimizer(model: HistModel, config: LoopConfig) -> torch.optim.AdamW:
     """AdamW in one fused pass over memory; no weight decay on the geometry's parameters."""
     geometry = {id(p) for p in model.geometry_parameters()}
     free = [p for p in model.parameters() if id(p) in geometry and p.requires_grad]
-    decayed = [p for p in model.parameters() if id(p) not in geometry]
+    decayed = [p for p in model.parameters() if id(p) not in geometry and p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
 
 
-def step(model: HistModel, optimizer: torch.optim.AdamW, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+def step(
+    model: HistModel, optimizer: torch.optim.AdamW, batch: tuple[Tensor, ...], micro_batch: int | None = None
+) -> dict[str, Tensor]:
     """One optimiser step on (spot, niche, expression, niche_expression); returns what to log, on the device.
 
-    A step with a non-finite gradient is skipped and counted. Clipping and skipping ride on the fused optimiser's
-    own gradient scale and overflow flag, which cost no pass over the gradients and no sync.
+    micro_batch: spots that an encoder takes at once. A step with a non-finite gradient is skipped and counted.
+    Clipping and skipping ride on the fused optimiser's own gradient scale and overflow flag, which cost no pass over
+    the gradients and no sync.
     """
-    loss, log = model(*batch)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    if model.encoder is None or micro_batch is None or micro_batch >= len(batch[0]):
+        loss, log = model(*batch)
+        loss.backward()
+    else:
+        log = backward_in_parts(model, batch, micro_batch)
+    ranks.average_gradients(model.parameters())
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     bad = (~torch.isfinite(norm)).float()
     optimizer.grad_scale = torch.nan_to_num(norm / MAX_GRADIENT_NORM, nan=1.0, posinf=1.0).clamp(min=1.0)  # type: ignore[attr-defined]
@@ -88,13 +100,27 @@ def step(model: HistModel, optimizer: torch.optim.AdamW, batch: tuple[Tensor, ..
 
 
 def gather(data: SpotData, rows: Tensor) -> tuple[Tensor, ...]:
-    """A batch by index: embeddings as float32, profiles as they are."""
-    return (
-        data.spot[rows].float(),
-        data.niche[rows].float(),
-        data.expression[rows],
-        data.niche_expression[rows],
-    )
+    """A batch by index: what the model's images are made from, and the profiles."""
+    spot, niche = images_of(data, rows)
+    return spot, niche, data.expression[rows], data.niche_expression[rows]
+
+
+def images_of(data: SpotData, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings as float32, or what the frontier of an encoder that is tuned has."""
+    if data.frontier is not None:
+        return data.frontier.read(rows)
+    return data.spot[rows].float(), data.niche[rows].float()
+
+
+def batches(data: SpotData, chunks: list[Tensor], augment: bool) -> Iterator[tuple[Tensor, ...]]:
+    """The batches of these rows; what must be read from disk is read ahead."""
+    if data.frontier is None:
+        yield from (gather(data, rows) for rows in chunks)
+        return
+    from train.frontiers import prefetched
+
+    for rows, (spot, niche) in zip(chunks, prefetched(data.frontier, chunks, augment), strict=True):
+        yield spot, niche, data.expression[rows], data.niche_expression[rows]
 
 
 def train_epoch(
@@ -104,30 +130,57 @@ def train_epoch(
     rows: Tensor,
     batch_size: int,
     order: torch.Generator,
+    reading: Reading | None = None,
 ) -> dict[str, float]:
     """All `rows` once in random order; the mean of every logged value over the steps, `skipped` as a count.
 
     A last batch that is not full is left out (others take its spots next epoch): contrast needs its negatives.
     """
+    reading = reading or Reading()
     model.train()
     rows = rows[torch.randperm(len(rows), generator=order).to(rows.device)]
     total: dict[str, Tensor] = {}
     steps = max(1, len(rows) // batch_size)
-    for i in range(steps):
-        log = step(model, optimizer, gather(data, rows[i * batch_size : (i + 1) * batch_size]))
+    chunks = [ranks.share(rows[i * batch_size : (i + 1) * batch_size]) for i in range(steps)]
+    for batch in batches(data, chunks, reading.augment):
+        log = step(model, optimizer, batch, reading.micro_batch)
         total = {k: total[k] + v if total else v for k, v in log.items()}
     names = list(total)
-    values = torch.stack([total[k].float() for k in names]).tolist()  # the epoch's one sync
+    # The epoch's one sync; each process has its own spots' MSE.
+    values = (ranks.summed(torch.stack([total[k].float() for k in names])) / ranks.count()).tolist()
     return {k: v if k == "skipped" else v / steps for k, v in zip(names, values, strict=True)}
 
 
 @torch.no_grad()
-def predict(model: HistModel, data: SpotData, rows: Tensor) -> Tensor:
-    """(n, G) predictions for `rows`; only their image embeddings are read."""
+def encode(model: HistModel, data: SpotData, rows: Tensor, reading: Reading | None = None) -> tuple[Tensor, Tensor]:
+    """(n, D) spot and niche embeddings of `rows`: the cached ones, or those of the encoder that is tuned."""
     model.eval()
-    return torch.cat(
-        [model.predict(data.spot[part].float(), data.niche[part].float()) for part in rows.split(PREDICT_BATCH)]
-    )
+    if data.frontier is None:
+        return images_of(data, rows)
+    size = (reading.micro_batch if reading else None) or ENCODE_BATCH
+    parts = [model.encode(*images_of(data, part)) for part in rows.split(size)]
+    return torch.cat([spot for spot, _ in parts]), torch.cat([niche for _, niche in parts])
+
+
+@torch.no_grad()
+def decode(model: HistModel, embedded: tuple[Tensor, Tensor]) -> Tensor:
+    """(n, G) predictions from embeddings."""
+    model.eval()
+    chunks = zip(*(level.split(PREDICT_BATCH) for level in embedded), strict=True)
+    return torch.cat([model.decode(model.images(spot, niche)) for spot, niche in chunks])
+
+
+def predict(model: HistModel, data: SpotData, rows: Tensor, reading: Reading | None = None) -> Tensor:
+    """(n, G) predictions for `rows`; only their images are read."""
+    return decode(model, encode(model, data, rows, reading))
+
+
+def validation_mse(model: HistModel, data: SpotData, rows: Tensor, reading: Reading | None = None) -> float:
+    """Over all spots and genes; each process predicts its share of the spots."""
+    own = ranks.share(rows)
+    error = predict(model, data, own, reading) - data.expression[own] if len(own) else data.expression[own]
+    total = ranks.summed(error.double().square().sum())
+    return total.item() / (len(rows) * data.expression.shape[1])
 
 
 class Interrupt:
@@ -162,6 +215,7 @@ def fit(
     checkpoint: Path,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
     tested: Tested = "best",
+    reading: Reading | None = None,
 ) -> Progress:
     """Train for `epochs`, or until the validation MSE has not improved for `patience`; leaves the best weights, or
     the last.
@@ -174,60 +228,29 @@ def fit(
     progress = load_checkpoint(checkpoint, model, optimizer, order) if checkpoint.exists() else Progress()
     saved = time.monotonic()
     with Interrupt() as interrupt:
-        while not progress.finished(config) and not interrupt.asked:
+        stopping = ranks.any_of_them(interrupt.asked)
+        while not progress.finished(config.epochs, config.patience) and not stopping:
             started = time.monotonic()
             row = {"epoch": float(progress.epoch)} | train_epoch(
-                model, optimizer, data, train, config.batch_size, order
+                model, optimizer, data, train, config.batch_size, order, reading
             )
-            row["val_mse"] = F.mse_loss(predict(model, data, val), data.expression[val]).item()
+            row["val_mse"] = validation_mse(model, data, val, reading)
             row["seconds"] = time.monotonic() - started
             if row["val_mse"] < progress.best_mse:
                 progress.best_mse, progress.best_epoch = row["val_mse"], progress.epoch
-                progress.best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                progress.best = {k: v.detach().clone() for k, v in model.trained_state().items()}
             progress.history.append(row)
             progress.epoch += 1
             on_epoch(row)
-            if interrupt.asked or time.monotonic() - saved > CHECKPOINT_EVERY_S:
+            stopping = ranks.any_of_them(interrupt.asked)
+            if stopping or ranks.any_of_them(time.monotonic() - saved > CHECKPOINT_EVERY_S):
                 save_checkpoint(checkpoint, progress, model, optimizer, order)
                 saved = time.monotonic()
     if progress.best_epoch < 0:
         raise HistError("training diverged: no epoch had a finite validation error; try a lower --lr")
-    if not progress.finished(config):
-        model.load_state_dict(progress.best)
+    if not progress.finished(config.epochs, config.patience):
+        model.load_trained_state(progress.best)
         raise KeyboardInterrupt
     if tested == "best":
-        model.load_state_dict(progress.best)
+        model.load_trained_state(progress.best)
     return progress
-
-
-def save_checkpoint(
-    path: Path, progress: Progress, model: HistModel, optimizer: torch.optim.AdamW, order: torch.Generator
-) -> None:
-    """Everything that decides the epochs to come."""
-    state = {
-        "progress": vars(progress),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "order": order.get_state(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    with written_aside(path) as aside:
-        torch.save(state, aside)
-
-
-def load_checkpoint(path: Path, model: HistModel, optimizer: torch.optim.AdamW, order: torch.Generator) -> Progress:
-    """The reverse; `HistError` where the file is damaged or of another model."""
-    try:
-        state = torch.load(path, map_location=next(model.parameters()).device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        order.set_state(state["order"].cpu())
-        torch.set_rng_state(state["rng"].cpu())
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda_rng"]])
-        return Progress(**state["progress"])
-    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise HistError(
-            f"{path}: cannot be continued ({str(error).splitlines()[0]}); delete it to start over"
-        ) from error

@@ -1,4 +1,5 @@
-"""HiST on cached embeddings: four streams, hyperbolic alignment, and a decoder that reads the images alone."""
+"""HiST: four streams, hyperbolic alignment, and a decoder that reads the images alone; on cached embeddings, or on an
+encoder that is tuned with it."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from hist_cache.errors import InputError
 from train.alignment import Embedded, contrast_loss, entailment_loss, geometry_summary
 from train.lorentz import exp0
+from train.ranks import gathered
 from train.variants import Variant
 
 CURVATURE_RANGE = (0.1, 10.0)
@@ -94,12 +96,12 @@ class Stream(nn.Module):
 class HistModel(nn.Module):
     """HiST. `predict` takes images alone; `forward` gives the loss (Eq. 11) and what to log.
 
-    spot, niche (B, D) embeddings; expression, niche_expression (B, G) log2(1 + count).
+    spot, niche (B, D) embeddings, or with an encoder what that takes, (B, ...); expression, niche_expression (B, G).
     """
 
-    def __init__(self, config: ModelConfig, variant: Variant) -> None:
+    def __init__(self, config: ModelConfig, variant: Variant, encoder: nn.Module | None = None) -> None:
         super().__init__()
-        self.config, self.variant = config, variant
+        self.config, self.variant, self.encoder = config, variant, encoder
         d = config.width
         self.image_spot, self.image_niche = (
             Stream(config.embedding_width, config),
@@ -122,6 +124,18 @@ class HistModel(nn.Module):
     def geometry_parameters(self) -> list[nn.Parameter]:
         """Scales, curvature, temperature: no weight decay on these."""
         return [self.log_scale_image, self.log_scale_gene, self.log_c, self.log_inverse_tau]
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """All weights but the encoder's frozen ones, which are known and large."""
+        frozen = {name for name, p in self.named_parameters() if name.startswith("encoder.") and not p.requires_grad}
+        frozen |= {name for name, _ in self.named_buffers() if name.startswith("encoder.")}
+        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
+
+    def load_trained_state(self, state: dict[str, Tensor]) -> None:
+        """The reverse; RuntimeError where a weight is missing, unknown or of another shape."""
+        if set(state) != set(self.trained_state()):
+            raise RuntimeError("its weights are not those of this model")
+        self.load_state_dict(state, strict=False)
 
     @torch.no_grad()
     def constrain_(self) -> None:
@@ -157,16 +171,30 @@ class HistModel(nn.Module):
         chosen = {"both": images, "spot": images[:1], "niche": images[1:]}[self.variant.decoder]
         return self.decoder(torch.cat(chosen, dim=1)).float()
 
+    def encode(self, spot: Tensor, niche: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, D) embeddings, both crops in one pass; without an encoder these are what is given."""
+        if self.encoder is None:
+            return spot, niche
+        a, b = self.encoder(torch.cat([spot, niche])).chunk(2)
+        return a, b
+
     def predict(self, spot: Tensor, niche: Tensor) -> Tensor:
-        """(B, G) predicted log2 expression; no gene count is read."""
-        return self.decode(self.images(spot, niche))
+        """(B, G) predicted expression; no gene count is read."""
+        return self.decode(self.images(*self.encode(spot, niche)))
 
     def forward(
         self, spot: Tensor, niche: Tensor, expression: Tensor, niche_expression: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(*self.encode(spot, niche), expression, niche_expression)
+
+    def loss(
+        self, spot: Tensor, niche: Tensor, expression: Tensor, niche_expression: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss from (B, D) embeddings. With several processes, alignment is over the rows of all of them."""
         images = self.images(spot, niche)
         mse = F.mse_loss(self.decode(images), expression)
-        e = self.embed(images, self.genes(expression, niche_expression))
+        genes = self.genes(expression, niche_expression)
+        e = self.embed((gathered(images[0]), gathered(images[1])), (gathered(genes[0]), gathered(genes[1])))
         weight = self.config.alpha * self.variant.alpha_scale
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):  # without weight they are only logged
             hca = contrast_loss(e, self.variant.terms)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
@@ -19,6 +19,9 @@ from train.protocols import Protocol, get_protocol
 from train.setting import Setting
 from train.variants import get_variant
 from train.workspace import DataKey, Workspace, digest_of
+
+if TYPE_CHECKING:
+    from train.finetune import Tuning
 
 
 @dataclass(frozen=True)
@@ -125,4 +128,17 @@ def make_setting(point: Point, protocol: Protocol, config: Any, workspace: Works
         transform=point.transform,
         model=resolve(ModelConfig, embedding_width=embedding_width, n_genes=len(panel)),
         loop=resolve(LoopConfig),
+        tuning=make_tuning(point.lora_layers, config) if point.lora_layers else None,
+    )
+
+
+def make_tuning(layers: int, config: Any) -> Tuning:
+    from extract.lora import LoraConfig
+    from train.finetune import Tuning, default_precision
+
+    return Tuning(
+        lora=LoraConfig(layers, config.lora_rank, config.lora_alpha, config.lora_dropout),
+        start="crops" if config.no_token_cache or config.augment else "tokens",
+        augment=config.augment,
+        precision=config.precision or default_precision(),
     )

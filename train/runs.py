@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata
 import numpy as np
@@ -18,18 +18,23 @@ from safetensors.torch import load_file, save_file
 
 from hist_cache import runs as files
 from hist_cache.cache import CachedSlide
+from hist_cache.errors import HistError
 from hist_cache.files import write_json, write_text, written_aside
 from hist_cache.fingerprint import provenance
 from hist_cache.splits import Split
-from train import controls
+from train import controls, ranks
+from train.checkpoints import Progress
 from train.data import UNITS, SpotData
 from train.figures import plot_geometry, plot_maps, plot_training
-from train.loop import Progress, fit, gather, predict
+from train.loop import OUT_OF_MEMORY, Reading, decode, encode, fit
 from train.metrics import mean_of, std_of, summarize, test_metrics
 from train.model import CURVATURE_RANGE, HistModel, ModelConfig
 from train.plane import Plane, tangent_plane
 from train.setting import Setting
 from train.variants import Variant
+
+if TYPE_CHECKING:
+    from train.finetune import Tuner
 
 MODEL_KEY = "hist"  # the row of the table; controls have names of their own
 
@@ -42,34 +47,78 @@ def run_fold(
     split: Split,
     device: torch.device,
     on_epoch: Callable[[dict[str, float]], None],
+    tuner: Tuner | None = None,
 ) -> dict[str, Any]:
     """Train and test one fold, writing its folder; returns its metrics. Seeded: the same call, the same numbers.
 
-    Prints nothing, so that many may run at once. Interrupted, it leaves the best weights and a checkpoint.
+    tuner: tunes the encoder with the model, where the setting asks for it and `data` has a frontier. Prints nothing,
+    so that many may run at once. Interrupted, it leaves the best weights and a checkpoint. Of several processes on one
+    batch the first writes and tests; the others return {}.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(setting.loop.seed)
     model = HistModel(setting.model, setting.variant).to(device)
+    if tuner is not None:
+        assert setting.tuning is not None
+        assert data.frontier is not None
+        model.encoder = tuner.start(setting.tuning, data.frontier)
+    reading = tuner.reading if tuner else None
+    leads = ranks.rank() == 0
+    if leads:
+        write_start(folder, setting, data.panel, split, device)
+    else:
+        torch.manual_seed(setting.loop.seed + ranks.rank())  # the same weights, other dropout
+    train, val = data.rows(split.train), data.rows(split.val)
+    tested = setting.protocol.tested
+
+    def save() -> None:
+        save_model(folder / files.MODEL, model)
+        if tuner is not None:
+            tuner.save(folder)
+
+    try:
+        progress = fit(model, data, train, val, setting.loop, folder / files.CHECKPOINT, on_epoch, tested, reading)
+    except KeyboardInterrupt:
+        if leads:
+            save()
+        raise
+    except torch.OutOfMemoryError as error:
+        raise HistError(f"{folder}: {OUT_OF_MEMORY if tuner else 'out of memory; give a smaller --width'}") from error
+    if not leads:
+        return {}
+    save()
+    return test_fold(folder, setting, model, data, slides, split, progress, reading)
+
+
+def write_start(folder: Path, setting: Setting, panel: list[str], split: Split, device: torch.device) -> None:
+    """What a fold will be, before its first epoch."""
+    folder.mkdir(parents=True, exist_ok=True)
     config = setting.as_dict() | {
         "split": asdict(split),
         "split_kind": setting.split,
         "provenance": provenance(device=str(device), threads=torch.get_num_threads()),
     }
     write_json(folder / files.CONFIG, config)
-    write_text(folder / files.PANEL, "".join(f"{g}\n" for g in data.panel))
-    train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
-    tested = setting.protocol.tested
-    try:
-        progress = fit(model, data, train, val, setting.loop, folder / files.CHECKPOINT, on_epoch, tested)
-    except KeyboardInterrupt:
-        save_model(folder / files.MODEL, model)
-        raise
+    write_text(folder / files.PANEL, "".join(f"{g}\n" for g in panel))
+
+
+def test_fold(
+    folder: Path,
+    setting: Setting,
+    model: HistModel,
+    data: SpotData,
+    slides: dict[str, CachedSlide],
+    split: Split,
+    progress: Progress,
+    reading: Reading | None,
+) -> dict[str, Any]:
+    """Predict the test spots with a trained model; write all that a finished fold has, metrics.json last."""
+    test, tested = data.rows(split.test), setting.protocol.tested
     write_history(folder / files.HISTORY, progress.history)
-    save_model(folder / files.MODEL, model)
     started = time.monotonic()
-    predicted = predict(model, data, test).cpu().numpy()
-    write_json(folder / files.COST, cost(progress, time.monotonic() - started, device))
-    table = prediction_table(predicted, data, test, slides, test_plane(model, data, test))
+    embedded = encode(model, data, test, reading)
+    predicted = decode(model, embedded).cpu().numpy()
+    write_json(folder / files.COST, cost(progress, time.monotonic() - started, test.device))
+    table = prediction_table(predicted, data, test, slides, test_plane(model, data, test, embedded))
     files.write_predictions(folder / files.PREDICTIONS, table)
 
     truth = np.asarray(table.layers["truth"])
@@ -124,12 +173,13 @@ def data_controls(data: SpotData, split: Split, seed: int) -> dict[str, dict[str
 
 
 @torch.no_grad()
-def test_plane(model: HistModel, data: SpotData, rows: torch.Tensor) -> Plane:
+def test_plane(
+    model: HistModel, data: SpotData, rows: torch.Tensor, embedded: tuple[torch.Tensor, torch.Tensor]
+) -> Plane:
     """Where the test spots' four embeddings lie; the genes' come from their counts, which no prediction reads."""
     model.eval()
-    spot, niche, expression, niche_expression = gather(data, rows)
-    e = model.embed(model.images(spot, niche), model.genes(expression, niche_expression))
-    return tangent_plane(e, model.variant.terms.geometry)
+    genes = model.genes(data.expression[rows], data.niche_expression[rows])
+    return tangent_plane(model.embed(model.images(*embedded), genes), model.variant.terms.geometry)
 
 
 def prediction_table(
@@ -195,11 +245,13 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 def save_model(path: Path, model: HistModel) -> None:
     with written_aside(path) as aside:
-        save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, aside)
+        own = {k: v.contiguous().cpu() for k, v in model.state_dict().items() if not k.startswith("encoder.")}
+        save_file(own, aside)
 
 
 def load_model(folder: Path) -> HistModel:
-    """The model of a finished fold, with its best weights, in evaluation mode on the CPU."""
+    """The model of a finished fold, in evaluation mode on the CPU; of a tuned fold without its encoder, so that it
+    takes embeddings of `hist-extract --lora`."""
     config = files.Fold(folder).config
     model = HistModel(ModelConfig(**config["model"]), Variant.from_dict(config["variant"]))
     model.load_state_dict(load_file(folder / files.MODEL))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hist_cache.fingerprint import short_hash
 from train.data import Transform
@@ -11,6 +11,9 @@ from train.loop import LoopConfig
 from train.model import ModelConfig
 from train.protocols import Protocol
 from train.variants import Variant
+
+if TYPE_CHECKING:
+    from train.finetune import Tuning
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,16 @@ class Setting:
     transform: Transform
     model: ModelConfig
     loop: LoopConfig
+    tuning: Tuning | None = None
+    """How the encoder is tuned with it; None on cached embeddings."""
 
     @property
     def name(self) -> str:
-        """`full-1a2b3c4d`: the variant, and 8 hex digits of everything."""
-        return f"{self.variant.name}-{short_hash(self.as_dict())}"
+        """`full-1a2b3c4d`, `full-lora11-1a2b3c4d`: the variant, tuned blocks, and 8 hex digits of everything."""
+        tuned = f"-lora{self.tuning.lora.layers}" if self.tuning else ""
+        return f"{self.variant.name}{tuned}-{short_hash(self.as_dict())}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
-        return asdict(self) | {"variant": self.variant.as_dict()}
+        values = asdict(self) | {"variant": self.variant.as_dict()}
+        return values if self.tuning else {k: v for k, v in values.items() if k != "tuning"}

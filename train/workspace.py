@@ -31,6 +31,7 @@ class Workspace:
     """Slides of a cache (and of the dataset to test on), with the neighbourhood sizes asked for."""
 
     def __init__(self, cache: Cache, sizes: Sequence[int], test_cache: Cache | None = None) -> None:
+        self.cache = cache
         self.dataset = cache.dataset
         self.test_dataset = test_cache.dataset if test_cache else None
         self.common = cache.fingerprint().common

@@ -13,7 +13,7 @@ def grid(**options: object) -> list[tuple[object, ...]]:
 
 
 def test_without_lists_it_is_one_point() -> None:
-    assert grid() == [("full", 6, "hmhvg", None, None, "paper", "log2")]
+    assert grid() == [("full", 6, "hmhvg", None, None, "paper", "log2", 0)]
 
 
 def test_every_combination_with_variants_fastest() -> None:
@@ -33,7 +33,7 @@ def test_all_is_every_row_of_the_table_and_nothing_is_run_twice() -> None:
     [
         ({"neighbors": "6,7"}, "--neighbors 7: one of 6, 18, 36"),
         ({"neighbors": "six"}, "--neighbors six: a whole number"),
-        ({"n_genes": "200,-1"}, "--n-genes 200,-1: must be above 0"),
+        ({"n_genes": "200,-1"}, "--n-genes 200,-1: must be 1 or more"),
         ({"ablation": "full,no_hae"}, "'no_hae'"),
         ({"ablation": "full,"}, "''"),
         ({"protocol": "paper,stict"}, "--protocol stict"),
@@ -59,5 +59,9 @@ def test_tables_of_the_paper() -> None:
     assert table_row(9)["cost"]
     with pytest.raises(InputError, match="--table 2: there are 1, 3"):
         table_row(2)
-    with pytest.raises(InputError, match="--table 14 .* needs fine-tuning"):
-        table_row(14)
+    assert options_of(14) == {"finetune_lora": True, "lora_layers": "0,5,7,11"}
+
+
+def test_tuned_blocks_count_only_with_tuning() -> None:
+    assert {p[7] for p in grid(lora_layers="5,7")} == {0}
+    assert [p[7] for p in grid(lora_layers="0,11", finetune_lora=True)] == [0, 11]

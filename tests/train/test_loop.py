@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hist_cache.errors import HistError, InputError
+from train.checkpoints import Progress
 from train.data import SpotData
 from train.loop import (
     MAX_GRADIENT_NORM,
     LoopConfig,
-    Progress,
     fit,
     gather,
     make_optimizer,
@@ -76,9 +76,9 @@ def test_the_same_seed_gives_the_same_numbers(tmp_path: Path) -> None:
 
 def test_early_stopping_counts_epochs_without_improvement() -> None:
     config = LoopConfig(epochs=100, patience=10)
-    assert not Progress(epoch=15, best_epoch=5).finished(config)
-    assert Progress(epoch=16, best_epoch=5).finished(config)
-    assert Progress(epoch=100, best_epoch=99).finished(config)
+    assert not Progress(epoch=15, best_epoch=5).finished(config.epochs, config.patience)
+    assert Progress(epoch=16, best_epoch=5).finished(config.epochs, config.patience)
+    assert Progress(epoch=100, best_epoch=99).finished(config.epochs, config.patience)
 
 
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path) -> None:
