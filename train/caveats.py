@@ -24,16 +24,16 @@ def random_weights(results: Results) -> list[str]:
 
 
 def leaks(results: Results) -> list[str]:
-    """Patients in train and in test, from the datasets' tables; said once for runs of the same splits."""
+    """Patients in train and in test, by the datasets' tables or the slides' metadata; once for runs of the same splits."""
     found: dict[tuple[str, str, str], list[int]] = {}
     unknown = set()
     for run in results.runs:
         dataset = str(run.settings["dataset"])
-        patients = dataset_named(dataset).patients
-        if not patients:
-            unknown.add(dataset)
         for fold in run.folds:
             parts = fold.config["split"]
+            patients = dataset_named(dataset).patients or fold.config.get("patients", {})
+            if not patients:
+                unknown.add(dataset)
             split = Split(tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"]), parts["name"])
             if shared := patient_leaks(split, patients):
                 folds = found.setdefault((dataset, str(run.settings["split"]), ", ".join(shared)), [])

@@ -59,7 +59,7 @@ def plot_maps(path: Path, table: anndata.AnnData, genes: list[str] | None = None
         above, below = axes[2 * r], axes[2 * r + 1]
         picture = table.uns["spatial"][name]
         coords = table.obsm["spatial"][rows]
-        _tissue(above[0], picture, coords)
+        draw_tissue(above[0], picture, coords)
         above[0].set_title(name, fontsize=10)
         below[0].axis("off")
         pcc = gene_pcc(predicted[rows], truth[rows])
@@ -69,8 +69,8 @@ def plot_maps(path: Path, table: anndata.AnnData, genes: list[str] | None = None
                 (above[k + 1], truth, "measured"),
                 (below[k + 1], predicted, "predicted"),
             ):
-                _tissue(ax, picture, coords)
-                drawn = _spots(ax, picture, coords, values[rows, j])
+                draw_tissue(ax, picture, coords)
+                drawn = draw_spots(ax, picture, coords, values[rows, j])
                 figure.colorbar(drawn, ax=ax, shrink=0.75, pad=0.02).ax.tick_params(labelsize=7)
                 score = f"  PCC {pcc[j]:.2f}" if word == "predicted" else ""
                 ax.set_title(f"{gene} {word}{score}", fontsize=9)
@@ -78,7 +78,7 @@ def plot_maps(path: Path, table: anndata.AnnData, genes: list[str] | None = None
     save(figure, path)
 
 
-def _tissue(ax: Axes, picture: dict[str, Any], coords: np.ndarray) -> None:
+def draw_tissue(ax: Axes, picture: dict[str, Any], coords: np.ndarray) -> None:
     ax.imshow(picture["images"]["lowres"])
     ax.set_xticks([])
     ax.set_yticks([])
@@ -88,7 +88,7 @@ def _tissue(ax: Axes, picture: dict[str, Any], coords: np.ndarray) -> None:
     ax.set_ylim(y.max() + margin, y.min() - margin)
 
 
-def _spots(ax: Axes, picture: dict[str, Any], coords: np.ndarray, values: np.ndarray):  # type: ignore[no-untyped-def]
+def draw_spots(ax: Axes, picture: dict[str, Any], coords: np.ndarray, values: np.ndarray):  # type: ignore[no-untyped-def]
     """Discs of the spots' true size on the tissue."""
     from matplotlib.collections import EllipseCollection
 
@@ -115,15 +115,18 @@ def plot_geometry(path: Path, table: anndata.AnnData) -> None:
     hyperbolic = plane["geometry"] == "lorentz"
     figure, axes = new_figure(2, 1, 5.0, 4.6)
     disk, histogram = axes[0]
+    radii = {name: table.obs[f"radius_{name}"].to_numpy() for name in EMBEDDINGS}
+    bins = np.linspace(0, max(r.max() for r in radii.values()) * 1.02, 41)  # from the origin, the same for all
     for name, (label, color, style) in EMBEDDINGS.items():
         points = np.asarray(table.obsm[f"plane_{name}"])
         points = to_disk(points) if hyperbolic else points
         marker = {"s": 9, "marker": "o" if style == "-" else "^", "alpha": 0.55, "linewidths": 0}
         light = 0.0 if style == "-" else 0.35  # niches paler than their spots
         disk.scatter(*points.T, color=_paler(color, light), label=label, **marker)
-        radius = table.obs[f"radius_{name}"].to_numpy()
-        histogram.hist(radius, bins=40, histtype="step", color=color, linestyle=style, linewidth=1.5)
-        histogram.axvline(float(radius.mean()), color=color, linestyle=style, linewidth=0.8, alpha=0.6)
+        fill = {"histtype": "stepfilled", "alpha": 0.18 if style == "-" else 0.08}
+        histogram.hist(radii[name], bins=bins, color=color, **fill)
+        histogram.hist(radii[name], bins=bins, histtype="step", color=color, linestyle=style, linewidth=1.5)
+        histogram.axvline(float(radii[name].mean()), color=color, linestyle=style, linewidth=0.8, alpha=0.6)
     disk.plot(0, 0, "+", color="0.2", markersize=9)
     disk.set_aspect("equal")
     disk.set_xticks([])

@@ -64,7 +64,7 @@ def run_fold(
     reading = tuner.reading if tuner else None
     leads = ranks.rank() == 0
     if leads:
-        write_start(folder, setting, data.panel, split, device)
+        write_start(folder, setting, data.panel, slides, split, device)
     else:
         torch.manual_seed(setting.loop.seed + ranks.rank())  # the same weights, other dropout
     train, val = data.rows(split.train), data.rows(split.val)
@@ -89,12 +89,21 @@ def run_fold(
     return test_fold(folder, setting, model, data, slides, split, progress, reading)
 
 
-def write_start(folder: Path, setting: Setting, panel: list[str], split: Split, device: torch.device) -> None:
+def write_start(
+    folder: Path,
+    setting: Setting,
+    panel: list[str],
+    slides: dict[str, CachedSlide],
+    split: Split,
+    device: torch.device,
+) -> None:
     """What a fold will be, before its first epoch."""
     folder.mkdir(parents=True, exist_ok=True)
+    patients = {s: str(slides[s].attributes["patient"]) for s in split.ids if "patient" in slides[s].attributes}
     config = setting.as_dict() | {
         "split": asdict(split),
         "split_kind": setting.split,
+        "patients": patients if len(patients) == len(split.ids) else {},
         "provenance": provenance(device=str(device), threads=torch.get_num_threads()),
     }
     write_json(folder / files.CONFIG, config)

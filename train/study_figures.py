@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import _spots, _tissue, new_figure, save
+from train.figures import draw_spots, draw_tissue, new_figure, save
 from train.metrics import gene_pcc
 from train.results import Results, RunResult
 
@@ -162,7 +162,7 @@ def plot_gene(path: Path, tables: Mapping[str, anndata.AnnData], gene: str, slid
     down = math.ceil((2 + len(tables)) / across)
     figure, axes = new_figure(across, down, 2.9, 0.45 + 2.6 * min(max(tall, 0.5), 1.6))
     panels = list(axes.ravel())
-    _tissue(panels[0], picture, coords)
+    draw_tissue(panels[0], picture, coords)
     panels[0].set_title(f"{slide}, H&E", fontsize=10)
     j = list(first.var_names).index(gene)
     truth = np.asarray(first.layers["truth"])[rows, j]
@@ -179,8 +179,8 @@ def plot_gene(path: Path, tables: Mapping[str, anndata.AnnData], gene: str, slid
             pcc = gene_pcc(values[:, None], np.asarray(table.layers["truth"])[mine, j][:, None])[0]
             title = f"{label}, PCC {pcc:.2f}" if np.isfinite(pcc) else f"{label}, PCC undefined"
             coords = table.obsm["spatial"][mine]
-        _tissue(ax, picture, coords)
-        drawn = _spots(ax, picture, coords, values)
+        draw_tissue(ax, picture, coords)
+        drawn = draw_spots(ax, picture, coords, values)
         drawn.set_clim(low, high)
         ax.set_title(title, fontsize=10)
     for i, ax in enumerate(panels):
