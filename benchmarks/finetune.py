@@ -39,7 +39,7 @@ from extract.crops import plan_crops
 from extract.encoders import Encoder, load_encoder
 from extract.frontier import count_blocks
 from extract.images import open_image
-from extract.lora import Adapted, LoraConfig, adapt
+from extract.lora import Adapted, LoraConfig, adapt, hasten
 from extract.pipeline import has_fast_bf16, start_pipeline
 from extract.plan import Request, common_identity, crop_sides_um, folder_name, make_plan
 from extract.pooling import PooledEncoder
@@ -241,6 +241,7 @@ def measure(arguments: argparse.Namespace) -> None:
         slides = read_slides(cache, [NEIGHBORS])
         data = assemble(slides, NEIGHBORS, slides[SLIDE].genes[:1], torch.device("cpu"))
         adapted = adapt(encoder, LoraConfig(layers=arguments.layers))
+        hasten(adapted)
         encoder.module.to(DEVICE)
         encoder.module.backbone.set_grad_checkpointing(arguments.grad_checkpoint)
         trial = Trial(adapted, data, arguments.batch)

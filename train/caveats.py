@@ -24,7 +24,7 @@ def random_weights(results: Results) -> list[str]:
 
 
 def leaks(results: Results) -> list[str]:
-    """Patients in train and in test, by the datasets' tables or the slides' metadata; once for runs of the same splits."""
+    """Patients in train and in test, by the datasets' tables or the metadata; said once for the same splits."""
     found: dict[tuple[str, str, str], list[int]] = {}
     unknown = set()
     for run in results.runs:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from extract.adapters import ADAPTER, save_adapter
 from extract.encoders import Encoder, load_encoder
 from extract.frontier import count_blocks
-from extract.lora import Adapted, LoraConfig, adapt, remove
+from extract.lora import Adapted, LoraConfig, adapt, hasten, remove
 from extract.pipeline import has_fast_bf16
 from extract.tokens import make_tokens
 from hist_cache.cache import Cache
@@ -76,8 +76,10 @@ class Tuner:
     def data(self, data: SpotData, size: int, tuning: Tuning) -> SpotData:
         """The same data, with images from where the tuned blocks begin."""
         block = self.block_for(data.slides, tuning.lora.layers) if tuning.start == "tokens" else None
-        key = (id(data), size, block)
+        key = (tuple(data.slides), len(data.slide), size, block)  # panels share what is read
         if key not in self._frontiers:
+            for frontier in self._frontiers.values():
+                frontier.close()
             self._frontiers.clear()  # the last one's memory, before the next one's is taken
             self._frontiers[key] = self._open(data, size, block, tuning)
             say(self._frontiers[key].description)
@@ -105,6 +107,7 @@ class Tuner:
         if self._adapted is not None:
             remove(self._adapted)
         self._adapted = adapt(self.encoder, tuning.lora)
+        hasten(self._adapted)
         if self._said != self._adapted.summary:
             self._said = self._adapted.summary
             say(self._said)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from extract.encoders import build, table
-from extract.lora import LoraConfig, adapt, adapted_names, remove
+from extract.lora import LoraConfig, adapt, adapted_names, hasten, remove
 from hist_cache.errors import HistError, InputError
 from tests.extract.test_frontier import DEPTH, crops, encoder_of, tiny
 
@@ -119,3 +119,16 @@ def test_blocks_without_the_layers() -> None:
 def test_settings_that_make_no_sense(wrong: dict) -> None:
     with pytest.raises(InputError, match="rank 1 or more"):
         LoraConfig(**wrong)
+
+
+def test_hastened_attention_is_the_same_attention() -> None:
+    encoder = tiny()
+    expected = encoder.module(crops())
+    adapted = adapt(encoder, LoraConfig(layers=2))
+    hasten(adapted)
+    fused = [block.attn.fused_attn for block in encoder.module.backbone.blocks]
+    assert fused == [True] * (len(fused) - 2) + [False] * 2
+    torch.testing.assert_close(encoder.module(crops()), expected, rtol=1e-5, atol=1e-6)
+    remove(adapted)
+    assert all(block.attn.fused_attn for block in encoder.module.backbone.blocks)
+    assert torch.equal(encoder.module(crops()), expected)
