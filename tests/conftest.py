@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,26 @@ def write_slide(root: Path, slide: str, *, rows: int = 6, columns: int = 10, um_
     }
     (root / "metadata" / f"{slide}.json").write_text(json.dumps(described | (metadata or {})))
     return path
+
+
+TALKATIVE = """import sys
+import hist_cache.console
+hist_cache.console.PLAIN_EVERY_S = 0.1
+from train.cli import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""  # hist-train that tells of every epoch
+
+
+def wait_for_epochs(process: subprocess.Popen[str], folds: int = 1) -> None:
+    """Until a talkative hist-train has trained so many folds for an epoch at least."""
+    heard: set[str] = set()
+    assert process.stdout is not None
+    while len(heard) < folds:
+        line = process.stdout.readline()
+        assert line, "it ended"
+        if ": epoch " in line:
+            heard.add(line.split(": epoch ")[0].rpartition(" ")[2])
 
 
 @pytest.fixture

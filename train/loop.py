@@ -212,7 +212,7 @@ def fit(
     train: Tensor,
     val: Tensor,
     config: LoopConfig,
-    checkpoint: Path,
+    checkpoint: Path | None,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
     tested: Tested = "best",
     reading: Reading | None = None,
@@ -220,12 +220,13 @@ def fit(
     """Train for `epochs`, or until the validation MSE has not improved for `patience`; leaves the best weights, or
     the last.
 
-    Goes on from `checkpoint` if there is one, with the same result as if it had never stopped. Interrupted, it leaves
-    a checkpoint, gives the model the best weights so far and raises KeyboardInterrupt.
+    Goes on from `checkpoint` if there is one, with the same result as if it had never stopped; None keeps none.
+    Interrupted, it leaves a checkpoint, gives the model the best weights so far and raises KeyboardInterrupt.
     """
     optimizer = make_optimizer(model, config)
     order = torch.Generator().manual_seed(config.seed)
-    progress = load_checkpoint(checkpoint, model, optimizer, order) if checkpoint.exists() else Progress()
+    stopped_before = checkpoint if checkpoint and checkpoint.exists() else None
+    progress = load_checkpoint(stopped_before, model, optimizer, order) if stopped_before else Progress()
     saved = time.monotonic()
     with Interrupt() as interrupt:
         stopping = ranks.any_of_them(interrupt.asked)
@@ -243,7 +244,7 @@ def fit(
             progress.epoch += 1
             on_epoch(row)
             stopping = ranks.any_of_them(interrupt.asked)
-            if stopping or ranks.any_of_them(time.monotonic() - saved > CHECKPOINT_EVERY_S):
+            if checkpoint and (stopping or ranks.any_of_them(time.monotonic() - saved > CHECKPOINT_EVERY_S)):
                 save_checkpoint(checkpoint, progress, model, optimizer, order)
                 saved = time.monotonic()
     if progress.best_epoch < 0:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import extract.cli
 from hist_cache import load_run, open_cache
 from hist_cache.datasets import get_dataset
 from hist_cache.errors import InputError
-from tests.conftest import REPOSITORY, TINY_ENCODER, write_slide
+from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
 from train.cli import main
 from train.data import assemble, read_slides
 from train.loop import predict
@@ -194,11 +193,10 @@ def test_nothing_extracted_yet(run_command: Run) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(cache: Path, tmp_path: Path) -> None:
-    script = "from train.cli import main; raise SystemExit(main())"
     argv = [
         sys.executable,
         "-c",
-        script,
+        TALKATIVE,
         "--cache",
         cache,
         "--runs",
@@ -212,10 +210,7 @@ def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(cache: Path, tmp_path:
     argv = [*map(str, argv), "--epochs", "4000", "--patience", "4000", "--lr", "1e-5"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/*/*/fold0/panel.txt")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(4)
+    wait_for_epochs(process)
     process.send_signal(signal.SIGINT)
     text = process.communicate()[0]
     assert process.returncode == 130, text
@@ -227,9 +222,7 @@ def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(cache: Path, tmp_path:
     again = subprocess.Popen(
         [*argv, "--resume"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    while not any(line for line in [again.stdout.readline()] if "going on" in line) and time.monotonic() < deadline:  # type: ignore[union-attr]
-        pass
-    time.sleep(4)
+    wait_for_epochs(again)
     again.send_signal(signal.SIGINT)
     again.communicate()
     assert torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["epoch"] > done

@@ -18,7 +18,7 @@ import pytest
 import extract.cli
 from hist_cache import load_run
 from hist_cache.runs import Fold
-from tests.conftest import REPOSITORY, TINY_ENCODER, write_slide
+from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
 from train.cli import main
 from train.variants import load_variants
 
@@ -100,17 +100,13 @@ def test_a_grid_that_was_killed_goes_on(cache: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_in_a_grid_keeps_what_runs(cache: Path, tmp_path: Path) -> None:
-    script = "from train.cli import main; raise SystemExit(main())"
-    argv = [sys.executable, "-c", script, "--cache", cache, "--runs", tmp_path / "runs", "--split", "loso", *SMALL]
+    argv = [sys.executable, "-c", TALKATIVE, "--cache", cache, "--runs", tmp_path / "runs", "--split", "loso", *SMALL]
     argv += ["--jobs", 2, "--epochs", 100000, "--patience", 100000, "--lr", 1e-6]
     process = subprocess.Popen(
         list(map(str, argv)), env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("runs/*/*/fold*/panel.txt"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(4)
+    wait_for_epochs(process, folds=2)
     process.send_signal(signal.SIGINT)
     text = process.communicate(timeout=60)[0]
     assert process.returncode == 130, text
