@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	$(BIN)/hist-train --dataset demo
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile  # a thread each: more get in each other's way
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
