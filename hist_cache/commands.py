@@ -35,6 +35,13 @@ def hist_report() -> int:
     return main()
 
 
+def hist_sweep() -> int:
+    _claim_packages()
+    from sweeps.cli import main
+
+    return main()
+
+
 def hist_train() -> int:
     _claim_packages()
     from train.cli import main

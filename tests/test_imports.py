@@ -31,7 +31,13 @@ def test_imports_point_one_way(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "option"), [("hist_extract", "--dataset"), ("hist_train", "--dataset"), ("hist_report", "--against")]
+    ("command", "option"),
+    [
+        ("hist_extract", "--dataset"),
+        ("hist_train", "--dataset"),
+        ("hist_sweep", "--trials"),
+        ("hist_report", "--against"),
+    ],
 )
 def test_commands_work_beside_the_users_own_train_and_extract(command: str, option: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("raise SystemExit('the wrong train')")
@@ -45,11 +51,13 @@ def test_commands_work_beside_the_users_own_train_and_extract(command: str, opti
     assert option in done.stdout
 
 
-@pytest.mark.parametrize("module", ["extract.cli", "train.cli", "train.report_cli"])
+@pytest.mark.parametrize("module", ["extract.cli", "train.cli", "train.report_cli", "sweeps.cli"])
 def test_help_imports_nothing_heavy(module: str) -> None:
     script = f"import sys; from {module} import Config; from hist_cache.options import parse\n"
     script += "try: parse(Config, 'x', 'y', ['--help'])\nexcept SystemExit: pass\n"
-    script += "heavy = {'torch', 'timm', 'anndata', 'scipy', 'pandas', 'matplotlib', 'h5py'} & set(sys.modules)\n"
+    script += (
+        "heavy = {'torch', 'timm', 'anndata', 'scipy', 'pandas', 'matplotlib', 'h5py', 'optuna'} & set(sys.modules)\n"
+    )
     script += "assert not heavy, heavy"
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

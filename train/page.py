@@ -38,8 +38,11 @@ class Section:
         return slug(f"part {self.title}")  # tables have their own names
 
 
-def render(results: Results, sections: list[Section]) -> str:
-    """The page. Its policy lets nothing in but its own style, script and pictures."""
+def render(results: Results, sections: list[Section], title: str = "", warnings: Sequence[str] = ()) -> str:
+    """The page, called by the runs' datasets unless it has a title; `warnings` come before the runs' own.
+
+    Its policy lets nothing in but its own style, script and pictures.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -51,11 +54,11 @@ def render(results: Results, sections: list[Section]) -> str:
     folds = sorted({len(run.folds) for run in results.runs})
     names = ", ".join(dict.fromkeys(group_name(run) for run in results.runs))
     return environment.get_template(TEMPLATE).render(
-        title=names,
+        title=title or names,
         subtitle=f"{_count(len(results.runs), 'run')} of {' or '.join(map(str, folds))} folds",
         date=time.strftime("%Y-%m-%d"),
         sections=sections,
-        warnings=caveats(results),
+        warnings=[*warnings, *caveats(results)],
         variants=variant_lines(results),
         configuration=configuration_table(results),
         caches=cache_facts(results),

@@ -1,0 +1,34 @@
+"""The options of hist-sweep: all of hist-train's, which hold for every trial, and the study's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import train.options
+from hist_cache.options import option
+
+SPACE = "alpha,beta,curvature"
+
+
+@dataclass(frozen=True)
+class Config(train.options.Config):
+    trials: int = option(100, "how many finished trials the study shall have; more than it has adds to them", "N")
+    space: str | None = option(
+        None,
+        f"what is searched: names of sweeps/spaces.toml, or a TOML or YAML file like it (default: {SPACE})",
+        "NAMES",
+    )
+    objective: str | None = option(
+        None, "validation metric, mean over folds: pcc@200, mse, ... (default: pcc@200, or the largest pcc@k there is)"
+    )
+    pruner: Literal["median", "hyperband", "none"] = option(
+        "median", "ends trials that lag behind others at the same epoch"
+    )
+    storage: str | None = option(
+        None, "postgresql://USER:PASSWORD@HOST/DATABASE, which many machines share (default: a file)", "URL"
+    )
+    name: str | None = option(None, "of the study (default: 8 hex digits of its settings)", "NAME")
+    jobs: int | None = option(None, "worker processes (default: one a CPU core, or one on a GPU)", "N")
+    seed: int = option(42, "seeds the choice of trials, and all that it seeds in hist-train", "N")
+    resume: bool = option(False, "only go on with a study: an error where there is none")

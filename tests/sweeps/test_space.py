@@ -1,0 +1,90 @@
+"""What can be searched, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+import pytest
+
+from hist_cache.errors import InputError
+from sweeps.options import Config
+from sweeps.plan import objective_named
+from sweeps.space import TABLE, _read, read_space
+
+
+def test_the_default_space_is_alpha_beta_and_curvature_learned_or_fixed() -> None:
+    space = read_space(Config())
+    assert {p.name for p in space} == {"alpha", "beta", "curvature", "fixed_curvature"}
+    assert next(p for p in space if p.name == "curvature").log
+    assert next(p for p in space if p.name == "fixed_curvature").choices == (False, True)
+
+
+def test_every_row_can_be_searched_and_is_an_option_of_hist_train() -> None:
+    names = set(_read(TABLE))
+    assert names <= set(vars(Config()))
+    found = read_space(Config(space=",".join(names)))
+    assert {p.name for p in found} == names
+    trial = optuna.create_study().ask()
+    for p in found:
+        assert p.holds(p.suggest(trial))
+
+
+def test_an_option_that_is_given_is_held_not_searched() -> None:
+    assert "alpha" not in {p.name for p in read_space(Config(alpha=0.3))}
+    assert "fixed_curvature" not in {p.name for p in read_space(Config(space="curvature", fixed_curvature=True))}
+    with pytest.raises(InputError, match=r"--alpha 0\.3: also named in --space; leave one out"):
+        read_space(Config(space="alpha,beta", alpha=0.3))
+
+
+@pytest.mark.parametrize("ending", [".toml", ".yaml"])
+def test_a_file_of_ones_own(ending: str, tmp_path: Path) -> None:
+    text = {".toml": "[lr]\nlow = 1e-4\nhigh = 1e-2\nlog = true\n[depth]\nlow = 1\nhigh = 3\nint = true\n",
+            ".yaml": "lr: {low: 1e-4, high: 1e-2, log: true}\ndepth: {low: 1, high: 3, int: true}\n"}  # fmt: skip
+    file = tmp_path / f"mine{ending}"
+    file.write_text(text[ending])
+    lr, depth = sorted(read_space(Config(space=str(file))), key=lambda p: p.name, reverse=True)
+    assert (lr.name, lr.low, lr.high, lr.log) == ("lr", 1e-4, 1e-2, True)
+    assert (depth.low, depth.high, depth.integer) == (1, 3, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[alhpa]\nlow = 1\nhigh = 2\n", "alhpa cannot be searched; there are alpha, beta"),
+        ("[alpha]\nlow = 2\nhigh = 2\n", "alpha: the range from 2 to 2 is empty"),
+        ("[alpha]\nlow = 3.5\nhigh = 0.1\n", "alpha: the range from 3.5 to 0.1 is empty"),
+        ("[alpha]\nlow = 0.0\nhigh = 1\nlog = true\n", "alpha: low 0.0: must be above 0 with log"),
+        ("[alpha]\nlow = 0.1\nhigh = 1\nstep = 3\n", "alpha: unknown key step; there are low, high"),
+        ("[alpha]\nlow = 0.1\n", "alpha: needs high, a number"),
+        ("[width]\nchoices = [8]\n", "width: choices .8.: give a list of two or more"),
+        ("[width]\nchoices = [8, 16]\nlow = 8\n", "width: a range or choices, not both"),
+        ("alpha = 3\n", "no search space; give names with low and high"),
+        ("", "no search space"),
+        ("[alpha\n", "not readable as a search space"),
+    ],
+)
+def test_a_wrong_file_is_one_clear_sentence(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=says) as caught:
+        read_space(Config(space=str(file)))
+    assert "space.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_and_an_unknown_name() -> None:
+    with pytest.raises(InputError, match=r"no\.toml: not readable"):
+        read_space(Config(space="no.toml"))
+    with pytest.raises(InputError, match="--space: gamma cannot be searched; there are alpha"):
+        read_space(Config(space="alpha,gamma"))
+
+
+def test_the_objective_is_what_the_smallest_panel_has() -> None:
+    assert objective_named(None, 200) == "pcc@200"
+    assert objective_named(None, 1000) == "pcc@200"
+    assert objective_named(None, 60) == "pcc@50"
+    assert objective_named(None, 5) == "mse"
+    assert objective_named("mse", 200) == "mse"
+    with pytest.raises(InputError, match="--objective pcc@200: a panel of 60 genes has pcc@10, pcc@50, mse, mae"):
+        objective_named("pcc@200", 60)

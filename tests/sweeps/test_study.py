@@ -1,0 +1,282 @@
+"""hist-sweep as a whole, on tiny slides."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from optuna.trial import TrialState
+
+import train.cli
+from hist_cache import load_run
+from hist_cache.options import parse
+from sweeps.cli import main
+from sweeps.options import Config
+from sweeps.storage import open_place
+from sweeps.trial import TrialData, run_trial
+from sweeps.trials import work_of
+from sweeps.workers import prepare, work
+from tests.sweeps.conftest import SMALL
+from train.options import Config as TrainConfig
+
+Run = Callable[..., tuple[int, str]]
+TRIED = ["trial", "state", "pcc@10", "alpha", "beta", "curvature", "fixed_curvature", "epochs"]
+
+
+def study_of(runs: Path) -> Path:
+    [folder] = (runs / "tiny").glob("sweep-*")
+    return folder
+
+
+def settings(cache: Path, runs: Path, **more: Any) -> Config:
+    """What SMALL is, on one fold."""
+    given = {"epochs": 3, "trials": 4, "n_genes": 20, "lr": 1e-3, "fold": 0}
+    return Config(
+        dataset="tiny", cache=str(cache), runs=str(runs), split="loso", width=8, depth=1, batch_size=16, jobs=1,
+        **(given | more),
+    )  # fmt: skip
+
+
+def searched(config: Config) -> list[tuple[Any, ...]]:
+    """The trials of a study, run here and now."""
+    plan, workspace = prepare(config)
+    place = open_place(plan)
+    work(plan, place, workspace, torch.device("cpu"))
+    place.close()
+    return [(t.number, t.state, t.values, t.params) for t in place.study.trials]
+
+
+@pytest.fixture(scope="module")
+def done(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs folder of a study of 12 trials, by the command."""
+    runs = tmp_path_factory.mktemp("done") / "runs"
+    code = main(
+        [
+            *map(
+                str,
+                (
+                    "--cache",
+                    cache,
+                    "--dataset",
+                    "tiny",
+                    "--runs",
+                    runs,
+                    "--trials",
+                    12,
+                    "--jobs",
+                    1,
+                    "--pruner",
+                    "none",
+                    *SMALL,
+                ),
+            )
+        ]
+    )
+    assert code == 0
+    return runs
+
+
+def again(done: Path, cache: Path, tmp_path: Path, run_command: Run, *more: object) -> tuple[int, str, Path]:
+    """The same command on a copy of the study."""
+    runs = tmp_path / "runs"
+    shutil.copytree(done, runs)
+    argv = ("--cache", cache, "--dataset", "tiny", "--runs", runs, "--jobs", 1, "--pruner", "none", *SMALL)
+    return *run_command(main, *argv, *more), runs
+
+
+def test_a_study_leaves_what_it_promises(done: Path) -> None:
+    folder = study_of(done)
+    assert {"journal.log", "study.json", "trials.csv", "best.json", "report.html"} <= {p.name for p in folder.iterdir()}
+    trials = pd.read_csv(folder / "trials.csv")
+    assert len(trials) == 12
+    assert set(trials["state"]) == {"complete"}
+    best = json.loads((folder / "best.json").read_text())
+    complete = trials[trials["state"] == "complete"]
+    assert best["value"] == pytest.approx(complete["pcc@10"].max())
+    assert best["value"] >= best["default_value"]  # trial 0 is the default
+    assert trials.loc[0, "alpha"] == 0.2
+    assert set(best["test"]) in ({"best", "default"}, {"best, which is the default"})
+    page = (folder / "report.html").read_text()
+    for title in ("History", "Each parameter", "Pairs of parameters", "Importance"):
+        assert f"<strong>{title}.</strong>" in page
+    assert page.count('<img src="data:image/') == 4
+    assert best["command"] in page.replace("&#39;", "'")
+    assert "test slides of these train or validate in other folds" in page
+    assert not list((folder / "workers").glob("????????*.lock"))
+
+
+def test_the_printed_command_is_the_run_that_was_tested(done: Path, run_command: Run) -> None:
+    best = json.loads((study_of(done) / "best.json").read_text())
+    words = shlex.split(best["command"])
+    assert words[0] == "hist-train"
+    parse(TrainConfig, "hist-train", "", words[1:])
+    code, text = run_command(train.cli.main, *words[1:])
+    assert code == 0, text
+    assert "2 folds, 2 done before, not run again" in text
+    assert Path(best["run"]).name in text
+
+
+def test_a_trials_value_is_what_hist_train_has_on_validation(cache: Path, tmp_path: Path) -> None:
+    config = settings(cache, tmp_path, objective="mse", trials=1, epochs=5)
+    [(_, _, [value], _)] = searched(config)
+    argv = ("--cache", cache, "--dataset", "tiny", "--runs", tmp_path / "t", *SMALL[:4], "--epochs", 5, *SMALL[6:12])
+    assert train.cli.main([*map(str, argv), "--split", "loso", "--fold", "0", "--jobs", "1"]) == 0
+    [run] = (tmp_path / "t/tiny").iterdir()
+    assert load_run(run).folds[0].history["val_mse"].min() == pytest.approx(value, rel=1e-5)
+
+
+def test_a_finished_study_is_shown_and_more_trials_are_added(
+    done: Path, cache: Path, tmp_path: Path, run_command: Run
+) -> None:
+    code, text, runs = again(done, cache, tmp_path, run_command, "--trials", 12)
+    assert code == 0, text
+    assert "nothing to search" in text
+    assert "testing the best" not in text
+    before = pd.read_csv(study_of(done) / "trials.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(study_of(runs) / "trials.csv")[TRIED], before[TRIED])
+    argv = ("--cache", cache, "--dataset", "tiny", "--runs", runs, "--jobs", 1, "--pruner", "none", *SMALL)
+    code, text = run_command(main, *argv, "--trials", 14, "--resume")
+    assert code == 0, text
+    assert "2 trials, 12 done before" in text
+    after = pd.read_csv(study_of(runs) / "trials.csv")
+    assert len(after) == 14
+    pd.testing.assert_frame_equal(after[TRIED][:12], before[TRIED])
+
+
+def test_the_same_seed_gives_the_same_trials(cache: Path, tmp_path: Path) -> None:
+    one, two, other = (searched(settings(cache, tmp_path / str(i), seed=s)) for i, s in enumerate((1, 1, 2)))
+    assert one == two
+    assert [t[3] for t in one][1:] != [t[3] for t in other][1:]
+
+
+def test_no_test_spot_is_read_by_trials(cache: Path, tmp_path: Path) -> None:
+    """The test slide's embeddings are NaN and its counts others: the trials are the same."""
+    spoilt = tmp_path / "cache"
+    shutil.copytree(cache, spoilt)
+    config = settings(cache, tmp_path / "a", panel_from="train", n_genes=10, objective="pcc@10")
+    plan, workspace = prepare(config)
+    [split] = {job.split for job in plan.jobs(workspace, {})}
+    [test] = split.test
+    [file] = spoilt.glob(f"tiny/*/{test}.h5")
+    with h5py.File(file, "r+") as slide:
+        slide["embeddings"][:] = np.nan
+        slide["niche/6"][:] = np.nan
+        slide["counts/data"][:] = slide["counts/data"][:][::-1] * 3
+    clean = searched(config)
+    assert searched(settings(spoilt, tmp_path / "b", panel_from="train", n_genes=10, objective="pcc@10")) == clean
+    assert all(t[1] == TrialState.COMPLETE for t in clean)
+
+    jobs = plan.jobs(workspace, {})
+    data = TrialData(workspace, torch.device("cpu")).of_fold(jobs[0], jobs)
+    assert {data.slides[i] for i in data.slide.tolist()} == {*split.train, *split.val}
+
+
+def test_several_folds_have_their_own_test_slides_taken_out(cache: Path, tmp_path: Path) -> None:
+    config = settings(cache, tmp_path, fold=None)
+    plan, workspace = prepare(config)
+    jobs, data = plan.jobs(workspace, {}), TrialData(workspace, torch.device("cpu"))
+    for job in jobs:
+        of_fold = data.of_fold(job, jobs)
+        assert {of_fold.slides[i] for i in of_fold.slide.tolist()} == {*job.split.train, *job.split.val}
+
+
+def test_a_hopeless_trial_is_pruned_and_counted(cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text("[lr]\nlow = 1e-9\nhigh = 1e-2\nlog = true\n")
+    config = settings(cache, tmp_path, space=str(file), lr=None, trials=10, epochs=10, objective="mse")
+    found = searched(config)
+    pruned = [t for t in found if t[1] == TrialState.PRUNED]
+    assert pruned
+    assert len(found) == 10
+    plan, _ = prepare(config)
+    trials = open_place(plan).study.trials
+    work = work_of(plan, trials)
+    assert work.pruned == len(pruned)
+    assert 0 < work.by_pruning <= 10 * len(pruned)
+    assert work.epochs == sum(sum(t.user_attrs["epochs"]) for t in trials) < 10 * 10
+
+
+def test_a_trial_that_diverges_is_a_bad_one_not_an_error(cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text("[lr]\nlow = 1e28\nhigh = 1e30\nlog = true\n")
+    config = settings(cache, tmp_path, space=str(file), lr=None, trials=3)
+    found = searched(config)
+    assert [t[1] for t in found] == [TrialState.PRUNED] * 3  # the default lies outside of this space
+    plan, _ = prepare(config)
+    assert "diverged" in open_place(plan).study.trials[0].user_attrs["problem"]
+
+
+def test_other_neighbours_and_panels_in_one_study(cache: Path, tmp_path: Path) -> None:
+    file = tmp_path / "space.toml"
+    file.write_text("[neighbors]\nchoices = [6, 18]\n[n_genes]\nchoices = [12, 20]\n")
+    genes = tmp_path / "genes.txt"
+    genes.write_text("\n".join(f"GENE{i}" for i in range(20)))
+    config = settings(cache, tmp_path, space=str(file), genes=str(genes), n_genes=None, trials=6, epochs=2)
+    found = searched(config)
+    assert len({(t[3]["neighbors"], t[3]["n_genes"]) for t in found}) > 2
+    assert all(t[1] in (TrialState.COMPLETE, TrialState.PRUNED) for t in found)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (("--neighbors", "6,18"), "--neighbors 6,18: a study has one value of each option"),
+        (("--ablation", "all"), "--ablation all: a study has one value"),
+        (("--space", "gamma"), "gamma cannot be searched"),
+        (("--space", "neighbors"), "no niches of 36 neighbours; run hist-extract --neighbors 36"),
+        (("--trials", 0), "--trials 0: must be above 0"),
+        (("--objective", "pcc@200"), "a panel of 20 genes has pcc@10, mse, mae"),
+        (("--storage", "postgresql://nobody:secret@127.0.0.1:1/none"), "127.0.0.1:1/none: cannot be reached"),
+        (("--storage", "sqlite:///study.db"), "give postgresql://USER:PASSWORD@HOST/DATABASE"),
+        (("--resume",), "--resume: no study in"),
+        (("--name", "a/b"), "--name a/b: letters, digits"),
+        (("--finetune-lora",), "hist-sweep searches on the cache"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(argv: tuple[object, ...], says: str, cache: Path, run_command: Run) -> None:
+    code, text = run_command(main, "--cache", cache, "--dataset", "tiny", *SMALL, *argv)
+    assert code == 2, text
+    assert says in text
+    assert "Traceback" not in text
+    assert "secret" not in text
+
+
+def test_a_range_that_hist_train_refuses(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text("[curvature]\nlow = 0.5\nhigh = 50\n")
+    code, text = run_command(main, "--cache", cache, "--dataset", "tiny", *SMALL, "--space", "space.toml")
+    assert code == 2
+    assert "--curvature 50.0: out of range (0.1 to 10.0)" in text
+
+
+def test_another_study_of_the_same_name_is_refused(cache: Path, tmp_path: Path, run_command: Run) -> None:
+    searched(settings(cache, tmp_path / "runs", name="mine", trials=1))
+    argv = ("--cache", cache, "--dataset", "tiny", "--name", "mine", *SMALL[:-2], "--fold", 0, "--trials", 1)
+    code, text = run_command(main, *argv, "--weight-decay", 0.5)
+    assert code == 2
+    assert "made with other settings: loop.weight_decay 0.01 -> 0.5; give another --name" in text
+
+
+def test_a_dry_run_writes_nothing(cache: Path, tmp_path: Path, run_command: Run) -> None:
+    code, text = run_command(main, "--cache", cache, "--dataset", "tiny", *SMALL, "--dry-run")
+    assert code == 0, text
+    assert "search alpha: 0.01 to 2 (log); default 0.2" in text
+    assert not (tmp_path / "runs").exists()
+
+
+def test_nothing_is_written_by_a_trial(cache: Path, tmp_path: Path) -> None:
+    plan, workspace = prepare(settings(cache, tmp_path))
+    place = open_place(plan)
+    data = TrialData(workspace, torch.device("cpu"))
+    before = sorted(tmp_path.rglob("*"))
+    place.run_next(lambda trial, values: run_trial(trial, values, plan, data))
+    assert sorted(tmp_path.rglob("*")) == before
+    place.close()

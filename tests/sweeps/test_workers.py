@@ -1,0 +1,195 @@
+"""Several workers on one study, and what becomes of those that are killed: with a journal file and with PostgreSQL."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import FrozenTrial, TrialState
+
+from hist_cache.options import parse
+from sweeps.options import Config
+from sweeps.storage import FINISHED, Place, open_place
+from sweeps.workers import prepare
+from tests.conftest import REPOSITORY
+from tests.sweeps.conftest import SMALL, wait_for
+
+# A heart that is missed sooner than a minute, so that the test does not wait.
+SCRIPT = """
+import sys, torch
+import sweeps.storage
+sweeps.storage.HEARTBEAT_S, sweeps.storage.GRACE_S = 1, 4
+torch.set_num_threads(1)
+from sweeps.cli import main
+if __name__ == "__main__":
+    sys.exit(main())
+"""
+LONG = ("--epochs", 25, "--patience", 25)  # a trial that can be caught running
+
+
+def start(argv: list[str], script: Path) -> subprocess.Popen[str]:
+    script.write_text(SCRIPT)
+    return subprocess.Popen(
+        [sys.executable, str(script), *argv], env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def arguments(cache: Path, runs: Path, *more: object) -> list[str]:
+    return [str(a) for a in ("--cache", cache, "--dataset", "tiny", "--runs", runs, *SMALL, *LONG, *more)]
+
+
+def opened(argv: list[str]) -> Place:
+    plan, _ = prepare(parse(Config, "hist-sweep", "", argv))
+    return open_place(plan)
+
+
+def running(place: Place, pid: int | None = None) -> list[FrozenTrial]:
+    found = place.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return [t for t in found if pid is None or t.user_attrs.get("process", "").endswith(f":{pid}")]
+
+
+def check_whole(place: Place, wanted: int, killed: FrozenTrial) -> None:
+    """As many finished trials as were wanted, none twice, none left; the killed one was tried again."""
+    trials = place.study.get_trials()
+    finished = [t for t in trials if t.state in FINISHED]
+    assert len(finished) == wanted
+    assert not running(place)
+    assert len({tuple(sorted(t.params.items())) for t in finished}) == wanted
+    assert trials[killed.number].state == TrialState.FAIL
+    [retry] = [t for t in trials if t.system_attrs.get("failed_trial") == killed.number]
+    assert retry.state in FINISHED
+    assert retry.params == killed.params
+    assert len(trials) == wanted + 1
+
+
+@pytest.mark.slow
+def test_two_processes_on_a_journal_and_one_is_killed(cache: Path, tmp_path: Path) -> None:
+    argv = arguments(cache, tmp_path / "runs", "--trials", 5, "--jobs", 2)
+    place = opened(argv)
+    process = start(argv, tmp_path / "one.py")
+    wait_for(lambda: len({t.user_attrs.get("worker") for t in running(place)} - {None}) == 2)
+    [killed] = running(place)[:1]
+    os.kill(int(killed.user_attrs["process"].split(":")[1]), signal.SIGKILL)
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    check_whole(place, 5, killed)
+    assert "testing the best setting beside the default" in text
+    place.close()
+
+
+@pytest.mark.slow
+def test_two_commands_on_postgres_and_one_is_killed(cache: Path, tmp_path: Path, postgres: str) -> None:
+    both = [
+        arguments(cache, tmp_path / where, "--trials", 5, "--jobs", 1, "--storage", postgres) for where in ("a", "b")
+    ]
+    place = opened(both[0])
+    one, two = (start(argv, tmp_path / f"{i}.py") for i, argv in enumerate(both))
+    wait_for(lambda: running(place, one.pid) and running(place, two.pid))
+    [killed] = running(place, one.pid)
+    one.send_signal(signal.SIGKILL)
+    one.wait()
+    text, _ = two.communicate(timeout=200)
+    assert two.returncode == 0, text
+    check_whole(place, 5, killed)
+    hosts = {t.user_attrs["process"] for t in place.study.get_trials() if t.state in FINISHED}
+    assert any(h.endswith(f":{two.pid}") for h in hosts)
+    assert (next((tmp_path / "b/tiny").glob("sweep-*")) / "report.html").exists()
+    place.close()
+
+
+@pytest.mark.parametrize("kind", ["journal", "postgres"])
+def test_many_workers_never_run_too_many_nor_the_same(
+    kind: str, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    storage = ("--storage", request.getfixturevalue("postgres")) if kind == "postgres" else ()
+    argv = arguments(cache, tmp_path / "runs", "--trials", 17, "--name", f"race-{kind}", *storage)
+    plan, _ = prepare(parse(Config, "hist-sweep", "", argv))
+    ran: list[int] = []
+
+    def worker() -> None:
+        place = open_place(plan)
+        while place.run_next(run) is not None:
+            pass
+        place.close()
+
+    def run(trial: Any, values: dict[str, Any]) -> float:
+        ran.append(trial.number)
+        return float(values["alpha"])
+
+    threads = [threading.Thread(target=worker) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(ran) == list(range(17))
+    place = open_place(plan)
+    trials = place.study.get_trials()
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 17
+    assert len({tuple(sorted(t.params.items())) for t in trials}) == 17
+    place.close()
+
+
+def test_ctrl_c_between_asking_and_beginning_leaves_nothing_running(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = opened(arguments(cache, tmp_path / "runs", "--trials", 1))
+    ask = optuna.Study.ask
+
+    def interrupted(study: optuna.Study, *more: Any) -> None:
+        ask(study, *more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(optuna.Study, "ask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        place.run_next(lambda trial, values: 0.5)
+    states = [t.state for t in place.study.get_trials()]
+    assert states == [TrialState.FAIL, TrialState.WAITING]
+    place.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("jobs", "how"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
+def test_stopped_trials_wait_and_the_same_command_goes_on(
+    jobs: int, how: signal.Signals, cache: Path, tmp_path: Path
+) -> None:
+    argv = arguments(cache, tmp_path / "runs", "--trials", 2, "--jobs", jobs)
+    place = opened(argv)
+    process = start(argv, tmp_path / "one.py")
+    wait_for(lambda: len([t for t in running(place) if "worker" in t.user_attrs]) == jobs)
+    process.send_signal(how)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, text
+    assert "the same command goes on" in text
+    trials = place.study.get_trials()
+    waiting = [t for t in trials if t.state == TrialState.WAITING]
+    assert len(waiting) == jobs
+    assert not running(place)
+    process = start(argv, tmp_path / "one.py")
+    text, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, text
+    states = [t.state for t in place.study.get_trials()]
+    assert sum(s in FINISHED for s in states) == 2
+    assert states.count(TrialState.FAIL) == jobs
+    place.close()
+
+
+def test_a_trial_that_kills_its_workers_is_given_up(cache: Path, tmp_path: Path) -> None:
+    """Nobody runs the same trial for ever."""
+    argv = arguments(cache, tmp_path / "runs", "--trials", 1)
+    place = opened(argv)
+    for _ in range(4):
+        lost = place.study.ask()
+        lost.set_user_attr("worker", "0" * 32)
+        with place.alone():
+            place.fail_lost()
+    states = [t.state for t in place.study.get_trials()]
+    assert states == [TrialState.FAIL] * 4
+    place.close()
