@@ -12,7 +12,7 @@ from hist_cache.errors import HistError, InputError
 from hist_cache.options import folder_option, option, parse, run
 
 if TYPE_CHECKING:
-    from extract.encoders import Encoder
+    from extract.encoders.encoder import Encoder
     from extract.pipeline import Pipeline
     from extract.plan import Plan, Request
     from hist_cache.datasets import Dataset
@@ -89,7 +89,7 @@ def extract(config: Config) -> int:
 
 def make_demo(data_root: Path, config: Config) -> Path:
     """The demo dataset's root, generated on first use (below ./data unless --data-root says where)."""
-    from hist_cache.demo import missing_slides, write_demo
+    from hist_cache.demo.slides import missing_slides, write_demo
 
     if config.data_root is None:
         data_root = data_root / "demo"
@@ -103,7 +103,8 @@ def compute(config: Config, dataset: Dataset, data_root: Path, cache_root: Path)
     """Plan and do the extraction."""
     from contextlib import closing
 
-    from extract.plan import Request, common_identity, folder_name, mention_other_caches
+    from extract.identity import common_identity, folder_name
+    from extract.plan import Request, mention_other_caches
     from extract.status import some
     from hist_cache.cache import Cache, remember_last
     from hist_cache.slides import is_absent
@@ -140,9 +141,10 @@ def fill(
     """Complete a cache folder, embeddings first, then tokens where they are asked for; returns the failures."""
     from functools import partial
 
+    from extract.embeddings import embed_slide
     from extract.plan import make_plan
+    from extract.scheduler import do_plan
     from extract.tokens import announce, compute_tokens, plan_tokens
-    from extract.work import do_plan, embed_slide
 
     plan = make_plan(request, slides, folder)
     for error in plan.failed:
@@ -187,8 +189,8 @@ def start_encoder(config: Config, dataset: Dataset) -> tuple[Encoder, Pipeline]:
     """Load the encoder, with its adapter if any, onto the best device there is, saying which."""
     import torch
 
-    from extract.encoders import load_encoder
-    from extract.frontier import check_block
+    from extract.encoders.encoder import check_block
+    from extract.encoders.registry import load_encoder
     from extract.pipeline import start_pipeline
 
     weights = Path(config.weights) if config.weights else None
@@ -209,8 +211,8 @@ def start_encoder(config: Config, dataset: Dataset) -> tuple[Encoder, Pipeline]:
 
 def start_tuned(config: Config, run: Path, weights: Path | None) -> Encoder:
     """The encoder of a fine-tuned run, its adapter merged; --encoder and --weights are only needed to find it."""
-    from extract.adapters import find_adapter, merge_adapter, read_owner
-    from extract.encoders import load_encoder
+    from extract.encoders.adapters import find_adapter, merge_adapter, read_owner
+    from extract.encoders.registry import load_encoder
 
     folder = find_adapter(run)
     owner = read_owner(folder)

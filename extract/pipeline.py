@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.crops import Crops, TileStore, blocks, pieces, sweep_order
-from extract.encoders import Encoder
-from extract.images import Image
-from extract.inputs import Batch, Inputs
+from extract.encoders.encoder import Encoder
+from extract.slides.batches import Batch, Inputs
+from extract.slides.crops import Crops, TileStore, blocks, pieces, sweep_order
+from extract.slides.readers import Image
 from hist_cache.console import warn
 from hist_cache.errors import HistError
 

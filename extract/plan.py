@@ -8,16 +8,14 @@ from typing import Any, Literal
 
 import h5py
 
-from extract.crops import niche_side_um
-from extract.encoders import Encoder
-from extract.images import Image, open_image
+from extract.identity import slide_identity
+from extract.slides.readers import open_image
 from hist_cache.cache import neighborhoods, read_fingerprint, slide_files
 from hist_cache.console import say
 from hist_cache.errors import HistError, SlideError
-from hist_cache.fingerprint import Fingerprint, differences, file_digest, file_stamp, short_hash
-from hist_cache.lattice import RINGS
+from hist_cache.fingerprint import differences
 from hist_cache.slides import SlideFiles, find_slide
-from hist_cache.tokens import token_path
+from hist_cache.token_files import token_path
 
 State = Literal["complete", "add", "new"]
 
@@ -58,57 +56,6 @@ class Plan:
     tasks: list[Task] = field(default_factory=list)
     failed: list[HistError] = field(default_factory=list)
     crops: int = 0
-
-
-def common_identity(encoder: Encoder, precision: str, min_spot_um: float) -> dict[str, Any]:
-    """The part of the fingerprint that all slides share; its hash names the cache folder."""
-    return {
-        "encoder": encoder.name,
-        "weights": encoder.digest,
-        "pretrained": encoder.pretrained,
-        "lora": encoder.lora,
-        "mean": list(encoder.mean),
-        "std": list(encoder.std),
-        "input_size": encoder.input_size,
-        "resize": f"antialiased {encoder.interpolation}, uint8",
-        "precision": precision,
-        "spot_crop_um": "spot diameter" if not min_spot_um else f"spot diameter, at least {min_spot_um:g}",
-        "niche_crop_um": "2 (m pitch + spot radius)",
-    }
-
-
-def folder_name(encoder: Encoder, common: dict[str, Any]) -> str:
-    return f"{encoder.slug}-{short_hash(common)}"
-
-
-def crop_sides_um(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float) -> dict[str, float]:
-    """Crop name -> side in um: "spot" and each neighbourhood size."""
-    sides = {"spot": max(files.spot_um, min_spot_um)}
-    return sides | {str(k): niche_side_um(RINGS[k], files.pitch_um, files.spot_um) for k in sizes}
-
-
-def slide_identity(
-    files: SlideFiles, image: Image, known: Fingerprint | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The slide's own part of the fingerprint, and the file stamps that spare hashing it again.
-
-    `known`: the fingerprint of an earlier cache file; its digests hold where size and time of a file are the same.
-    """
-    digests, stamps = {}, {}
-    for key, path in (("image", files.image), ("table", files.table)):
-        stamps[key] = file_stamp(path)
-        if known is not None and known.provenance.get("stamps", {}).get(key) == stamps[key]:
-            digests[key] = known.slide[key]
-        else:
-            digests[key] = file_digest(path)
-    identity = {
-        **digests,
-        "um_per_px": files.um_per_px,
-        "pitch_um": files.pitch_um,
-        "spot_um": files.spot_um,
-        "reader": image.reader,
-    }
-    return identity, stamps
 
 
 def count_spots(files: SlideFiles) -> int:

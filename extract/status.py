@@ -27,7 +27,7 @@ def show_caches(root: Path, dataset: Dataset, verify: bool) -> int:
 
 def show_cache(cache: Cache, dataset: Dataset, verify: bool, partial: list[Path]) -> int:
     from hist_cache.cache import verify_slide
-    from hist_cache.tokens import stale_beside, token_files, verify_tokens
+    from hist_cache.token_files import stale_beside, token_files, verify_tokens
 
     def verify_both(path: Path) -> list[str]:
         return verify_tokens(path) + stale_beside(path)

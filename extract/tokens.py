@@ -22,18 +22,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.crops import SPOT
-from extract.encoders import Encoder
-from extract.frontier import check_block, prefix_encoder, token_shape
-from extract.lora import adapted_names
+from extract.embeddings import missing_crops, shown
+from extract.encoders.encoder import Encoder, check_block, prefix_encoder, token_shape
+from extract.encoders.lora import adapted_names
+from extract.identity import common_identity
 from extract.pipeline import Pipeline, start_pipeline
-from extract.plan import Plan, Request, Task, common_identity, make_plan
-from extract.work import Finish, Loaded, do_plan, missing_crops, shown
+from extract.plan import Plan, Request, Task, make_plan
+from extract.scheduler import Finish, Loaded, do_plan
+from extract.slides.crops import SPOT
 from hist_cache.cache import Cache
 from hist_cache.console import Meter, progress, say, size, warn
 from hist_cache.errors import HistError, InputError, SlideError, StaleCacheError
 from hist_cache.fingerprint import Fingerprint, differences
-from hist_cache.tokens import TokenWriter, dataset_names, token_bytes, written_tokens
+from hist_cache.token_files import TokenWriter, dataset_names, token_bytes, written_tokens
 
 LARGEST = 65504  # of float16
 PENDING = 2  # batches that may wait for the disk

@@ -2,7 +2,7 @@
 
 `<cache>/<dataset>/<encoder>-<8 hex of fingerprint>/<slide>.h5`. A file is written aside and renamed when whole, so
 one that has the right name is whole; `complete` and a digest of every array say so again. Beside it there may be
-`<slide>.tokens<block>.h5` (`hist_cache.tokens`), which has the same fingerprint and is no slide of its own.
+`<slide>.tokens<block>.h5` (`hist_cache.token_files`), which has the same fingerprint and is no slide of its own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from filelock import FileLock
 from scipy.sparse import csr_matrix
 
 from hist_cache.errors import HistError, InputError, StaleCacheError
-from hist_cache.files import PARTIAL, write_json, written_aside
+from hist_cache.files import PARTIAL, atomic_write, write_json
 from hist_cache.fingerprint import Fingerprint, array_digest, differences, short_hash
 
 SCHEMA = 1
@@ -71,7 +71,7 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
     for name, array in arrays.items():
         if not name.startswith(("counts/", "genes", "thumbnail")) and len(array) != n:
             raise HistError(f"{path}: {name} has {len(array)} rows for {n} spots")
-    with written_aside(path) as aside, h5py.File(aside, "w", locking=False) as file:
+    with atomic_write(path) as aside, h5py.File(aside, "w", locking=False) as file:
         for name, array in arrays.items():
             if array.dtype == object:
                 file.create_dataset(name, data=array, dtype=h5py.string_dtype("utf-8"))

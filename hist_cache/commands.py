@@ -30,7 +30,7 @@ def hist_extract() -> int:
 
 def hist_report() -> int:
     _claim_packages()
-    from train.report_cli import main
+    from train.report.cli import main
 
     return main()
 

@@ -13,7 +13,7 @@ PARTIAL = ".partial"
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields `path`.partial to write to; on success it is synced and becomes `path`, on failure it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + PARTIAL)
@@ -40,7 +40,7 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
-from hist_cache.files import written_aside
+from hist_cache.files import atomic_write
 
 if TYPE_CHECKING:
     import anndata
@@ -105,7 +105,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def write_predictions(path: Path, table: anndata.AnnData) -> None:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         table.write_h5ad(aside, compression="gzip")
 
 

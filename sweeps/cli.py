@@ -14,8 +14,8 @@ from sweeps.options import Config
 if TYPE_CHECKING:
     import torch
 
-    from sweeps.plan import Plan
     from sweeps.storage import Place
+    from sweeps.study import Plan
     from train.workspace import Workspace
 
 DESCRIPTION = """Search hyperparameters with Optuna over phase two. Every option of hist-train is accepted and holds for
@@ -35,10 +35,10 @@ def sweep(config: Config) -> int:
     from sweeps.report import write_study
     from sweeps.storage import open_place
     from sweeps.workers import prepare
-    from train.announce import say_crops, say_splits
     from train.cli import check_tuning
-    from train.grid import table_options
-    from train.jobs import default_workers
+    from train.experiments.executor import default_workers
+    from train.experiments.grid import table_options
+    from train.experiments.runner import say_crops, say_splits
 
     check(config)
     if config.table is not None:
@@ -102,7 +102,7 @@ def missing(plan: Plan, place: Place) -> int:
 
 def search(plan: Plan, place: Place, workspace: Workspace, device: torch.device, workers: int, left: int) -> None:
     """Run the trials that are missing, with what comes of them shown."""
-    from sweeps.board import board
+    from sweeps.display import board
     from sweeps.report import write_trials
     from sweeps.workers import work, work_in_processes
 
@@ -126,12 +126,12 @@ def search(plan: Plan, place: Place, workspace: Workspace, device: torch.device,
 
 def conclude(plan: Plan, place: Place, workspace: Workspace, device: torch.device) -> None:
     """Test the best setting beside the default, and show and write what was found."""
-    from sweeps.board import best_table
-    from sweeps.final import test_best
+    from sweeps.display import best_table
+    from sweeps.final_test import test_best
     from sweeps.report import write_best, write_report, write_trials
     from sweeps.trials import best_trial, importance, values_of, work_of
-    from train.render import to_rich
-    from train.tables import metrics_table
+    from train.report.paper_tables import metrics_table
+    from train.report.table import to_rich
 
     trials = place.study.get_trials(deepcopy=False)
     values = values_of(plan, best_trial(plan, trials))

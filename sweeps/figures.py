@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from sweeps.board import text
-from sweeps.plan import Plan
+from sweeps.display import text
 from sweeps.space import Parameter
+from sweeps.study import Plan
 from sweeps.trials import values_of
 from train.figures import new_figure, save
-from train.study_figures import BLUE, GREY, ORANGE
+from train.report.plots import BLUE, GREY, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

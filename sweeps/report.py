@@ -9,18 +9,17 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial
 
-from hist_cache.files import write_json, write_text, written_aside
+from hist_cache.files import atomic_write, write_json, write_text
 from hist_cache.fingerprint import provenance
 from sweeps import figures
-from sweeps.board import in_words, text
-from sweeps.final import DEFAULT, Final, verdict
-from sweeps.plan import Plan
+from sweeps.display import in_words, text
+from sweeps.final_test import DEFAULT, Final, verdict
+from sweeps.study import Plan
 from sweeps.trials import best_trial, importance, ranked, trial_table, values_of, work_of
-from train.layout import HIGHER, LOWER, Cell, Column, Row, Table, number
-from train.page import Section, render
-from train.pictures import Picture, picture
-from train.render import to_csv
-from train.tables import cost_table, metrics_table
+from train.report.figures import Picture, picture
+from train.report.page import Section, render
+from train.report.paper_tables import cost_table, metrics_table
+from train.report.table import HIGHER, LOWER, Cell, Column, Row, Table, number, to_csv
 
 STUDY, TRIALS, BEST, REPORT = "study.json", "trials.csv", "best.json", "report.html"
 ON_PAGE = 10  # trials
@@ -37,7 +36,7 @@ def write_study(plan: Plan) -> None:
 
 
 def write_trials(plan: Plan, trials: Sequence[FrozenTrial]) -> None:
-    with written_aside(plan.folder / TRIALS) as aside:
+    with atomic_write(plan.folder / TRIALS) as aside:
         trial_table(plan, trials).to_csv(aside, index=False)
 
 

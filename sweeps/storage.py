@@ -24,8 +24,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences
-from sweeps.plan import Plan
 from sweeps.sampling import SeededTPE, make_pruner, set_up_optuna
+from sweeps.study import Plan
 
 JOURNAL = "journal.log"
 WORKERS = "workers"  # a file a worker, locked as long as it lives

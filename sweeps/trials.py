@@ -11,10 +11,10 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hist_cache.errors import HistError
-from sweeps.plan import Plan
 from sweeps.sampling import set_up_optuna
 from sweeps.space import rounded
 from sweeps.storage import FINISHED
+from sweeps.study import Plan
 
 if TYPE_CHECKING:
     import pandas as pd

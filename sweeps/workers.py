@@ -20,14 +20,14 @@ import torch
 from hist_cache.console import hush, say
 from hist_cache.errors import HistError
 from hist_cache.options import folder_option
+from sweeps.objective import TrialData, run_trial
 from sweeps.options import Config
-from sweeps.plan import Plan, check_single, make_plan
 from sweeps.space import read_space
 from sweeps.storage import Place, open_place
-from sweeps.trial import TrialData, run_trial
+from sweeps.study import Plan, check_single, make_plan
 from train.cli import open_workspace
-from train.grid import points
-from train.jobs import cores
+from train.experiments.executor import cores
+from train.experiments.grid import points
 from train.workspace import Workspace
 
 if TYPE_CHECKING:

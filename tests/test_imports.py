@@ -51,7 +51,7 @@ def test_commands_work_beside_the_users_own_train_and_extract(command: str, opti
     assert option in done.stdout
 
 
-@pytest.mark.parametrize("module", ["extract.cli", "train.cli", "train.report_cli", "sweeps.cli"])
+@pytest.mark.parametrize("module", ["extract.cli", "train.cli", "train.report.cli", "sweeps.cli"])
 def test_help_imports_nothing_heavy(module: str) -> None:
     script = f"import sys; from {module} import Config; from hist_cache.options import parse\n"
     script += "try: parse(Config, 'x', 'y', ['--help'])\nexcept SystemExit: pass\n"

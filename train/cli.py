@@ -15,8 +15,8 @@ from train.options import Config
 if TYPE_CHECKING:
     import torch
 
-    from train.finetune import Tuner
-    from train.plan import Job
+    from train.experiments.jobs import Job
+    from train.finetune.encoder import Finetuner
     from train.workspace import Workspace
 
 DESCRIPTION = """Phase two: train HiST on a dataset's cache, test it on held-out slides, print its metrics beside what
@@ -33,16 +33,16 @@ def train(config: Config) -> int:
     """Run the command; returns the exit code."""
     import torch
 
-    from train import ranks
-    from train.announce import check_genes, check_resumable, say_crops, say_grid, say_splits
-    from train.grid import points, table_options, table_row
-    from train.jobs import default_workers
-    from train.plan import make_jobs
+    from train import distributed
+    from train.experiments.executor import default_workers
+    from train.experiments.grid import points, table_options, table_row
+    from train.experiments.jobs import make_jobs
+    from train.experiments.runner import check_genes, check_resumable, say_crops, say_grid, say_splits
 
-    own_device = ranks.start_ranks()
+    own_device = distributed.init()
     if own_device is not None and not config.finetune_lora:
         raise InputError("several processes on one batch are for --finetune-lora; on a cache one is enough (--jobs N)")
-    if ranks.rank() > 0:
+    if distributed.rank() > 0:
         hush()
     if config.table is not None:
         say(f"table {config.table}: {table_row(config.table)['title']}")
@@ -59,7 +59,7 @@ def train(config: Config) -> int:
 
     device = own_device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     left = [job for job in jobs if not job.done]
-    ranks.meet()  # before any is done that was not
+    distributed.barrier()  # before any is done that was not
     tuned = [job for job in left if job.setting.tuning]
     workers = 1 if tuned else min(config.jobs or default_workers(len(left), device), max(len(left), 1))
     say_grid(jobs, left, device, workers)
@@ -69,9 +69,9 @@ def train(config: Config) -> int:
     failed = run_with_progress(left, workspace, device, workers, tuner)
     for _, error in failed:
         fail(str(error))
-    if ranks.rank() == 0 and any(job.done for job in jobs):
+    if distributed.rank() == 0 and any(job.done for job in jobs):
         print_results(jobs, genes_to_plot, config.table)
-    ranks.stop_ranks()
+    distributed.destroy()
     return 1 if failed else 0
 
 
@@ -88,15 +88,15 @@ def check_tuning(config: Config) -> None:
         )
 
 
-def make_tuner(config: Config, workspace: Workspace, tuned: list[Job], device: torch.device) -> Tuner:
+def make_tuner(config: Config, workspace: Workspace, tuned: list[Job], device: torch.device) -> Finetuner:
     """The cache's encoder, ready to be tuned; with the tokens that it starts from, made now where they are missing."""
-    from train.finetune import Tuner, encoder_of, provide_tokens, where_slides_are
-    from train.loop import Reading
+    from train.finetune.encoder import Finetuner, encoder_of, provide_tokens, where_slides_are
+    from train.fit.loop import Reading
 
     encoder = encoder_of(workspace.common, Path(config.weights) if config.weights else None)
     data_root = where_slides_are(workspace.cache, config.data_root)
     reading = Reading(config.micro_batch, config.augment)
-    tuner = Tuner(workspace.cache, encoder, device, data_root, reading, config.grad_checkpoint)
+    tuner = Finetuner(workspace.cache, encoder, device, data_root, reading, config.grad_checkpoint)
     layers = max(job.setting.tuning.lora.layers for job in tuned if job.setting.tuning)
     tuner.check(layers)
     sizes = sorted({job.setting.neighbors for job in tuned})
@@ -134,11 +134,11 @@ def open_workspace(config: Config, sizes: list[int]) -> Workspace:
 
 
 def run_with_progress(
-    left: list[Job], workspace: Workspace, device: torch.device, workers: int, tuner: Tuner | None
+    left: list[Job], workspace: Workspace, device: torch.device, workers: int, tuner: Finetuner | None
 ) -> list[tuple[Job, HistError]]:
     """One display for all; a line as each fold ends."""
-    from train.announce import say_done
-    from train.jobs import run_jobs
+    from train.experiments.executor import run_jobs
+    from train.experiments.runner import say_done
 
     for job in left:
         if job.stopped:
@@ -175,10 +175,10 @@ def run_with_progress(
 def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -> None:
     """The summary of each setting on disk, and the tables of all."""
     from hist_cache.runs import Run
-    from train.render import to_rich
-    from train.results import read_results
-    from train.runs import write_summary
-    from train.tables import results_tables
+    from train.experiments.fold import write_summary
+    from train.report.paper_tables import results_tables
+    from train.report.results import read_results
+    from train.report.table import to_rich
 
     folders = [folder for folder in dict.fromkeys(job.folder.parent for job in jobs) if Run(folder).folds]
     for folder in folders:

@@ -16,7 +16,7 @@ from hist_cache.errors import InputError
 from hist_cache.panels import columns
 
 if TYPE_CHECKING:
-    from train.frontiers import Frontier
+    from train.finetune.inputs import Frontier
 
 Transform = Literal["log2", "ln_cp10k"]
 UNITS = {"log2": "log2(1 + count)", "ln_cp10k": "ln(1 + count per 10,000)"}

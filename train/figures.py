@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hist_cache.files import written_aside
+from hist_cache.files import atomic_write
 from train.metrics import gene_pcc
-from train.plane import to_disk
+from train.models.projection import to_disk
 
 if TYPE_CHECKING:
     import anndata
@@ -38,7 +38,7 @@ def new_figure(columns: int, rows: int, width: float, height: float) -> tuple[Fi
 
 
 def save(figure: Figure, path: Path) -> None:
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         figure.savefig(aside, dpi=110, format="png")
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from extract.crops import niche_side_um, plan_crops
-from extract.encoders import Encoder, load_encoder
-from extract.images import WHITE, open_image
+from extract.encoders.encoder import Encoder
+from extract.encoders.registry import load_encoder
 from extract.pipeline import Pipeline, in_background
+from extract.slides.crops import niche_side_um, plan_crops
+from extract.slides.readers import WHITE, open_image
 from hist_cache.errors import HistError
 from hist_cache.slides import find_slide, read_spots
 from tests.conftest import SHARED, TINY_ENCODER, needs_shared, write_slide

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import torch
 
-from extract.adapters import adapter_digest, save_adapter
 from extract.cli import main
-from extract.encoders import Encoder, load_encoder
-from extract.frontier import after
-from extract.lora import LoraConfig, adapt
-from extract.plan import common_identity, folder_name
+from extract.encoders.adapters import adapter_digest, save_adapter
+from extract.encoders.encoder import Encoder, after
+from extract.encoders.lora import LoraConfig, adapt
+from extract.encoders.registry import load_encoder
+from extract.identity import common_identity, folder_name
 from extract.tokens import LARGEST, least_spot_um, make_tokens
 from hist_cache.cache import open_cache
 from hist_cache.errors import InputError, StaleCacheError
-from hist_cache.tokens import open_tokens, token_files, verify_tokens
+from hist_cache.token_files import open_tokens, token_files, verify_tokens
 from tests.conftest import TINY_ENCODER, write_slide
-from tests.extract.test_work import IDS, Run, cache_of, environment, options
+from tests.extract.test_scheduler import IDS, Run, cache_of, environment, options
 
 BLOCK = 4
 AT = ("--tokens-at", BLOCK)
@@ -157,7 +157,7 @@ def test_wrong_input(hest_root: Path, run_command: Run, more: list[object], says
 
 def test_killed_while_writing_tokens(hest_root: Path, tmp_path: Path, run_command: Run) -> None:
     """SIGKILL amid the crops, and between the last byte and the rename: embeddings whole, no tokens to be read."""
-    amid = "import hist_cache.tokens as t\nput = t.TokenWriter.put\nleft = iter(range(2))\n" + (
+    amid = "import hist_cache.token_files as t\nput = t.TokenWriter.put\nleft = iter(range(2))\n" + (
         "t.TokenWriter.put = lambda *a: put(*a) if next(left, None) is not None else kill()\n"
     )
     late = "replace = os.replace\nos.replace = lambda a, b: kill() if '.tokens' in str(a) else replace(a, b)\n"
@@ -182,7 +182,7 @@ def test_killed_while_writing_tokens(hest_root: Path, tmp_path: Path, run_comman
 def test_what_float16_cannot_hold_is_said(
     hest_root: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from extract.frontier import Prefix, before
+    from extract.encoders.encoder import Prefix, before
 
     monkeypatch.setattr(Prefix, "forward", lambda self, crops: before(self, crops, self.block) * 1e5)
     code, text = run_command(main, *options(hest_root, *AT))

@@ -11,7 +11,7 @@ from scipy.sparse import random as random_sparse
 from hist_cache import open_cache
 from hist_cache.cache import Cache, CachedSlide, read_slide, remember_last, verify_slide, write_slide
 from hist_cache.errors import HistError, InputError, StaleCacheError
-from hist_cache.files import written_aside
+from hist_cache.files import atomic_write
 from hist_cache.fingerprint import Fingerprint, differences, short_hash
 
 COMMON = {"encoder": "demo", "weights": "a" * 64, "precision": "fp32"}
@@ -123,7 +123,7 @@ def test_damaged_incomplete_and_foreign_files(tmp_path: Path) -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError), written_aside(path) as aside:  # noqa: PT012
+    with pytest.raises(RuntimeError), atomic_write(path) as aside:  # noqa: PT012
         aside.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old"

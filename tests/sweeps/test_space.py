@@ -9,8 +9,8 @@ import pytest
 
 from hist_cache.errors import InputError
 from sweeps.options import Config
-from sweeps.plan import objective_named
 from sweeps.space import TABLE, _read, read_space
+from sweeps.study import objective_named
 
 
 def test_the_default_space_is_alpha_beta_and_curvature_learned_or_fixed() -> None:

@@ -20,9 +20,9 @@ import train.cli
 from hist_cache import load_run
 from hist_cache.options import parse
 from sweeps.cli import main
+from sweeps.objective import TrialData, run_trial
 from sweeps.options import Config
 from sweeps.storage import open_place
-from sweeps.trial import TrialData, run_trial
 from sweeps.trials import work_of
 from sweeps.workers import prepare, work
 from tests.sweeps.conftest import SMALL

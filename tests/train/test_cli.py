@@ -23,9 +23,9 @@ from hist_cache.errors import InputError
 from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
 from train.cli import main
 from train.data import assemble, read_slides
-from train.loop import predict
+from train.experiments.fold import load_model
+from train.fit.loop import predict
 from train.metrics import summarize
-from train.runs import load_model
 
 Run = Callable[..., tuple[int, str]]
 SMALL = ("--width", 16, "--depth", 1, "--epochs", 4, "--batch-size", 16, "--n-genes", 20, "--lr", 1e-3)

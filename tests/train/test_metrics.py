@@ -5,9 +5,9 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
-from train.controls import permuted, ridge, train_mean
 from train.metrics import gene_pcc, mean_of, std_of, summarize
 from train.metrics import test_metrics as all_metrics
+from train.models.baselines import permuted, ridge, train_mean
 
 
 @settings(max_examples=30, deadline=None)

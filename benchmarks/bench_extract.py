@@ -1,0 +1,224 @@
+"""Extraction against its limit, the bare encoder, and against the usual way, in one run.
+
+    python benchmarks/bench_extract.py --data-root D [--ids SPA138,SPA139] [--encoder NAME] [--memory]
+
+Prints crops/s over the bare encoder's crops/s on batches already in memory, same precision, the two in turns
+since machines drift. The usual way: each crop read through OpenSlide and resized by Pillow in the workers of a
+DataLoader. `--memory`: peak memory of extracting a generated 20,000 x 20,000 px slide above the encoder alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import openslide
+import PIL.Image
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from extract.encoders.encoder import Encoder
+from extract.encoders.registry import load_encoder
+from extract.pipeline import Clock, Pipeline, start_pipeline
+from extract.slides.crops import Crops, niche_side_um, plan_crops
+from extract.slides.readers import open_image
+from hist_cache.slides import SlideFiles, find_slide, read_spots, slides_on_disk
+
+
+class CropDataset(Dataset):
+    """One region read and one resize per crop."""
+
+    def __init__(self, files: SlideFiles, crops: list[Crops], encoder: Encoder) -> None:
+        self.path, self.encoder, self.slide = str(files.image), encoder, None
+        self.boxes = [(int(x), int(y), c.side_px) for c in crops for x, y in zip(c.left, c.top, strict=True)]
+        self.mean, self.std = torch.tensor(encoder.mean), torch.tensor(encoder.std)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        self.slide = self.slide or openslide.OpenSlide(self.path)
+        x, y, side = self.boxes[i]
+        crop = self.slide.read_region((x, y), 0, (side, side)).convert("RGB")
+        small = crop.resize((self.encoder.input_size,) * 2, PIL.Image.Resampling.BILINEAR)
+        image = torch.from_numpy(np.asarray(small)).float().div_(255)
+        return ((image - self.mean) / self.std).permute(2, 0, 1)
+
+
+def bare(pipeline: Pipeline, batches: int) -> float:
+    """Crops/s of the encoder alone, on one batch in memory."""
+    inputs = torch.randn(pipeline.inputs.empty(pipeline.batch_size).shape).to(pipeline.device, pipeline.dtype)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    seconds = []
+    for _ in range(batches):
+        started = time.perf_counter()
+        pipeline.encode(inputs).cpu()
+        seconds.append(time.perf_counter() - started)
+    return pipeline.batch_size / statistics.median(seconds)
+
+
+def usual(pipeline: Pipeline, files: SlideFiles, crops: list[Crops], workers: int) -> float:
+    """Crops/s of a DataLoader that reads and resizes crop by crop."""
+    data = CropDataset(files, crops, pipeline.encoder)
+    started = time.perf_counter()
+    for batch in DataLoader(data, batch_size=pipeline.batch_size, num_workers=workers):
+        pipeline.encode(batch.to(pipeline.device, pipeline.dtype)).cpu()
+    return len(data) / (time.perf_counter() - started)
+
+
+def crops_of(files: SlideFiles, most: int) -> tuple[np.ndarray, list[Crops]]:
+    coords = read_spots(files).coords[:most]
+    sides = {"spot": files.spot_um, "6": niche_side_um(1, files.pitch_um, files.spot_um)}
+    return coords, [plan_crops(name, coords, side, files.um_per_px) for name, side in sides.items()]
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    root = Path(arguments.data_root)
+    slides = arguments.ids.split(",") if arguments.ids else slides_on_disk(root)[:4]
+    encoder = load_encoder(arguments.encoder, random_weights=True)
+    pipeline = start_pipeline(encoder, arguments.precision)
+    device, threads = pipeline.device, torch.get_num_threads()
+    bare(pipeline, 3)
+    rounds: list[tuple[float, float, float]] = []
+    for round_ in range(arguments.rounds):
+        for slide in slides:
+            files = find_slide(root, slide)
+            coords, crops = crops_of(files, arguments.spots)
+            limit, ours, waiting = interleaved(pipeline, files, coords, crops)
+            theirs = usual(pipeline, files, crops, threads) if arguments.usual and round_ == 0 else float("nan")
+            rounds.append((ours / limit, theirs / limit, waiting))
+            print(
+                f"{slide}: bare encoder {limit:.1f} crops/s, hist-extract {ours:.1f} ({ours / limit:.3f}; "
+                f"{waiting:.1%} waiting)"
+                + (f", usual way {theirs:.1f} ({theirs / limit:.3f})" if theirs == theirs else ""),
+                flush=True,
+            )
+    print(
+        f"{arguments.encoder} {pipeline.precision} on {device.type}, {threads} threads, "
+        f"medians of {len(rounds)} rounds:"
+    )
+    print(f"  hist-extract / bare encoder: {statistics.median(r[0] for r in rounds):.3f}")
+    print(f"  share of time waiting for pixels: {statistics.median(r[2] for r in rounds):.3f}")
+    peers = [r[1] for r in rounds if r[1] == r[1]]
+    if peers:
+        print(f"  crop-by-crop DataLoader / bare encoder: {statistics.median(peers):.3f}")
+
+
+def interleaved(
+    pipeline: Pipeline, files: SlideFiles, coords: np.ndarray, crops: list[Crops]
+) -> tuple[float, float, float]:
+    """Crops/s of the bare encoder and of the pipeline on one slide, and the pipeline's share of waiting.
+
+    On a CPU a bare batch follows each of the pipeline's, so that both see the same machine; a GPU, where batches
+    overlap, takes turns slide by slide.
+    """
+    turns = pipeline.device.type == "cpu"
+    size = pipeline.batch_size
+    inputs = torch.randn(pipeline.inputs.empty(size).shape).to(pipeline.device, pipeline.dtype)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    alone: list[float] = []
+
+    def bare_batch(n: int) -> None:
+        started = time.perf_counter()
+        if turns and n == size:
+            pipeline.encode(inputs)
+            alone.append(time.perf_counter() - started)
+
+    before = 0.0 if turns else bare(pipeline, 20)
+    image = open_image(files.id, files.image)
+    pipeline.clock = Clock()
+    started = time.perf_counter()
+    pipeline.embed(image, coords, crops, bare_batch)
+    seconds = time.perf_counter() - started - sum(alone)
+    image.close()
+    limit = size * len(alone) / sum(alone) if turns else statistics.mean((before, bare(pipeline, 20)))
+    return limit, pipeline.clock.crops / seconds, pipeline.clock.waiting / seconds
+
+
+def write_large_slide(path: Path, side: int = 20_000) -> None:
+    """A tiled JPEG TIFF of noise in blocks, written tile by tile."""
+    import tifffile
+
+    rng = np.random.default_rng(0)
+
+    def tiles():  # type: ignore[no-untyped-def]
+        for _ in range((-(-side // 256)) ** 2):
+            yield np.kron(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8), np.ones((16, 16, 1), dtype=np.uint8))
+
+    with tifffile.TiffWriter(path, bigtiff=True) as file:
+        file.write(
+            tiles(),
+            shape=(side, side, 3),
+            dtype=np.uint8,
+            tile=(256, 256),
+            compression="jpeg",
+            photometric="rgb",
+        )
+
+
+def peak_memory(arguments: argparse.Namespace) -> None:
+    """In one process each: the encoder on a batch, and the same with a large slide's crops."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.tif"
+        write_large_slide(path)
+        peaks = {}
+        for what in ("alone", "extract"):
+            argv = [
+                sys.executable,
+                __file__,
+                "--measure",
+                what,
+                "--image",
+                str(path),
+                "--encoder",
+                arguments.encoder,
+            ]
+            peaks[what] = int(subprocess.run(argv, check=True, capture_output=True, text=True).stdout.split()[-1])
+    whole, alone = peaks["extract"] / 1e6, peaks["alone"] / 1e6
+    print(
+        f"20,000 x 20,000 px slide: peak {whole:.2f} GB, encoder alone {alone:.2f} GB: {whole - alone:.2f} GB above it"
+    )
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    encoder = load_encoder(arguments.encoder, random_weights=True)
+    pipeline = start_pipeline(encoder, device=torch.device("cpu"))
+    bare(pipeline, 2)
+    if arguments.measure == "extract":
+        image = open_image("large", Path(arguments.image))
+        # 0.25 um/px: spots of 220 px and niches of 6, 18 and 36 neighbours up to 2,620 px wide, on a few rows across
+        x, y = np.meshgrid(np.arange(200, 19_800, 400), np.array([1_500, 1_850, 2_200, 10_000]))
+        coords = np.stack([x.ravel(), y.ravel()], axis=1).astype(float)
+        sides = {"spot": 55.0, "6": 255.0, "18": 455.0, "36": 655.0}
+        pipeline.embed(image, coords, [plan_crops(n, coords, s, 0.25) for n, s in sides.items()])
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root")
+    parser.add_argument("--ids")
+    parser.add_argument("--encoder", default="timm:vit_small_patch16_224")
+    parser.add_argument("--precision", choices=["bf16", "fp32"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--spots", type=int, default=10_000, help="first so many spots of each slide")
+    parser.add_argument("--no-usual", dest="usual", action="store_false", help="leave out the crop-by-crop DataLoader")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--measure", choices=["alone", "extract"], help=argparse.SUPPRESS)
+    parser.add_argument("--image", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.measure:
+        measure(chosen)
+    elif chosen.memory:
+        peak_memory(chosen)
+    elif chosen.data_root is None:
+        parser.error("--data-root: the folder with st/, wsis/ and metadata/")
+    else:
+        compare(chosen)

@@ -1,0 +1,286 @@
+"""Fine-tuning from cached tokens against the whole encoder, in one run, in turns. Prints ratios.
+
+    python benchmarks/bench_finetune.py                  a ViT-L/16 with random weights, LoRA on 11 of its 24 blocks
+    python benchmarks/bench_finetune.py --small          24 narrow blocks: minutes on two cores
+    python benchmarks/bench_finetune.py --encoder timm:vit_small_patch16_224 --layers 4 --spots 128
+
+A step: spots and niches encoded in training mode, the squared error of a linear head on them, backward, AdamW. The
+crops that the whole encoder reads are decoded already, as in hist-train; what that saves is measured apart, on all
+spots of a slide. Peak memory is that of a process that does one of them alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import anndata
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from extract.embeddings import embed_slide
+from extract.encoders.encoder import Encoder, PooledEncoder, count_blocks
+from extract.encoders.lora import Adapted, LoraConfig, adapt, hasten
+from extract.encoders.registry import load_encoder
+from extract.encoders.weights import digest
+from extract.identity import common_identity, crop_sides_um, folder_name
+from extract.pipeline import has_fast_bf16, start_pipeline
+from extract.plan import Request, make_plan
+from extract.scheduler import do_plan
+from extract.slides.crops import plan_crops
+from extract.slides.readers import open_image
+from extract.tokens import make_tokens
+from hist_cache.cache import Cache
+from hist_cache.console import progress, size
+from hist_cache.demo.slides import write_demo
+from hist_cache.slides import find_slide, read_spots, slides_on_disk
+from hist_cache.token_files import token_path
+from train.data import SpotData, assemble, read_slides
+from train.finetune.crop_inputs import pixel_pipeline
+from train.finetune.inputs import CropFrontier, Frontier, TokenFrontier, prefetched
+
+SLIDE, NEIGHBORS, GENES, DEPTH = "DEMO1", 6, 200, 24
+DECODED_BATCH = 128  # spots of a training batch
+TOKENS, TOKENS_DISK, CROPS = "tokens in memory", "tokens from disk", "whole encoder, crops in memory"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def make_encoder(name: str | None, width: int) -> Encoder:
+    """By name with random weights, else a ViT/16 of 24 blocks of a chosen width."""
+    if name:
+        return load_encoder(name, random_weights=True)
+    torch.manual_seed(0)
+    backbone = VisionTransformer(embed_dim=width, depth=DEPTH, num_heads=width // 64, num_classes=0)
+    module = PooledEncoder(backbone, "cls").eval().requires_grad_(False)
+    half = (0.5, 0.5, 0.5)
+    return Encoder(f"vit-{DEPTH}x{width}", module, width, 224, half, half, "bicubic", False, "random", digest(backbone))
+
+
+def make_slides(root: Path, spots: int) -> None:
+    """A demo slide, whole in `all`, and with some spots from its middle in `some`."""
+    write_demo(root / "all", [SLIDE])
+    (root / "some").mkdir()
+    for folder in ("wsis", "metadata"):
+        (root / "some" / folder).symlink_to(root / "all" / folder)
+    table = anndata.read_h5ad(root / "all/st" / f"{SLIDE}.h5ad")
+    start = max(0, (table.n_obs - spots) // 2)
+    (root / "some/st").mkdir()
+    table[start : start + spots].copy().write_h5ad(root / "some/st" / f"{SLIDE}.h5ad")
+
+
+def make_cache(encoder: Encoder, root: Path, folder: Path, precision: str) -> Cache:
+    """Embeddings of the slide; the encoder stays as it is."""
+    common = common_identity(encoder, precision, 0)
+    request = Request(root, (NEIGHBORS,), 0, common)
+    cache = Cache(folder / "demo" / folder_name(encoder, common))
+    plan = make_plan(request, [SLIDE], cache.folder)
+    own = replace(encoder, module=copy.deepcopy(encoder.module))
+    with (
+        closing(start_pipeline(own, precision, DEVICE)) as pipeline,
+        progress("extract", plan.crops, "crops") as meter,
+    ):
+        if failed := do_plan(plan, request, partial(embed_slide, request, pipeline, meter), {}):
+            raise failed[0]
+    return cache
+
+
+class Trial:
+    """Adapters and a head that can be put back to their start, so that every epoch is the same one."""
+
+    def __init__(self, adapted: Adapted, data: SpotData, batch: int) -> None:
+        torch.manual_seed(1)
+        self.module, self.batch, self.spots = adapted.encoder.module, batch, len(data.row)
+        self.head = nn.Linear(2 * adapted.encoder.width, GENES).to(DEVICE)
+        self.trained = [*adapted.parameters, *self.head.parameters()]
+        for parameter in adapted.parameters:  # fresh ones have no gradient on one side
+            nn.init.normal_(parameter, std=0.02)
+        self.start = [p.detach().clone() for p in self.trained]
+        self.targets = torch.randn(self.spots, GENES).to(DEVICE)
+
+    def epoch(self, frontier: Frontier) -> tuple[float, list[float]]:
+        """Seconds, and the loss of each step."""
+        with torch.no_grad():
+            for parameter, value in zip(self.trained, self.start, strict=True):
+                parameter.copy_(value)
+        torch.manual_seed(2)
+        self.module.train()
+        optimizer = torch.optim.AdamW(self.trained, lr=1e-3)
+        chunks = torch.randperm(self.spots).split(self.batch)
+        losses = []
+        started = time.perf_counter()
+        for rows, levels in zip(chunks, prefetched(frontier, chunks), strict=True):
+            loss = F.mse_loss(self.head(torch.cat([frontier.encode(x) for x in levels], 1)), self.targets[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        values = torch.stack(losses).tolist()  # waits for a GPU
+        return time.perf_counter() - started, values
+
+
+def frontiers(
+    cache: Cache, data: SpotData, encoder: Encoder, block: int, precision: str
+) -> dict[str, Callable[[], Frontier]]:
+    start = partial(TokenFrontier, cache, data, NEIGHBORS, encoder, block, DEVICE, precision)
+    held = "device" if DEVICE.type == "cuda" else "memory"
+    return {
+        TOKENS: partial(start, place=held),
+        TOKENS_DISK: partial(start, place="disk"),
+        CROPS: partial(CropFrontier, cache, data, NEIGHBORS, encoder, DEVICE, precision, place=held),
+    }
+
+
+def compare(trial: Trial, opened: dict[str, Frontier], rounds: int) -> None:
+    """Seconds an epoch and losses, in turns, so that a slow minute touches all of them."""
+    times: dict[str, list[float]] = {name: [] for name in opened}
+    losses: dict[str, list[float]] = {}
+    for round_ in range(rounds + 1):  # the first one warms up
+        for name, frontier in opened.items():
+            seconds, losses[name] = trial.epoch(frontier)
+            if round_:
+                times[name].append(seconds)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    print(f"forward and backward of {2 * trial.spots} crops, medians of {rounds}, in turns:")
+    for name, seconds in median.items():
+        difference = max(abs(a - b) for a, b in zip(losses[name], losses[CROPS], strict=True))
+        print(
+            f"  {name:32} {seconds:8.3f} s an epoch   {median[CROPS] / seconds:5.2f} x as fast as the whole encoder   "
+            f"losses differ by {difference:.1e} at most (of {losses[CROPS][0]:.3f})"
+        )
+
+
+def peak_memory(argv: list[str], folder: Path) -> None:
+    """Each in a process of its own."""
+    print("peak memory of one epoch, " + ("of the GPU:" if DEVICE.type == "cuda" else "of the process:"))
+    for name in (TOKENS, TOKENS_DISK, CROPS):
+        command = [sys.executable, __file__, *argv, "--measure", name, "--folder", str(folder)]
+        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        print(f"  {name:32} {size(peak)}")
+
+
+def reading(opened: dict[str, Frontier], path: Path, spots: int, batch: int) -> None:
+    """GB/s of tokens read in random order, batch by batch."""
+
+    def forget() -> None:
+        """Have the system drop what it holds of the file in memory."""
+        descriptor = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+    def rate(frontier: Frontier, first: Callable[[], None] = lambda: None) -> float:
+        rates = []
+        for _ in range(7):
+            first()
+            started = time.perf_counter()
+            read = sum(level.nbytes for rows in torch.randperm(spots).split(batch) for level in frontier.read(rows))
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize()
+            rates.append(read / (time.perf_counter() - started) / 1e9)
+        return statistics.median(rates)
+
+    print(f"tokens on disk: {size(path.stat().st_size)}; read in random order, {2 * batch} crops at a time:")
+    print(f"  {'in memory':32} {rate(opened[TOKENS]):8.2f} GB/s")
+    print(f"  {'file that the system holds':32} {rate(opened[TOKENS_DISK]):8.2f} GB/s")
+    print(f"  {'file on the disk alone':32} {rate(opened[TOKENS_DISK], forget):8.2f} GB/s")
+
+
+def decoding(encoder: Encoder, root: Path, slide: str, batch: int, rounds: int) -> None:
+    """Crops/s decoded once in the order of the slide, against straight from the slide for batches of random spots."""
+    files = find_slide(root, slide)
+    coords = read_spots(files).coords
+    sides = crop_sides_um(files, (NEIGHBORS,), 0)
+    rates: dict[str, list[float]] = {"once, whole slide": [], "for each batch, from the slide": []}
+    with closing(open_image(slide, files.image)) as image, closing(pixel_pipeline(encoder, DEVICE)) as pipeline:
+
+        def decode(rows: Tensor) -> None:
+            chosen = coords[rows.numpy()]
+            crops = [plan_crops(name, chosen, side, files.um_per_px) for name, side in sides.items()]
+            pipeline.stream(image, chosen, crops, lambda name, rows, pixels: pixels.to(torch.uint8).cpu())
+
+        for _ in range(rounds):
+            orders = ((torch.arange(len(coords)),), torch.randperm(len(coords)).split(batch))
+            for name, chunks in zip(rates, orders, strict=True):
+                started = time.perf_counter()
+                for rows in chunks:
+                    decode(rows)
+                rates[name].append(2 * len(coords) / (time.perf_counter() - started))
+    print(
+        f"crops of {slide} decoded, {len(coords)} spots and niches, batches of {batch}, medians of {rounds}, in turns:"
+    )
+    for name, values in rates.items():
+        print(f"  {name:32} {statistics.median(values):8.1f} crops/s")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(arguments.folder or scratch)
+        if not arguments.folder:
+            make_slides(folder, arguments.spots)
+        encoder = make_encoder(arguments.encoder, arguments.width)
+        block = count_blocks(encoder) - arguments.layers
+        precision = arguments.precision or ("bf16" if has_fast_bf16(DEVICE) else "fp32")
+        cache = make_cache(encoder, folder / "some", folder / "cache", precision)
+        if failed := make_tokens(cache, [SLIDE], [NEIGHBORS], encoder, block, folder / "some"):
+            raise failed[0]
+        slides = read_slides(cache, [NEIGHBORS])
+        data = assemble(slides, NEIGHBORS, slides[SLIDE].genes[:1], torch.device("cpu"))
+        adapted = adapt(encoder, LoraConfig(layers=arguments.layers))
+        hasten(adapted)
+        encoder.module.to(DEVICE)
+        encoder.module.backbone.set_grad_checkpointing(arguments.grad_checkpoint)
+        trial = Trial(adapted, data, arguments.batch)
+        starts = frontiers(cache, data, encoder, block, precision)
+        if arguments.measure:
+            trial.epoch(starts[arguments.measure]())
+            if DEVICE.type == "cuda":
+                print(torch.cuda.max_memory_allocated())
+            else:
+                print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+            return
+        print(
+            f"{encoder.name}, {adapted.summary}\n{precision} on {DEVICE.type}, {torch.get_num_threads()} threads, "
+            f"{arguments.spots} spots and niches, batches of {arguments.batch}"
+        )
+        opened = {name: start() for name, start in starts.items()}
+        compare(trial, opened, arguments.rounds)
+        reading(opened, token_path(cache.folder, SLIDE, block), trial.spots, arguments.batch)
+        root, slide = folder / "all", SLIDE
+        if arguments.slides:
+            root = Path(arguments.slides)
+            slide = slides_on_disk(root)[0]
+        decoding(encoder, root, slide, DECODED_BATCH, arguments.rounds)
+        peak_memory(sys.argv[1:], folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", help="default: a ViT/16 of 24 blocks of --width")
+    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=11, help="last blocks that are adapted")
+    parser.add_argument("--spots", type=int, default=32, help="each with its niche: twice as many crops")
+    parser.add_argument("--batch", type=int, default=16, help="spots a step")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--precision", choices=["bf16", "fp32"])
+    parser.add_argument("--grad-checkpoint", action="store_true")
+    parser.add_argument("--slides", help="HEST folder whose first slide is decoded, instead of a demo slide")
+    parser.add_argument("--small", action="store_true", help="width 384, 16 spots, batches of 8")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.small:
+        chosen.width, chosen.spots, chosen.batch = 384, 16, 8
+    measure(chosen)

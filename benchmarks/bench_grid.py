@@ -1,0 +1,73 @@
+"""A grid of variants in one command, against the same grid run by run. Prints ratios from one run.
+
+python benchmarks/bench_grid.py                       on the demo's slides, generated here
+python benchmarks/bench_grid.py --cache cache --dataset her2st --split loso --epochs 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+VARIANTS = "full,no_hea,clip"
+FOLDS = 2
+REPEATS = 3
+
+
+def script(name: str) -> str:
+    return str(Path(sys.executable).parent / name)
+
+
+def seconds(runs: Path, *argv: str) -> float:
+    """Wall time of one hist-train, start-up included."""
+    started = time.perf_counter()
+    done = subprocess.run([script("hist-train"), "--runs", str(runs), *argv], capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache")
+    parser.add_argument("--dataset", default="demo")
+    parser.add_argument("--split", default="slide")
+    parser.add_argument("--epochs", type=int, default=30)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        cache = args.cache
+        if cache is None:
+            cache = str(here / "cache")
+            subprocess.run([script("hist-extract"), "--dataset", "demo", "--cache", cache], check=True, cwd=here)
+        common = ["--cache", cache, "--dataset", args.dataset, "--split", args.split, "--epochs", str(args.epochs)]
+        grid = [*common, "--ablation", VARIANTS, "--folds", str(FOLDS)]
+        runs = here / "runs"
+        one_by_one = [[*common, "--ablation", v, "--fold", str(i)] for v in VARIANTS.split(",") for i in range(FOLDS)]
+        cases = {
+            "one command, default": lambda: seconds(runs, *grid),
+            "one command, --jobs 1": lambda: seconds(runs, *grid, "--jobs", "1"),
+            "a command a run": lambda: sum(seconds(runs, *argv) for argv in one_by_one),
+            "answered from the folders": lambda: seconds(runs, *grid),
+        }
+        times: dict[str, list[float]] = {name: [] for name in cases}
+        for _ in range(REPEATS):  # in turns, so that a slow minute touches all of them
+            for name, measure in cases.items():
+                times[name].append(measure())
+                if name != "a command a run":  # whose folders answer the last case
+                    shutil.rmtree(runs)
+    median = {name: statistics.median(values) for name, values in times.items()}
+    count = len(VARIANTS.split(",")) * FOLDS
+    print(f"{count} runs, {args.epochs} epochs at most, {args.dataset}; medians of {REPEATS}, in turns")
+    for name, value in median.items():
+        print(f"  {name:28} {value:7.1f} s   {median['a command a run'] / value:5.2f} x as fast as a command a run")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""hist-train --finetune-lora as a whole, on tiny slides and a tiny vision transformer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import extract.cli
+from hist_cache.runs import Fold
+from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
+from train.cli import main
+from train.experiments.fold import load_model
+
+Run = Callable[..., tuple[int, str]]
+SMALL = ("--width", 8, "--depth", 1, "--epochs", 3, "--batch-size", 16, "--n-genes", 20, "--lr", 1e-3)
+LOSO = ("--split", "loso", "--fold", 0)
+TUNED = ("--finetune-lora", "--lora-layers", 2, "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three tiny slides, encoded in float32, with tokens at block 4."""
+    where = tmp_path_factory.mktemp("tuned")
+    for i in range(1, 4):
+        write_slide(where / "hest", f"TINY{i}", seed=i, metadata={"patient": f"Patient {i}"})
+    code = extract.cli.main(
+        ["--ids", "TINY1-3", "--dataset", "tiny", "--data-root", str(where / "hest"), "--cache",
+         str(where / "cache"), "--encoder", TINY_ENCODER, "--random-weights", "--precision", "fp32", "--tokens-at", "4"]
+    )  # fmt: skip
+    assert code == 0
+    return where / "cache"
+
+
+def fold_of(runs: Path, pattern: str = "full-*") -> Fold:
+    [fold] = runs.glob(f"*/{pattern}/fold0")
+    return Fold(fold)
+
+
+def tune(run_command: Run, cache: Path, runs: Path, *more: object) -> Fold:
+    code, text = run_command(main, "--cache", cache, "--runs", runs, *LOSO, *SMALL, *TUNED, *more)
+    assert code == 0, text
+    return fold_of(runs)
+
+
+def test_a_tuned_run_is_whole_and_its_adapter_makes_a_cache(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    import peft
+
+    from extract.encoders.registry import load_encoder
+
+    code, text = run_command(main, "--cache", cache, *LOSO, *SMALL, *TUNED)
+    assert code == 0, text
+    assert "LoRA: rank 4, alpha 8, dropout 0.1 on attn.qkv and attn.proj of blocks 4-5" in text
+    fold = fold_of(tmp_path / "runs", "full-lora2-*")
+    assert fold.config["tuning"]["lora"]["layers"] == 2
+    assert fold.config["tuning"]["start"] == "tokens"
+    module = peft.PeftModel.from_pretrained(load_encoder(TINY_ENCODER, None, True).module, fold.folder / "adapter")
+    trained = [p for name, p in module.named_parameters() if "lora_B" in name]
+    assert len(trained) == 4
+    assert all(p.abs().max() > 0 for p in trained)  # zero before training
+    assert not any(key.startswith("encoder.") for key in load_file(fold.folder / "model.safetensors"))
+
+    code, text = run_command(
+        extract.cli.main, "--ids", "TINY1-3", "--dataset", "tiny", "--data-root", cache.parent / "hest",
+        "--cache", "tuned", "--lora", fold.folder.parent, "--precision", "fp32",
+    )  # fmt: skip
+    assert code == 0, text
+    code, text = run_command(main, "--cache", "tuned", "--runs", "after", *LOSO, *SMALL)
+    assert code == 0, text
+    after = fold_of(tmp_path / "after")
+    assert after.config["cache"]["lora"]
+    # What was saved, embeddings of the adapter and the model on them, gives what was predicted while tuning.
+    from hist_cache import open_cache
+    from train.data import assemble, read_slides
+    from train.fit.loop import predict
+
+    slides = read_slides(open_cache("tuned"), [6])
+    data = assemble(slides, 6, fold.panel, torch.device("cpu"))
+    again = predict(load_model(fold.folder), data, data.rows(tuple(fold.config["split"]["test"])))
+    np.testing.assert_allclose(again.numpy(), fold.predictions.X, rtol=2e-2, atol=2e-2)  # float16 both times
+    code, text = run_command(main, "--cache", "tuned", *LOSO, *SMALL, "--finetune-lora")
+    assert code == 2
+    assert "tuned already" in text
+
+
+def test_tokens_and_crops_train_alike(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    tokens = tune(run_command, cache, tmp_path / "tokens", "--lora-dropout", 0, "--dropout", 0)
+    crops = tune(run_command, cache, tmp_path / "crops", "--lora-dropout", 0, "--dropout", 0, "--no-token-cache")
+    columns = ["loss", "mse", "hca", "hea", "val_mse", "c", "radius_gene_spot"]
+    np.testing.assert_allclose(tokens.history[columns], crops.history[columns], rtol=3e-3)
+
+
+def test_a_batch_in_parts_trains_alike(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    whole = tune(run_command, cache, tmp_path / "whole", "--lora-dropout", 0)
+    parts = tune(run_command, cache, tmp_path / "parts", "--lora-dropout", 0, "--micro-batch", 5, "--grad-checkpoint")
+    assert whole.folder.parent.name == parts.folder.parent.name  # not another experiment
+    columns = ["loss", "mse", "hca", "hea", "val_mse", "gradient_norm"]
+    np.testing.assert_allclose(whole.history[columns], parts.history[columns], rtol=1e-3)
+
+
+def test_augmentation_is_another_run_with_other_numbers(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    plain = tune(run_command, cache, tmp_path / "plain", "--no-token-cache")
+    turned = tune(run_command, cache, tmp_path / "turned", "--augment")
+    again = tune(run_command, cache, tmp_path / "again", "--augment")
+    assert turned.config["tuning"]["start"] == "crops"
+    assert plain.metrics["pooled"] != turned.metrics["pooled"]
+    assert turned.metrics == again.metrics
+
+
+def test_no_layers_is_training_on_the_cache(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    argv = ("--cache", cache, *LOSO, *SMALL)
+    assert run_command(main, *argv)[0] == 0
+    code, text = run_command(main, *argv, "--finetune-lora", "--lora-layers", "0,2", "--precision", "fp32")
+    assert code == 0, text
+    assert "1 done before" in text
+    assert len(list((tmp_path / "runs/tiny").glob("full-*"))) == 2
+
+
+def test_missing_tokens_are_made_and_tokens_before_serve_too(run_command: Run, cache: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(cache, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*.tokens4.h5"):
+        path.unlink()
+    argv = ("--cache", tmp_path / "copy", *LOSO, *SMALL, "--finetune-lora", "--precision", "fp32")
+    code, text = run_command(main, *argv, "--lora-layers", 3)
+    assert code == 0, text
+    assert "tokens entering block 3" in text
+    assert "on disk" in text
+    code, text = run_command(main, *argv, "--lora-layers", 1)
+    assert code == 0, text
+    assert {p.name.split(".")[1] for p in (tmp_path / "copy").rglob("*.tokens*.h5")} == {"tokens3"}
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--finetune-lora", "--lora-layers", 7], "--lora-layers 7: timm:test_vit has 6 blocks"),
+        (["--lora-layers", 5], "--lora-layers is for tuning the encoder: give --finetune-lora too"),
+        (["--micro-batch", 5], "give --finetune-lora"),
+        (["--finetune-lora", "--lora-rank", 0], "rank 0"),
+        (["--finetune-lora", "--micro-batch", 0], "--micro-batch 0"),
+        (["--finetune-lora", "--test-dataset", "tiny"], "hist-extract --lora"),
+        (["--finetune-lora", "--no-token-cache", "--data-root", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_input(cache: Path, run_command: Run, more: list[object], says: str) -> None:
+    code, text = run_command(main, "--cache", cache, *LOSO, *SMALL, *more)
+    assert code in (1, 2), text
+    assert says in text
+    assert "Traceback" not in text
+
+
+def test_an_encoder_that_is_no_vision_transformer(run_command: Run, cache: Path, tmp_path: Path) -> None:
+    code, text = run_command(
+        extract.cli.main, "--ids", "TINY1-3", "--dataset", "tiny", "--data-root", cache.parent / "hest",
+        "--cache", "conv", "--encoder", "timm:test_convnext", "--random-weights",
+    )  # fmt: skip
+    assert code == 0, text
+    code, text = run_command(main, "--cache", "conv", *LOSO, *SMALL, "--finetune-lora", "--lora-layers", 1)
+    assert code == 2
+    assert "not a timm VisionTransformer" in text
+
+
+def test_out_of_memory_names_what_helps(
+    cache: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("train.experiments.fold.fit", fit)
+    code, text = run_command(main, "--cache", cache, *LOSO, *SMALL, *TUNED)
+    assert code == 1
+    assert "--micro-batch N" in text
+    assert "--grad-checkpoint" in text
+    assert "Traceback" not in text
+
+
+def test_table_14_is_the_depths_of_the_paper(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    argv = ("--cache", cache, "--table", 14, "--lora-layers", "0,1,2", *LOSO, *SMALL, "--precision", "fp32")
+    code, text = run_command(main, *argv)
+    assert code == 0, text
+    assert "Table 14: Blocks adapted by LoRA" in text
+    for layers in (0, 1, 2):
+        assert f"full, LoRA {layers}" in text
+
+
+def command(cache: Path, runs: Path, *more: object) -> list[str]:
+    argv = [sys.executable, "-c", TALKATIVE, "--cache", cache, "--runs", runs, *LOSO, *SMALL, *TUNED, *more]
+    return [str(a) for a in argv]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_ends_as_an_unbroken_one(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    """Optimiser, epoch, random state (dropout in head and adapters) and early stopping go on."""
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    more = ("--epochs", 25, "--patience", 25)
+    subprocess.run(command(cache, tmp_path / "one", *more), env=environment, check=True, capture_output=True)
+    process = subprocess.Popen(
+        command(cache, tmp_path / "two", *more), env=environment, stdout=subprocess.PIPE, text=True
+    )
+    wait_for_epochs(process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 130
+    [stopped] = tmp_path.glob("two/*/*/fold0")
+    assert (stopped / "adapter/adapter_model.safetensors").exists()  # the best so far
+    done = torch.load(stopped / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
+    assert 0 < done < 25
+    again = command(cache, tmp_path / "two", *more, "--resume")
+    subprocess.run(again, env=environment, check=True, capture_output=True)
+    one, two = (fold_of(tmp_path / which) for which in ("one", "two"))
+    assert one.metrics == two.metrics
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_torchrun_gives_what_one_process_gives(cache: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    no_dropout = ("--dropout", 0, "--lora-dropout", 0)
+    subprocess.run(command(cache, tmp_path / "one", *no_dropout), env=environment, check=True, capture_output=True)
+    script = tmp_path / "hist_train.py"
+    script.write_text("from train.cli import main\nraise SystemExit(main())\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    argv = [*torchrun, str(script), *command(cache, tmp_path / "two", *no_dropout)[3:]]
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("LoRA: rank 4") == 1  # the first process alone speaks
+    one, two = (fold_of(tmp_path / which) for which in ("one", "two"))
+    columns = ["loss", "mse", "hca", "hea", "val_mse", "gradient_norm", "c"]
+    np.testing.assert_allclose(one.history[columns], two.history[columns], rtol=1e-4)
+    assert one.metrics["pooled"] == pytest.approx(two.metrics["pooled"], rel=1e-3, abs=1e-4)

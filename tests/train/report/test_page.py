@@ -1,0 +1,276 @@
+"""hist-report: the command, its files, and its page in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import extract.cli
+import train.cli
+from tests.conftest import TINY_ENCODER, write_slide
+from tests.train.report.fake_runs import write_run
+from train.report.cli import main
+
+Run = Callable[..., tuple[int, str]]
+CHROMIUM = shutil.which("chromium")
+VALUES = {"full": (0.7, 0.72, 0.74), "no_hea": (0.68, 0.75, 0.79), "clip": (0.5, 0.52, 0.51), "meru": (0.6, 0.6, 0.6)}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    for i, (variant, values) in enumerate(VALUES.items()):
+        write_run(root, values, change={"variant.name": variant}, predictions=True, seed=10 * i)
+    return root
+
+
+@pytest.fixture(scope="module")
+def page_file(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("report")
+    assert main([str(runs), "--out", str(out), "--region", "region", "--genes-to-plot", "GENE3,GENE5"]) == 0
+    return out / "report.html"
+
+
+def test_the_files(page_file: Path) -> None:
+    names = {p.name for p in (page_file.parent / "tables").iterdir()}
+    stems = {
+        "metrics-pooled-tiny", "metrics-slide-mean-tiny", "metrics-complete-niches-tiny", "significance-tiny", "cost",
+        "genes-tiny", "gains-full-over-clip", "slides-tiny", "regions-region", "region-gains-region", "radii-tiny",
+    }  # fmt: skip
+    assert {f"{stem}.{ending}" for stem in stems for ending in ("csv", "tex")} <= names
+    with (page_file.parent / "tables/metrics-pooled-tiny.csv").open(newline="") as file:
+        assert next(csv.DictReader(file))["run"] == "full"
+    drawn = {p.name for p in (page_file.parent / "figures").iterdir()}
+    assert {"tiny-ablation.png", "tiny-gene-gene3.png", "tiny-gene-gene5.png", "tiny-gene-panel.png"} <= drawn
+
+
+def test_the_page_needs_nothing_else(page_file: Path) -> None:
+    text = page_file.read_text()
+    assert "default-src 'none'" in text
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
+    assert "style=" not in text
+    assert "url(" not in text
+
+
+def test_it_prints_the_tables_and_says_where_the_page_is(runs: Path, run_command: Run) -> None:
+    code, text = run_command(main, runs)
+    assert code == 0, text
+    assert "0.720 ± 0.020" in text
+    assert "p against full" in text
+    assert "warning: tiny: its patients are not listed" in text
+    assert str(runs / "tiny/report/report.html") in text
+    assert (runs / "tiny/report/report.html").exists()
+    shutil.rmtree(runs / "tiny/report")
+
+
+def test_csv_and_latex_alone_on_standard_output(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(runs), "--out", str(tmp_path), "--format", "csv", "--table", "3"]) == 0
+    printed = capsys.readouterr()
+    rows = list(csv.DictReader(printed.out.splitlines()))
+    assert [r["run"] for r in rows if r["row"] == "run"] == ["full", "no_hea", "meru", "clip"]
+    assert "report.html" in printed.err
+    assert main([str(runs), "--out", str(tmp_path), "--format", "latex", "--table", "4"]) == 0
+    assert capsys.readouterr().out.startswith(r"\begin{table}")
+
+
+def test_tables_of_the_analysis(runs: Path, tmp_path: Path, run_command: Run) -> None:
+    code, text = run_command(main, runs, "--out", tmp_path, "--table", 11, "--against", "clip")
+    assert code == 0, text
+    assert "Genes that clip predicts better than meru" in text
+    code, text = run_command(main, runs, "--out", tmp_path, "--table", 12, "--region", "region")
+    assert code == 0, text
+    assert "p, paired t-test over 2 regions" in text
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (["--against", "hycoclip"], "--against hycoclip: not among the runs; there are full; no_hea"),
+        (["--genes-to-plot", "GENE3,NOGENE"], "--genes-to-plot NOGENE: not in the gene panel of full"),
+        (["--region", "layer"], "--region layer: the predictions have no such column (slide, barcode"),
+        (["--table", "12"], "--table 12 needs --region"),
+        (["--table", "8"], "run hist-train --table 8 first"),
+        (["--table", "2"], "--table 2: there are"),
+    ],
+)
+def test_wrong_input_exits_with_2_and_one_line(runs: Path, run_command: Run, more: list[str], says: str) -> None:
+    code, text = run_command(main, runs, *more)
+    assert code == 2, text
+    assert says in text
+    assert "Traceback" not in text
+    assert not (runs / "tiny/report").exists()
+
+
+def test_without_runs(run_command: Run, tmp_path: Path) -> None:
+    assert run_command(main)[0] == 2
+    code, text = run_command(main, tmp_path)
+    assert code == 2
+    assert "no finished run here" in text
+
+
+@pytest.mark.slow
+def test_on_what_hist_train_leaves(run_command: Run, tmp_path: Path) -> None:
+    for i in range(1, 5):
+        write_slide(tmp_path / "hest", f"TINY{i}", seed=i)
+    where = ("--cache", tmp_path / "cache")
+    code, text = run_command(
+        extract.cli.main, "--ids", "TINY1-4", "--data-root", tmp_path / "hest", *where,
+        "--encoder", TINY_ENCODER, "--random-weights",
+    )  # fmt: skip
+    assert code == 0, text
+    small = ("--width", 16, "--depth", 1, "--epochs", 3, "--batch-size", 16, "--n-genes", 20, "--lr", 1e-3)
+    code, text = run_command(train.cli.main, *where, "--split", "loso", "--ablation", "full,no_hea", *small)
+    assert code == 0, text
+    code, text = run_command(main, tmp_path / "runs")
+    assert code == 0, text
+    assert "encoder timm:test_vit has random weights" in text
+    page = (tmp_path / "runs/custom/report/report.html").read_text()
+    assert "without entailment" in page
+    assert page.count("<img ") >= 8
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium here (apt-get install chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright here (pip install playwright)")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def visit(browser: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
+    """Open the page; at the end, nothing may have been complained of or asked from elsewhere."""
+    troubles: list[str] = []
+    pages = []
+
+    def opened(**options: Any) -> Any:
+        page = browser.new_page(**options)
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.on(
+            "request", lambda r: None if r.url.startswith(("data:", page_file.as_uri())) else troubles.append(r.url)
+        )
+        page.goto(page_file.as_uri())
+        pages.append(page)
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+    assert not troubles
+
+
+def first_column(page: Any, table: str) -> list[str]:
+    return page.locator(f"#{table} tbody > tr:first-child > th").all_inner_texts()
+
+
+def test_every_picture_is_there(visit: Callable[..., Any]) -> None:
+    page = visit()
+    page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+    widths = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
+    assert len(widths) >= 15
+    assert min(widths) > 0
+    assert page.evaluate("[...document.images].every(i => i.alt.length > 10)")
+    links = page.evaluate("[...document.querySelectorAll('a.download')].map(a => a.href.slice(0, 11))")
+    assert set(links) == {"data:image/"}
+    targets = page.evaluate("[...document.querySelectorAll('nav a')].map(a => !!document.querySelector(a.hash))")
+    assert all(targets)
+    ids = page.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
+
+
+def test_sorting_by_click(visit: Callable[..., Any]) -> None:
+    page = visit()
+    table = "metrics-pooled-tiny"
+    before = first_column(page, table)
+    assert before[:4] == ["full", "no_hea", "meru", "clip"]
+    head = page.locator(f"#{table} thead th").nth(1)
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "descending"  # a PCC: the best first
+    assert first_column(page, table) == [
+        "no_hea", "full", "meru", "clip", "ridge, PCA-256", "full, permuted", "train mean",
+    ]  # fmt: skip
+    under = page.locator(f"#{table} tbody").first.locator("tr.under th").all_inner_texts()
+    assert under == ["p against full"]  # moved with its run
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert first_column(page, table)[-1] == "no_hea"
+    errors = page.locator(f"#{table} thead th").nth(3)
+    errors.locator("button").click()
+    assert errors.get_attribute("aria-sort") == "ascending"  # an error: the smallest first
+    assert head.get_attribute("aria-sort") == "none"
+    for _ in range(2):
+        errors.locator("button").click()
+    assert first_column(page, table) == before
+
+
+def test_sorting_by_keyboard_and_names_as_people_count(visit: Callable[..., Any]) -> None:
+    page = visit()
+    page.locator("#genes-tiny thead button").first.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#genes-tiny thead th").first.get_attribute("aria-sort") == "ascending"
+    assert first_column(page, "genes-tiny")[:3] == ["GENE0", "GENE1", "GENE2"]  # not GENE10
+    page.keyboard.press("Space")
+    assert first_column(page, "genes-tiny")[0] == "GENE59"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    values = [float(v) for v in page.locator("#genes-tiny tbody td:nth-child(2)").all_inner_texts()]
+    assert values == sorted(values, reverse=True)
+
+
+def test_light_and_dark(visit: Callable[..., Any]) -> None:
+    def colours(scheme: str) -> list[list[int]]:
+        page = visit(color_scheme=scheme)
+        style = "(e, p) => getComputedStyle(e)[p].match(/[\\d.]+/g).slice(0, 3).map(Number)"
+        return [
+            page.locator(what).first.evaluate(f"e => ({style})(e, '{value}')")
+            for what, value in (("body", "backgroundColor"), ("body", "color"), (".card", "backgroundColor"))
+        ]
+
+    light, dark = colours("light"), colours("dark")
+    assert min(light[0]) > 240 > 90 > max(light[1])
+    assert max(dark[0]) < 60 < 180 < min(dark[1])
+    assert light[2] == dark[2] == [255, 255, 255]  # figures keep their white
+
+
+@pytest.mark.parametrize("width", [375, 768, 1280])
+def test_the_page_never_scrolls_sideways(visit: Callable[..., Any], width: int) -> None:
+    page = visit(viewport={"width": width, "height": 800})
+    page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    if width == 375:  # the table scrolls in its own box
+        box = page.locator("#metrics-pooled-tiny .scroll")
+        assert box.evaluate("e => e.scrollWidth > e.clientWidth")
+
+
+def test_it_can_be_printed(visit: Callable[..., Any]) -> None:
+    page = visit()
+    assert page.pdf().startswith(b"%PDF")
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
+
+
+def test_one_run_of_one_fold_and_runs_of_different_kinds(tmp_path: Path, run_command: Run) -> None:
+    write_run(tmp_path / "one", (0.7,), predictions=True)
+    code, text = run_command(main, tmp_path / "one")
+    assert code == 0, text
+    assert "0.700" in text
+    assert "±" not in text.split("Memory and time")[0].split("mean ± std")[0]
+    for change in ({}, {"neighbors": 18}, {"dataset": "other"}, {"dataset": "other", "variant.name": "clip"}):
+        write_run(tmp_path / "many", (0.7, 0.6), change=change, predictions=True)
+    code, text = run_command(main, tmp_path / "many", "--out", tmp_path / "out")
+    assert code == 0, text
+    assert "Metrics, other" in text
+    page = (tmp_path / "out/report.html").read_text()
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+    assert {"part-metrics-other", "part-metrics-tiny"} <= set(ids)

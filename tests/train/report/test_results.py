@@ -1,0 +1,247 @@
+"""Reading runs, and laying them out: against numbers worked out by hand with pandas."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from hist_cache.errors import InputError
+from tests.train.report.fake_runs import numbers, write_run
+from train.report.paper_tables import cost_table, results_tables
+from train.report.results import read_results
+from train.report.selection import runs_of_table
+from train.report.table import latex, to_csv, to_latex, to_rich
+
+FULL, NO_HEA = (0.7, 0.72, 0.74, 0.69, 0.75), (0.68, 0.71, 0.7, 0.69, 0.7)
+
+
+def two_runs(root: Path) -> None:
+    write_run(root, FULL)
+    write_run(root, NO_HEA, change={"variant.name": "no_hea"})
+
+
+def labels(root: Path) -> list[str]:
+    return [run.label for run in read_results([root]).runs]
+
+
+def test_labels_say_the_variant_alone_where_nothing_else_differs(tmp_path: Path) -> None:
+    two_runs(tmp_path)
+    assert labels(tmp_path) == ["full", "no_hea"]
+
+
+def test_labels_say_every_setting_that_differs_and_none_that_follows(tmp_path: Path) -> None:
+    write_run(tmp_path, FULL)
+    write_run(tmp_path, FULL, change={"neighbors": 18})
+    write_run(tmp_path, FULL, change={"variant.name": "clip", "neighbors": 18})
+    assert labels(tmp_path) == ["full, 6 neighbours", "full, 18 neighbours", "clip, 18 neighbours"]
+    write_run(tmp_path / "b", FULL)
+    write_run(tmp_path / "b", FULL, change={"genes": "hvg", "n_genes": 300, "model.n_genes": 300, "panel": "b" * 64})
+    assert labels(tmp_path / "b") == ["full, hmhvg", "full, hvg"]  # 300 genes and another panel follow from hvg
+    write_run(tmp_path / "c", FULL)
+    write_run(tmp_path / "c", FULL, change={"model.alpha": 0.3})
+    write_run(tmp_path / "c", FULL, change={"protocol.name": "release", "protocol.tested": "last"})
+    assert labels(tmp_path / "c") == [
+        "full, paper protocol, alpha 0.2", "full, paper protocol, alpha 0.3", "full, release protocol, alpha 0.2",
+    ]  # fmt: skip
+    write_run(tmp_path / "d", FULL, name="full-11111111")
+    write_run(tmp_path / "d", FULL, name="full-22222222")
+    assert labels(tmp_path / "d") == ["full, 11111111", "full, 22222222"]
+
+
+def test_any_folder_above_the_folds_will_do(tmp_path: Path) -> None:
+    two_runs(tmp_path)
+    run = next((tmp_path / "tiny").glob("full-*"))
+    for paths in ([tmp_path], [tmp_path / "tiny"], sorted((tmp_path / "tiny").iterdir()), [tmp_path, run]):
+        assert len(read_results(paths).runs) == 2
+    assert [r.folder for r in read_results([run]).runs] == [run]
+
+
+def test_the_tidy_table_holds_every_number(tmp_path: Path) -> None:
+    write_run(tmp_path, FULL[:2], tests=[["S0", "S1"], ["S1"]])
+    table = read_results([tmp_path]).metrics
+    assert set(table["scope"]) == {"pooled", "slide_mean", "complete_niches", "S0", "S1"}
+    one = table.query("scope == 'S1' and metric == 'mse' and fold == 0")["value"].item()
+    assert one == pytest.approx(numbers(0.7 - 0.01)["mse"])
+    assert len(table) == 4 * (5 + 4)
+    assert table.query("fold == 0")["split"].unique().tolist() == ["draw-0"]
+
+
+def test_incomplete_runs_are_named(tmp_path: Path) -> None:
+    write_run(tmp_path, FULL)
+    short = write_run(tmp_path, NO_HEA[:3], change={"variant.name": "no_hea"})
+    (short / "fold3").mkdir()
+    (short / "fold3/config.json").write_text("{}")
+    results = read_results([tmp_path])
+    assert results.incomplete == ["no_hea: 3 of 5 folds (fold3, fold4 missing)"]
+    [table] = results_tables(results)
+    assert any("3 of 5 folds" in note for note in table.notes)
+    assert table.notes[0].startswith("mean ± std over 3 or 5 folds")
+
+
+def test_nothing_finished_and_files_of_another_version(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no finished run here"):
+        read_results([tmp_path])
+    run = write_run(tmp_path, FULL[:1])
+    config = json.loads((run / "fold0/config.json").read_text())
+    (run / "fold0/config.json").write_text(json.dumps(config | {"protocol": "paper"}))
+    with pytest.raises(InputError, match="another version"):
+        read_results([tmp_path])
+    (run / "fold0/config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json"):
+        read_results([tmp_path])
+
+
+def test_the_table_against_pandas(tmp_path: Path) -> None:
+    two_runs(tmp_path)
+    [table] = results_tables(read_results([tmp_path]))
+    assert [c.title for c in table.columns] == ["PCC@10", "PCC@50", "MSE", "MAE"]
+    assert [(r.label, r.kind) for r in table.rows] == [
+        ("full", "run"), ("no_hea", "run"), ("p against full", "p"),
+        ("ridge, PCA-256", "control"), ("train mean", "control"), ("full, permuted", "control"),
+    ]  # fmt: skip
+    expected = pd.DataFrame([numbers(v) for v in NO_HEA])
+    for cell, metric in zip(table.rows[1].cells, ("pcc@10", "pcc@50", "mse", "mae"), strict=True):
+        assert cell.value == pytest.approx(expected[metric].mean())
+        assert cell.spread == pytest.approx(expected[metric].std())
+        assert cell.text == f"{expected[metric].mean():.3f} ± {expected[metric].std():.3f}"
+    assert [c.best for c in table.rows[0].cells] == [True] * 4  # higher PCC, lower errors
+    assert table.rows[3].cells[0].value == pytest.approx(np.mean([0.4, 0.41, 0.42, 0.43, 0.44]))
+
+
+def test_controls_come_once_for_each_data_setting(tmp_path: Path) -> None:
+    for neighbors in (6, 18):
+        for variant in ("full", "no_hea"):
+            write_run(tmp_path, FULL, change={"variant.name": variant, "neighbors": neighbors})
+    folds = (tmp_path / "tiny").glob("*/fold*/metrics.json")
+    for file in folds:
+        metrics = json.loads(file.read_text())
+        neighbors = json.loads(file.with_name("config.json").read_text())["neighbors"]
+        metrics["controls"]["ridge"] = numbers(0.5 + neighbors / 100)
+        file.write_text(json.dumps(metrics))
+    [table] = results_tables(read_results([tmp_path]))
+    assert [r.label for r in table.rows if r.kind == "control"] == [
+        "ridge, PCA-256, 6 neighbours",
+        "ridge, PCA-256, 18 neighbours",
+        "train mean",
+        "full, 6 neighbours, permuted",
+    ]
+
+
+def test_nothing_is_bold_across_panels_and_datasets_stand_apart(tmp_path: Path) -> None:
+    write_run(tmp_path, FULL)
+    write_run(tmp_path, NO_HEA, change={"n_genes": 1000, "panel": "b" * 64})
+    [table] = results_tables(read_results([tmp_path]))
+    assert not any(c.best for row in table.rows for c in row.cells)
+    assert not any(row.kind == "p" for row in table.rows)  # another panel is another truth
+    write_run(tmp_path, FULL, change={"dataset": "other"})
+    assert [t.title for t in results_tables(read_results([tmp_path]))] == ["Metrics, other", "Metrics, tiny"]
+
+
+def test_published_numbers_stand_under_the_run(tmp_path: Path) -> None:
+    for variant in ("full", "no_hea"):
+        write_run(tmp_path, FULL, change={"dataset": "kidney", "variant.name": variant, "n_genes": 200})
+    [table] = results_tables(read_results([tmp_path]), table=13)
+    assert table.title == "Table 13: Strategies of alignment, kidney"
+    rows = [(r.label, [c.text for c in r.cells]) for r in table.rows]
+    assert [label for label, _ in rows[:5]] == [
+        "full", "published, LoRA 0", "published, LoRA 11", "no_hea", "p against full",
+    ]  # fmt: skip
+    assert rows[2][1] == ["0.617 ± 0.094", "0.526 ± 0.088", "1.077 ± 0.155", "0.817 ± 0.058"]
+    assert rows[1][1][0] == "0.587 ± 0.099"
+    assert rows[5][1][0] == "0.607 ± 0.092"
+
+
+def test_tuned_encoders_are_told_apart(tmp_path: Path) -> None:
+    lora = {"lora": {"layers": 7, "rank": 4, "alpha": 8, "dropout": 0.1}, "start": "tokens", "augment": False}
+    for tuning in (lora, None):
+        write_run(tmp_path, FULL, change={"dataset": "skin", "n_genes": 200, "tuning": tuning})
+    results = read_results([tmp_path])
+    assert [run.label for run in results.runs] == ["full, LoRA 0", "full, LoRA 7"]
+    [table] = results_tables(results)
+    found = {r.label: r.cells[0].text for r in table.rows if r.kind == "published"}
+    assert found == {
+        "published, LoRA 0": "0.831 ± 0.088",
+        "published, LoRA 7": "0.838 ± 0.083",
+        "published, LoRA 11": "0.839 ± 0.086",
+    }
+    assert [run.label for run in runs_of_table(results, 14).runs] == ["full, LoRA 0", "full, LoRA 7"]
+
+
+def test_cost_and_the_tables_that_have_it(tmp_path: Path) -> None:
+    write_run(tmp_path, FULL[:3], change={"dataset": "colorectum", "n_genes": 200})
+    results = read_results([tmp_path])
+    table = cost_table(results)
+    assert [c.value for c in table.rows[0].cells] == pytest.approx([2.0, 2.0, 0.5])
+    assert table.rows[0].cells[1].spread == pytest.approx(np.std([1, 2, 3], ddof=1))
+    assert [c.text for c in table.rows[1].cells] == ["18.390", "74.000", "3.000"]
+    assert [t.name for t in results_tables(results, table=5)] == ["cost"]
+    assert [t.name for t in results_tables(results, table=9)] == ["metrics-pooled-colorectum", "cost"]
+    with pytest.raises(InputError, match="--table 99"):
+        results_tables(results, table=99)
+
+
+def test_csv_parsed_back(tmp_path: Path) -> None:
+    two_runs(tmp_path)
+    [table] = results_tables(read_results([tmp_path]))
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert [r["run"] for r in rows[:3]] == ["full", "no_hea", "no_hea"]
+    assert rows[2]["row"] == "p against full"
+    for row, cells in zip(rows, table.rows, strict=True):
+        assert float(row["MSE"]) == cells.cells[2].value
+    assert float(rows[0]["PCC@10 std"]) == pytest.approx(np.std(FULL, ddof=1))
+
+
+def test_latex_parsed_back(tmp_path: Path) -> None:
+    two_runs(tmp_path)
+    [table] = results_tables(read_results([tmp_path]))
+    text = to_latex(table)
+    body = text.split(r"\midrule", 1)[1].split(r"\bottomrule")[0]
+    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(lines) == len(table.rows)
+    first = [re.sub(r"\\textbf\{(.*)\}", r"\1", c.strip()) for c in lines[0].removesuffix(r"\\").split("&")]
+    assert first[0] == "full"
+    mean, std = (float(v) for v in first[1].split(r"$\pm$"))
+    assert (mean, std) == (0.72, round(float(np.std(FULL, ddof=1)), 3))
+    assert lines[1].startswith(r"no\_hea &")
+    assert text.count("{") == text.count("}")
+    assert not re.search(r"(?<!\\)[%#_]", text.replace(r"\label{tab:", ""))
+
+
+def test_latex_escapes_everything() -> None:
+    assert latex(r"a_b & 50% $x$ #1 {c} ~ ^ \ <0.001") == (
+        r"a\_b \& 50\% \$x\$ \#1 \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{} $<$0.001"
+    )
+
+
+def test_the_terminals_table_says_the_same(tmp_path: Path) -> None:
+    two_runs(tmp_path)
+    [table] = results_tables(read_results([tmp_path]))
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(to_rich(table))
+    text = console.export_text()
+    for row in table.rows:
+        [line] = [line for line in text.splitlines() if f"│ {row.label} " in line or f"│   {row.label} " in line][:1]
+        assert all(cell.text in line for cell in row.cells)
+
+
+def test_the_runs_of_a_table(tmp_path: Path) -> None:
+    for neighbors in (6, 18, 36):
+        write_run(tmp_path, FULL, change={"neighbors": neighbors})
+    write_run(tmp_path, FULL, change={"variant.name": "clip"})
+    write_run(tmp_path, FULL, change={"variant.name": "spot_only"})
+    results = read_results([tmp_path])
+    assert [r.label for r in runs_of_table(results, 10).runs] == [
+        "full, 6 neighbours", "full, 18 neighbours", "full, 36 neighbours",
+    ]  # fmt: skip
+    assert [r.label for r in runs_of_table(results, 3).runs] == ["full", "clip"]
+    assert [r.label for r in runs_of_table(results, 15).runs] == ["full", "spot_only"]
+    with pytest.raises(InputError, match="run hist-train --table 8"):
+        runs_of_table(results, 8)

@@ -1,0 +1,104 @@
+"""Paired tests, against scipy on numbers written out."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from hist_cache.errors import InputError
+from tests.train.report.fake_runs import write_run
+from train.report.analysis_tables import significance_table
+from train.report.results import read_results
+from train.report.significance import compare, comparisons, paired, references
+
+A = [0.711, 0.702, 0.745, 0.698, 0.731]
+B = [0.701, 0.704, 0.725, 0.690, 0.728]
+
+
+def test_against_scipy() -> None:
+    found = paired(np.array(A), np.array(B))
+    d = np.array(A) - np.array(B)
+    t = d.mean() / (d.std(ddof=1) / np.sqrt(5))
+    assert found.n == 5
+    assert found.difference == pytest.approx(d.mean())
+    assert found.p_t == pytest.approx(2 * stats.t.sf(abs(t), 4))
+    assert found.p_t == pytest.approx(stats.ttest_rel(A, B).pvalue)
+    assert found.p_wilcoxon == pytest.approx(stats.wilcoxon(A, B).pvalue)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(*[st.sampled_from([0.1, 0.2, 0.3, 0.7])] * 2), min_size=0, max_size=7))
+def test_never_nan_and_never_a_warning(pairs: list[tuple[float, float]]) -> None:
+    first, second = (np.array([p[i] for p in pairs]) for i in (0, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = paired(first, second)
+    for p in (found.p_t, found.p_wilcoxon):
+        assert p is None or 0 <= p <= 1
+    if len(pairs) < 2 or (first == second).all():
+        assert found.p_t is None
+        assert found.p_wilcoxon is None
+
+
+def test_differences_that_do_not_vary_have_no_t_test() -> None:
+    found = paired(np.array([0.3, 0.4, 0.5]), np.array([0.2, 0.3, 0.4]))
+    assert found.p_t is None
+    assert found.difference == pytest.approx(0.1)
+
+
+def test_runs_are_matched_by_split_not_by_place(tmp_path: Path) -> None:
+    write_run(tmp_path, A)
+    other = write_run(tmp_path, B, change={"variant.name": "no_hea"})
+    (other / "fold1").rename(other / "fold9")  # fold 9 of draw-1; the pair is the split's
+    (other / "fold0/metrics.json").unlink()
+    results = read_results([tmp_path])
+    full, no_hea = results.runs
+    found = compare(results, no_hea, full, "pcc@10")
+    assert found.n == 4
+    assert found.p_t == pytest.approx(stats.ttest_rel(B[1:], A[1:]).pvalue)
+    table = comparisons(results, ["pcc@10", "mse"])
+    assert table[["run", "reference", "metric", "n"]].to_numpy().tolist() == [
+        ["no_hea", "full", "pcc@10", 4], ["no_hea", "full", "mse", 4],
+    ]  # fmt: skip
+
+
+def test_splits_of_the_same_name_with_other_slides_are_no_pairs(tmp_path: Path) -> None:
+    write_run(tmp_path, A, tests=[["S0"]] * 5)
+    write_run(tmp_path, B, change={"variant.name": "no_hea"}, tests=[["S1"]] * 5)
+    results = read_results([tmp_path])
+    found = compare(results, results.runs[1], results.runs[0], "pcc@10")
+    assert (found.n, found.difference, found.p_t) == (0, None, None)
+
+
+def test_each_run_has_the_nearest_reference(tmp_path: Path) -> None:
+    for neighbors in (6, 18):
+        for variant in ("full", "clip"):
+            write_run(tmp_path, A, change={"variant.name": variant, "neighbors": neighbors})
+    results = read_results([tmp_path])
+    assert {k: r.label for k, r in references(results).items()} == {
+        "clip, 6 neighbours": "full, 6 neighbours",
+        "full, 18 neighbours": "full, 6 neighbours",
+        "clip, 18 neighbours": "full, 18 neighbours",
+    }
+    against = references(results, "clip, 6 neighbours")
+    assert {r.label for r in against.values()} == {"clip, 6 neighbours"}
+    with pytest.raises(InputError, match="--against meru: not among the runs; there are full; clip"):
+        references(results, "meru")
+
+
+def test_the_table_has_both_tests(tmp_path: Path) -> None:
+    write_run(tmp_path, A)
+    write_run(tmp_path, B, change={"variant.name": "no_hea"})
+    results = read_results([tmp_path])
+    table = significance_table(results, results.runs)
+    assert table is not None
+    assert [r.label for r in table.rows] == ["no_hea − full, 5 pairs", "p, paired t-test", "p, Wilcoxon"]
+    assert table.rows[1].cells[0].value == pytest.approx(stats.ttest_rel(B, A).pvalue)
+    assert table.rows[2].cells[0].value == pytest.approx(stats.wilcoxon(B, A).pvalue)
+    assert "not independent" in table.notes[0]

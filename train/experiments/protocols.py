@@ -1,0 +1,67 @@
+"""Protocols: what the published sources disagree on, as named sets of defaults (rows of protocols.toml)."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from hist_cache.errors import InputError
+from train.models.variants import Variant
+
+TABLE = Path(__file__).with_name("protocols.toml")
+
+PanelFrom = Literal["all", "train"]
+EdgeSpots = Literal["keep", "drop"]
+Tested = Literal["best", "last"]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The resolved choices; stored with every result. protocols.toml says what each means."""
+
+    name: str
+    panel_from: PanelFrom = "all"
+    split: str = ""
+    edge_spots: EdgeSpots = "keep"
+    tested: Tested = "best"
+    entail_scale: float = 1.0
+    etas: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+    min_spot_um: float = 0.0
+
+    def with_options(self, **options: Any) -> Protocol:
+        """With those options that were given (not None) in place of the protocol's own."""
+        return replace(self, **{k: v for k, v in options.items() if v is not None})
+
+    def apply(self, variant: Variant) -> Variant:
+        """The variant with this protocol's weights and cones of entailment."""
+        if variant.own_etas:
+            return variant
+        a, b, c, d = (self.entail_scale * w for w in variant.terms.entail)
+        return replace(variant, terms=replace(variant.terms, entail=(a, b, c, d), etas=self.etas))
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def get_protocol(name: str) -> Protocol:
+    """The protocol called `name`; `InputError` listing the names on an unknown one."""
+    rows = tomllib.loads(TABLE.read_text("utf-8"))
+    if name not in rows:
+        raise InputError(f"--protocol {name}: there are {', '.join(rows)}")
+    row = {k: v for k, v in rows[name].items() if k != "description"}
+    return Protocol(name=name, **(row | {"etas": tuple(map(float, row["etas"]))}))
+
+
+def check_crops(protocol: Protocol, spot_crop: str) -> str | None:
+    """None where the cache's spot crops are the protocol's, else what to say.
+
+    spot_crop: the fingerprint's `spot_crop_um`, "spot diameter" or "spot diameter, at least 112".
+    """
+    least = float(spot_crop.rpartition("at least ")[2]) if "at least" in spot_crop else 0.0
+    if least == protocol.min_spot_um:
+        return None
+    wanted = f"at least {protocol.min_spot_um:g} um" if protocol.min_spot_um else "the spot's diameter"
+    more = f" --min-spot-um {protocol.min_spot_um:g}" if protocol.min_spot_um else ""
+    return f"protocol {protocol.name} has spot crops of {wanted}, the cache {spot_crop} um: run hist-extract{more}"
