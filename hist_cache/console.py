@@ -1,7 +1,12 @@
-"""What commands print: lines, warnings and progress (a live bar on a terminal, plain lines elsewhere)."""
+"""What commands show: lines, warnings, what library code logs, and progress (a bar on a terminal, lines elsewhere).
+
+Library code logs (`logging.getLogger(__name__)`) and never prints. A command calls `show_logs` once; in a notebook or
+another program nothing is shown unless that program sets up logging for itself.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -22,11 +27,39 @@ out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty()
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 PLAIN_EVERY_S = 10.0
+PACKAGES = ("hist_cache", "extract", "train", "sweeps")  # whose loggers a command shows
+
+
+class _Lines(logging.Handler):
+    """Shows a logged message as a command's own line: information on standard output, warnings on standard error."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        if record.levelno >= logging.WARNING:
+            warn(record.getMessage())
+        else:
+            say(record.getMessage())
+
+
+def show_logs() -> None:
+    """Show what the packages log from here on, and progress; called by each command as it starts."""
+    for package in PACKAGES:
+        logger = logging.getLogger(package)
+        logger.setLevel(logging.INFO)
+        if not any(isinstance(handler, _Lines) for handler in logger.handlers):
+            logger.addHandler(_Lines())
+
+
+def logs_are_shown() -> bool:
+    """Whether `show_logs` was called in this process."""
+    return any(isinstance(handler, _Lines) for handler in logging.getLogger(PACKAGES[0]).handlers)
 
 
 def hush() -> None:
-    """Say and warn nothing from here on: another process does the talking. Errors are still heard."""
+    """Show nothing from here on but errors: another process does the talking."""
     out.quiet = err.quiet = True
+    for package in PACKAGES:  # without any handler, Python itself would print warnings
+        logging.getLogger(package).addHandler(logging.NullHandler())
 
 
 def say(message: str) -> None:
@@ -104,6 +137,9 @@ class _Live(Meter):
 @contextmanager
 def progress(title: str, total: int, unit: str) -> Iterator[Meter]:
     """Show `total` units of work with rate and ETA; yields the meter to advance."""
+    if not logs_are_shown():
+        yield Meter(title, total, unit)
+        return
     if not out.is_terminal:
         yield _Plain(title, total, unit)
         return

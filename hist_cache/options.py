@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hist_cache.console import fail
+from hist_cache.console import fail, show_logs
 from hist_cache.errors import HistError
 
 C = TypeVar("C")
@@ -66,6 +66,7 @@ def folder_option(given: str | None, variable: str, default: str) -> Path:
 
 def run(main: Callable[[C], int | None], config: C, debug: bool) -> int:
     """Call `main`; expected errors become one line and their exit code."""
+    show_logs()
     try:
         return main(config) or 0
     except KeyboardInterrupt:
