@@ -1,10 +1,11 @@
-"""Extraction against its limit, the bare encoder, and against the usual way, in one run.
+"""Compare the speed of extraction with its limit, the encoder alone, and with the usual way, in one run.
 
     python benchmarks/bench_extract.py --data-root D [--ids SPA138,SPA139] [--encoder NAME] [--memory]
 
-Prints crops/s over the bare encoder's crops/s on batches already in memory, same precision, the two in turns
-since machines drift. The usual way: each crop read through OpenSlide and resized by Pillow in the workers of a
-DataLoader. `--memory`: peak memory of extracting a generated 20,000 x 20,000 px slide above the encoder alone.
+Prints crops/s as a share of what the encoder alone reaches in the same precision on batches that are in memory already.
+Both are measured in turns, because the speed of a machine varies. The usual way reads each crop through OpenSlide and
+resizes it with Pillow in the workers of a DataLoader. With `--memory`, prints how much more memory extraction of a
+generated slide of 20,000 x 20,000 px takes, at its peak, than the encoder alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -29,14 +32,16 @@ from extract.encoders.registry import load_encoder
 from extract.pipeline import Clock, Pipeline, start_pipeline
 from extract.slides.crops import Crops, niche_side_um, plan_crops
 from extract.slides.readers import open_image
+from hist_cache.console import show_logs
 from hist_cache.slides import SlideFiles, find_slide, read_spots, slides_on_disk
 
 
-class CropDataset(Dataset):
-    """One region read and one resize per crop."""
+class CropDataset(Dataset[torch.Tensor]):
+    """Crops of one slide, each read and resized on its own."""
 
     def __init__(self, files: SlideFiles, crops: list[Crops], encoder: Encoder) -> None:
-        self.path, self.encoder, self.slide = str(files.image), encoder, None
+        self.path, self.encoder = str(files.image), encoder
+        self.slide: Any = None
         self.boxes = [(int(x), int(y), c.side_px) for c in crops for x, y in zip(c.left, c.top, strict=True)]
         self.mean, self.std = torch.tensor(encoder.mean), torch.tensor(encoder.std)
 
@@ -52,9 +57,9 @@ class CropDataset(Dataset):
         return ((image - self.mean) / self.std).permute(2, 0, 1)
 
 
-def bare(pipeline: Pipeline, batches: int) -> float:
-    """Crops/s of the encoder alone, on one batch in memory."""
-    inputs = torch.randn(pipeline.inputs.empty(pipeline.batch_size).shape).to(pipeline.device, pipeline.dtype)
+def encoder_alone(pipeline: Pipeline, batches: int) -> float:
+    """Measure the crops/s of the encoder alone, on one batch in memory."""
+    inputs = torch.randn(pipeline.transform.empty(pipeline.batch_size).shape).to(pipeline.device, pipeline.dtype)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     seconds = []
     for _ in range(batches):
@@ -64,8 +69,8 @@ def bare(pipeline: Pipeline, batches: int) -> float:
     return pipeline.batch_size / statistics.median(seconds)
 
 
-def usual(pipeline: Pipeline, files: SlideFiles, crops: list[Crops], workers: int) -> float:
-    """Crops/s of a DataLoader that reads and resizes crop by crop."""
+def usual_way(pipeline: Pipeline, files: SlideFiles, crops: list[Crops], workers: int) -> float:
+    """Measure the crops/s of a DataLoader that reads and resizes crop by crop."""
     data = CropDataset(files, crops, pipeline.encoder)
     started = time.perf_counter()
     for batch in DataLoader(data, batch_size=pipeline.batch_size, num_workers=workers):
@@ -73,26 +78,28 @@ def usual(pipeline: Pipeline, files: SlideFiles, crops: list[Crops], workers: in
     return len(data) / (time.perf_counter() - started)
 
 
-def crops_of(files: SlideFiles, most: int) -> tuple[np.ndarray, list[Crops]]:
-    coords = read_spots(files).coords[:most]
+def crops_of(files: SlideFiles, max_spots: int) -> tuple[np.ndarray, list[Crops]]:
+    """Return the spots (N, 2) of a slide, at most `max_spots`, and their crops."""
+    coords = read_spots(files).coords[:max_spots]
     sides = {"spot": files.spot_um, "6": niche_side_um(1, files.pitch_um, files.spot_um)}
     return coords, [plan_crops(name, coords, side, files.um_per_px) for name, side in sides.items()]
 
 
 def compare(arguments: argparse.Namespace) -> None:
+    """Measure all three on some slides, and print the ratios."""
     root = Path(arguments.data_root)
     slides = arguments.ids.split(",") if arguments.ids else slides_on_disk(root)[:4]
     encoder = load_encoder(arguments.encoder, random_weights=True)
     pipeline = start_pipeline(encoder, arguments.precision)
     device, threads = pipeline.device, torch.get_num_threads()
-    bare(pipeline, 3)
+    encoder_alone(pipeline, 3)
     rounds: list[tuple[float, float, float]] = []
     for round_ in range(arguments.rounds):
         for slide in slides:
             files = find_slide(root, slide)
             coords, crops = crops_of(files, arguments.spots)
-            limit, ours, waiting = interleaved(pipeline, files, coords, crops)
-            theirs = usual(pipeline, files, crops, threads) if arguments.usual and round_ == 0 else float("nan")
+            limit, ours, waiting = measure_in_turns(pipeline, files, coords, crops)
+            theirs = usual_way(pipeline, files, crops, threads) if arguments.usual and round_ == 0 else float("nan")
             rounds.append((ours / limit, theirs / limit, waiting))
             print(
                 f"{slide}: bare encoder {limit:.1f} crops/s, hist-extract {ours:.1f} ({ours / limit:.3f}; "
@@ -111,44 +118,47 @@ def compare(arguments: argparse.Namespace) -> None:
         print(f"  crop-by-crop DataLoader / bare encoder: {statistics.median(peers):.3f}")
 
 
-def interleaved(
+def measure_in_turns(
     pipeline: Pipeline, files: SlideFiles, coords: np.ndarray, crops: list[Crops]
 ) -> tuple[float, float, float]:
-    """Crops/s of the bare encoder and of the pipeline on one slide, and the pipeline's share of waiting.
+    """Measure the encoder alone and the pipeline on one slide, in turns.
 
-    On a CPU a bare batch follows each of the pipeline's, so that both see the same machine; a GPU, where batches
-    overlap, takes turns slide by slide.
+    On a CPU, the encoder alone runs one batch after each batch of the pipeline. On a GPU, where batches overlap, it
+    runs before and after the slide.
+
+    Returns:
+        Crops/s of the encoder alone, crops/s of the pipeline, and the pipeline's share of waiting for pixels.
     """
     turns = pipeline.device.type == "cpu"
     size = pipeline.batch_size
-    inputs = torch.randn(pipeline.inputs.empty(size).shape).to(pipeline.device, pipeline.dtype)
+    inputs = torch.randn(pipeline.transform.empty(size).shape).to(pipeline.device, pipeline.dtype)
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     alone: list[float] = []
 
-    def bare_batch(n: int) -> None:
+    def one_batch_alone(n: int) -> None:
         started = time.perf_counter()
         if turns and n == size:
             pipeline.encode(inputs)
             alone.append(time.perf_counter() - started)
 
-    before = 0.0 if turns else bare(pipeline, 20)
+    before = 0.0 if turns else encoder_alone(pipeline, 20)
     image = open_image(files.id, files.image)
     pipeline.clock = Clock()
     started = time.perf_counter()
-    pipeline.embed(image, coords, crops, bare_batch)
+    pipeline.embed(image, coords, crops, one_batch_alone)
     seconds = time.perf_counter() - started - sum(alone)
     image.close()
-    limit = size * len(alone) / sum(alone) if turns else statistics.mean((before, bare(pipeline, 20)))
+    limit = size * len(alone) / sum(alone) if turns else statistics.mean((before, encoder_alone(pipeline, 20)))
     return limit, pipeline.clock.crops / seconds, pipeline.clock.waiting / seconds
 
 
 def write_large_slide(path: Path, side: int = 20_000) -> None:
-    """A tiled JPEG TIFF of noise in blocks, written tile by tile."""
+    """Write a tiled JPEG TIFF of noise, tile by tile."""
     import tifffile
 
     rng = np.random.default_rng(0)
 
-    def tiles():  # type: ignore[no-untyped-def]
+    def tiles() -> Iterator[np.ndarray]:
         for _ in range((-(-side // 256)) ** 2):
             yield np.kron(rng.integers(0, 255, (16, 16, 3), dtype=np.uint8), np.ones((16, 16, 1), dtype=np.uint8))
 
@@ -164,7 +174,7 @@ def write_large_slide(path: Path, side: int = 20_000) -> None:
 
 
 def peak_memory(arguments: argparse.Namespace) -> None:
-    """In one process each: the encoder on a batch, and the same with a large slide's crops."""
+    """Print the peak memory of the encoder on a batch, and with the crops of a large slide, each in its own process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.tif"
         write_large_slide(path)
@@ -188,9 +198,10 @@ def peak_memory(arguments: argparse.Namespace) -> None:
 
 
 def measure(arguments: argparse.Namespace) -> None:
+    """Run one of the two, and print the peak memory of this process."""
     encoder = load_encoder(arguments.encoder, random_weights=True)
     pipeline = start_pipeline(encoder, device=torch.device("cpu"))
-    bare(pipeline, 2)
+    encoder_alone(pipeline, 2)
     if arguments.measure == "extract":
         image = open_image("large", Path(arguments.image))
         # 0.25 um/px: spots of 220 px and niches of 6, 18 and 36 neighbours up to 2,620 px wide, on a few rows across
@@ -214,6 +225,7 @@ if __name__ == "__main__":
     parser.add_argument("--measure", choices=["alone", "extract"], help=argparse.SUPPRESS)
     parser.add_argument("--image", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
+    show_logs()
     if chosen.measure:
         measure(chosen)
     elif chosen.memory:

@@ -1,12 +1,12 @@
-"""Fine-tuning from cached tokens against the whole encoder, in one run, in turns. Prints ratios.
+"""Compare fine-tuning from cached tokens with fine-tuning through the whole encoder, in one run; print ratios.
 
     python benchmarks/bench_finetune.py                  a ViT-L/16 with random weights, LoRA on 11 of its 24 blocks
-    python benchmarks/bench_finetune.py --small          24 narrow blocks: minutes on two cores
+    python benchmarks/bench_finetune.py --small          24 narrow blocks, which take minutes on two cores
     python benchmarks/bench_finetune.py --encoder timm:vit_small_patch16_224 --layers 4 --spots 128
 
-A step: spots and niches encoded in training mode, the squared error of a linear head on them, backward, AdamW. The
-crops that the whole encoder reads are decoded already, as in hist-train; what that saves is measured apart, on all
-spots of a slide. Peak memory is that of a process that does one of them alone.
+A step encodes spots and niches in training mode, computes the squared error of a linear head on them, and updates with
+AdamW. The crops that the whole encoder reads are decoded beforehand, as in hist-train; the gain of that is measured
+separately, on all spots of a slide. Peak memory is that of a process that runs only one of the methods.
 """
 
 from __future__ import annotations
@@ -34,24 +34,25 @@ from torch import Tensor, nn
 
 from extract.embeddings import embed_slide
 from extract.encoders.encoder import Encoder, PooledEncoder, count_blocks
-from extract.encoders.lora import Adapted, LoraConfig, adapt, hasten
+from extract.encoders.lora import Adapted, LoraConfig, adapt, speed_up_on_cpu
 from extract.encoders.registry import load_encoder
-from extract.encoders.weights import digest
+from extract.encoders.weights import weights_digest
 from extract.identity import common_identity, crop_sides_um, folder_name
 from extract.pipeline import has_fast_bf16, start_pipeline
-from extract.plan import Request, make_plan
-from extract.scheduler import do_plan
+from extract.plan import Request, plan_extraction
+from extract.scheduler import run_plan
 from extract.slides.crops import plan_crops
 from extract.slides.readers import open_image
 from extract.tokens import make_tokens
 from hist_cache.cache import Cache
-from hist_cache.console import progress, size
+from hist_cache.console import progress, show_logs, size
 from hist_cache.demo.slides import write_demo
 from hist_cache.slides import find_slide, read_spots, slides_on_disk
 from hist_cache.token_files import token_path
-from train.data import SpotData, assemble, read_slides
-from train.finetune.crop_inputs import pixel_pipeline
-from train.finetune.inputs import CropFrontier, Frontier, TokenFrontier, prefetched
+from train.data import Inputs, SpotData, assemble, read_slides
+from train.finetune.crop_inputs import CropInputs, pixel_pipeline
+from train.finetune.token_inputs import TokenInputs
+from train.fit.batches import prefetch
 
 SLIDE, NEIGHBORS, GENES, DEPTH = "DEMO1", 6, 200, 24
 DECODED_BATCH = 128  # spots of a training batch
@@ -60,18 +61,20 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def make_encoder(name: str | None, width: int) -> Encoder:
-    """By name with random weights, else a ViT/16 of 24 blocks of a chosen width."""
+    """The encoder of a name with random weights, or a ViT/16 of 24 blocks of the given width if there is no name."""
     if name:
         return load_encoder(name, random_weights=True)
     torch.manual_seed(0)
     backbone = VisionTransformer(embed_dim=width, depth=DEPTH, num_heads=width // 64, num_classes=0)
     module = PooledEncoder(backbone, "cls").eval().requires_grad_(False)
     half = (0.5, 0.5, 0.5)
-    return Encoder(f"vit-{DEPTH}x{width}", module, width, 224, half, half, "bicubic", False, "random", digest(backbone))
+    return Encoder(
+        f"vit-{DEPTH}x{width}", module, width, 224, half, half, "bicubic", False, "random", weights_digest(backbone)
+    )
 
 
 def make_slides(root: Path, spots: int) -> None:
-    """A demo slide, whole in `all`, and with some spots from its middle in `some`."""
+    """Write a demo slide with all its spots in `all`, and with spots from its middle only in `some`."""
     write_demo(root / "all", [SLIDE])
     (root / "some").mkdir()
     for folder in ("wsis", "metadata"):
@@ -83,36 +86,36 @@ def make_slides(root: Path, spots: int) -> None:
 
 
 def make_cache(encoder: Encoder, root: Path, folder: Path, precision: str) -> Cache:
-    """Embeddings of the slide; the encoder stays as it is."""
+    """Extract the embeddings of the slide, with a copy of the encoder."""
     common = common_identity(encoder, precision, 0)
     request = Request(root, (NEIGHBORS,), 0, common)
     cache = Cache(folder / "demo" / folder_name(encoder, common))
-    plan = make_plan(request, [SLIDE], cache.folder)
+    plan = plan_extraction(request, [SLIDE], cache.folder)
     own = replace(encoder, module=copy.deepcopy(encoder.module))
     with (
         closing(start_pipeline(own, precision, DEVICE)) as pipeline,
         progress("extract", plan.crops, "crops") as meter,
     ):
-        if failed := do_plan(plan, request, partial(embed_slide, request, pipeline, meter), {}):
-            raise failed[0]
+        if errors := run_plan(plan, request, partial(embed_slide, request, pipeline, meter), {}):
+            raise errors[0]
     return cache
 
 
 class Trial:
-    """Adapters and a head that can be put back to their start, so that every epoch is the same one."""
+    """Adapters and a head that are reset before every epoch, so that all epochs are the same."""
 
     def __init__(self, adapted: Adapted, data: SpotData, batch: int) -> None:
         torch.manual_seed(1)
         self.module, self.batch, self.spots = adapted.encoder.module, batch, len(data.row)
         self.head = nn.Linear(2 * adapted.encoder.width, GENES).to(DEVICE)
         self.trained = [*adapted.parameters, *self.head.parameters()]
-        for parameter in adapted.parameters:  # fresh ones have no gradient on one side
+        for parameter in adapted.parameters:  # new adapters have a zero factor, so the other factor gets no gradient
             nn.init.normal_(parameter, std=0.02)
         self.start = [p.detach().clone() for p in self.trained]
         self.targets = torch.randn(self.spots, GENES).to(DEVICE)
 
-    def epoch(self, frontier: Frontier) -> tuple[float, list[float]]:
-        """Seconds, and the loss of each step."""
+    def epoch(self, inputs: Inputs) -> tuple[float, list[float]]:
+        """Train one epoch and return its time in seconds and the loss of each step."""
         with torch.no_grad():
             for parameter, value in zip(self.trained, self.start, strict=True):
                 parameter.copy_(value)
@@ -122,35 +125,36 @@ class Trial:
         chunks = torch.randperm(self.spots).split(self.batch)
         losses = []
         started = time.perf_counter()
-        for rows, levels in zip(chunks, prefetched(frontier, chunks), strict=True):
-            loss = F.mse_loss(self.head(torch.cat([frontier.encode(x) for x in levels], 1)), self.targets[rows])
+        for rows, levels in zip(chunks, prefetch(inputs, chunks), strict=True):
+            loss = F.mse_loss(self.head(torch.cat([inputs.encode(x) for x in levels], 1)), self.targets[rows])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-        values = torch.stack(losses).tolist()  # waits for a GPU
+        values = torch.stack(losses).tolist()  # waits for the GPU
         return time.perf_counter() - started, values
 
 
-def frontiers(
+def openers(
     cache: Cache, data: SpotData, encoder: Encoder, block: int, precision: str
-) -> dict[str, Callable[[], Frontier]]:
-    start = partial(TokenFrontier, cache, data, NEIGHBORS, encoder, block, DEVICE, precision)
-    held = "device" if DEVICE.type == "cuda" else "memory"
+) -> dict[str, Callable[[], Inputs]]:
+    """Functions that open the inputs of each method, by its name."""
+    start = partial(TokenInputs, cache, data, NEIGHBORS, encoder, block, DEVICE, precision)
+    place = "device" if DEVICE.type == "cuda" else "memory"
     return {
-        TOKENS: partial(start, place=held),
+        TOKENS: partial(start, place=place),
         TOKENS_DISK: partial(start, place="disk"),
-        CROPS: partial(CropFrontier, cache, data, NEIGHBORS, encoder, DEVICE, precision, place=held),
+        CROPS: partial(CropInputs, cache, data, NEIGHBORS, encoder, DEVICE, precision, place=place),
     }
 
 
-def compare(trial: Trial, opened: dict[str, Frontier], rounds: int) -> None:
-    """Seconds an epoch and losses, in turns, so that a slow minute touches all of them."""
+def compare(trial: Trial, opened: dict[str, Inputs], rounds: int) -> None:
+    """Print seconds per epoch and losses; the methods take turns, so that a slow minute affects all of them."""
     times: dict[str, list[float]] = {name: [] for name in opened}
     losses: dict[str, list[float]] = {}
-    for round_ in range(rounds + 1):  # the first one warms up
-        for name, frontier in opened.items():
-            seconds, losses[name] = trial.epoch(frontier)
+    for round_ in range(rounds + 1):  # the first round is a warm-up
+        for name, inputs in opened.items():
+            seconds, losses[name] = trial.epoch(inputs)
             if round_:
                 times[name].append(seconds)
     median = {name: statistics.median(values) for name, values in times.items()}
@@ -164,7 +168,7 @@ def compare(trial: Trial, opened: dict[str, Frontier], rounds: int) -> None:
 
 
 def peak_memory(argv: list[str], folder: Path) -> None:
-    """Each in a process of its own."""
+    """Print the peak memory of each method, measured in a process of its own."""
     print("peak memory of one epoch, " + ("of the GPU:" if DEVICE.type == "cuda" else "of the process:"))
     for name in (TOKENS, TOKENS_DISK, CROPS):
         command = [sys.executable, __file__, *argv, "--measure", name, "--folder", str(folder)]
@@ -172,34 +176,35 @@ def peak_memory(argv: list[str], folder: Path) -> None:
         print(f"  {name:32} {size(peak)}")
 
 
-def reading(opened: dict[str, Frontier], path: Path, spots: int, batch: int) -> None:
-    """GB/s of tokens read in random order, batch by batch."""
+def reading(opened: dict[str, Inputs], path: Path, spots: int, batch: int) -> None:
+    """Print the GB/s at which tokens are read in random order, batch by batch."""
 
-    def forget() -> None:
-        """Have the system drop what it holds of the file in memory."""
+    def drop_page_cache() -> None:
+        """Make the system drop the pages of the file that it holds in memory."""
         descriptor = os.open(path, os.O_RDONLY)
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(descriptor)
 
-    def rate(frontier: Frontier, first: Callable[[], None] = lambda: None) -> float:
+    def rate(inputs: Inputs, prepare: Callable[[], None] = lambda: None) -> float:
+        """Median GB/s; `prepare` is called before each repeat."""
         rates = []
         for _ in range(7):
-            first()
+            prepare()
             started = time.perf_counter()
-            read = sum(level.nbytes for rows in torch.randperm(spots).split(batch) for level in frontier.read(rows))
+            n_bytes = sum(level.nbytes for rows in torch.randperm(spots).split(batch) for level in inputs.read(rows))
             if DEVICE.type == "cuda":
                 torch.cuda.synchronize()
-            rates.append(read / (time.perf_counter() - started) / 1e9)
+            rates.append(n_bytes / (time.perf_counter() - started) / 1e9)
         return statistics.median(rates)
 
     print(f"tokens on disk: {size(path.stat().st_size)}; read in random order, {2 * batch} crops at a time:")
     print(f"  {'in memory':32} {rate(opened[TOKENS]):8.2f} GB/s")
     print(f"  {'file that the system holds':32} {rate(opened[TOKENS_DISK]):8.2f} GB/s")
-    print(f"  {'file on the disk alone':32} {rate(opened[TOKENS_DISK], forget):8.2f} GB/s")
+    print(f"  {'file on the disk alone':32} {rate(opened[TOKENS_DISK], drop_page_cache):8.2f} GB/s")
 
 
 def decoding(encoder: Encoder, root: Path, slide: str, batch: int, rounds: int) -> None:
-    """Crops/s decoded once in the order of the slide, against straight from the slide for batches of random spots."""
+    """Print crops/s decoded once in the order of the slide, and decoded from the slide for batches of random spots."""
     files = find_slide(root, slide)
     coords = read_spots(files).coords
     sides = crop_sides_um(files, (NEIGHBORS,), 0)
@@ -207,9 +212,9 @@ def decoding(encoder: Encoder, root: Path, slide: str, batch: int, rounds: int) 
     with closing(open_image(slide, files.image)) as image, closing(pixel_pipeline(encoder, DEVICE)) as pipeline:
 
         def decode(rows: Tensor) -> None:
-            chosen = coords[rows.numpy()]
-            crops = [plan_crops(name, chosen, side, files.um_per_px) for name, side in sides.items()]
-            pipeline.stream(image, chosen, crops, lambda name, rows, pixels: pixels.to(torch.uint8).cpu())
+            batch_coords = coords[rows.numpy()]
+            crops = [plan_crops(name, batch_coords, side, files.um_per_px) for name, side in sides.items()]
+            pipeline.stream(image, batch_coords, crops, lambda name, rows, pixels: pixels.to(torch.uint8).cpu())
 
         for _ in range(rounds):
             orders = ((torch.arange(len(coords)),), torch.randperm(len(coords)).split(batch))
@@ -226,6 +231,7 @@ def decoding(encoder: Encoder, root: Path, slide: str, batch: int, rounds: int) 
 
 
 def measure(arguments: argparse.Namespace) -> None:
+    """Run all measurements, or one epoch of the method `--measure` to print its peak memory."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(arguments.folder or scratch)
         if not arguments.folder:
@@ -234,16 +240,16 @@ def measure(arguments: argparse.Namespace) -> None:
         block = count_blocks(encoder) - arguments.layers
         precision = arguments.precision or ("bf16" if has_fast_bf16(DEVICE) else "fp32")
         cache = make_cache(encoder, folder / "some", folder / "cache", precision)
-        if failed := make_tokens(cache, [SLIDE], [NEIGHBORS], encoder, block, folder / "some"):
-            raise failed[0]
+        if errors := make_tokens(cache, [SLIDE], [NEIGHBORS], encoder, block, folder / "some"):
+            raise errors[0]
         slides = read_slides(cache, [NEIGHBORS])
         data = assemble(slides, NEIGHBORS, slides[SLIDE].genes[:1], torch.device("cpu"))
         adapted = adapt(encoder, LoraConfig(layers=arguments.layers))
-        hasten(adapted)
+        speed_up_on_cpu(adapted)
         encoder.module.to(DEVICE)
         encoder.module.backbone.set_grad_checkpointing(arguments.grad_checkpoint)
         trial = Trial(adapted, data, arguments.batch)
-        starts = frontiers(cache, data, encoder, block, precision)
+        starts = openers(cache, data, encoder, block, precision)
         if arguments.measure:
             trial.epoch(starts[arguments.measure]())
             if DEVICE.type == "cuda":
@@ -280,7 +286,8 @@ if __name__ == "__main__":
     parser.add_argument("--small", action="store_true", help="width 384, 16 spots, batches of 8")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.small:
-        chosen.width, chosen.spots, chosen.batch = 384, 16, 8
-    measure(chosen)
+    arguments = parser.parse_args()
+    if arguments.small:
+        arguments.width, arguments.spots, arguments.batch = 384, 16, 8
+    show_logs()
+    measure(arguments)

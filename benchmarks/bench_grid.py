@@ -1,6 +1,6 @@
-"""A grid of variants in one command, against the same grid run by run. Prints ratios from one run.
+"""Compare a grid of variants in one command with the same grid as one command per run, and print ratios.
 
-python benchmarks/bench_grid.py                       on the demo's slides, generated here
+python benchmarks/bench_grid.py                       on the demo slides, which are generated
 python benchmarks/bench_grid.py --cache cache --dataset her2st --split loso --epochs 5
 """
 
@@ -21,19 +21,21 @@ REPEATS = 3
 
 
 def script(name: str) -> str:
+    """Path of an installed command."""
     return str(Path(sys.executable).parent / name)
 
 
 def seconds(runs: Path, *argv: str) -> float:
-    """Wall time of one hist-train, start-up included."""
+    """Wall time of one hist-train in seconds, start-up included."""
     started = time.perf_counter()
-    done = subprocess.run([script("hist-train"), "--runs", str(runs), *argv], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    process = subprocess.run([script("hist-train"), "--runs", str(runs), *argv], capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(process.stderr)
     return time.perf_counter() - started
 
 
 def main() -> None:
+    """Time the grid in every way and print the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache")
     parser.add_argument("--dataset", default="demo")
@@ -41,14 +43,14 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=30)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
+        root = Path(folder)
         cache = args.cache
         if cache is None:
-            cache = str(here / "cache")
-            subprocess.run([script("hist-extract"), "--dataset", "demo", "--cache", cache], check=True, cwd=here)
+            cache = str(root / "cache")
+            subprocess.run([script("hist-extract"), "--dataset", "demo", "--cache", cache], check=True, cwd=root)
         common = ["--cache", cache, "--dataset", args.dataset, "--split", args.split, "--epochs", str(args.epochs)]
         grid = [*common, "--ablation", VARIANTS, "--folds", str(FOLDS)]
-        runs = here / "runs"
+        runs = root / "runs"
         one_by_one = [[*common, "--ablation", v, "--fold", str(i)] for v in VARIANTS.split(",") for i in range(FOLDS)]
         cases = {
             "one command, default": lambda: seconds(runs, *grid),
@@ -57,10 +59,10 @@ def main() -> None:
             "answered from the folders": lambda: seconds(runs, *grid),
         }
         times: dict[str, list[float]] = {name: [] for name in cases}
-        for _ in range(REPEATS):  # in turns, so that a slow minute touches all of them
+        for _ in range(REPEATS):  # in turns, so that a slow minute affects all cases
             for name, measure in cases.items():
                 times[name].append(measure())
-                if name != "a command a run":  # whose folders answer the last case
+                if name != "a command a run":  # the last case reads the folders of this one
                     shutil.rmtree(runs)
     median = {name: statistics.median(values) for name, values in times.items()}
     count = len(VARIANTS.split(",")) * FOLDS

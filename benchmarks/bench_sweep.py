@@ -1,6 +1,6 @@
-"""Trials an hour of hist-sweep with and without pruning, against starting hist-train for each trial. Ratios of one run.
+"""Compare trials per hour of hist-sweep, with and without pruning, with one hist-train per trial; print ratios.
 
-python benchmarks/bench_sweep.py                      on the demo's slides, generated here
+python benchmarks/bench_sweep.py                      on the demo slides, which are generated
 python benchmarks/bench_sweep.py --cache cache --dataset her2st --split loso --epochs 5 --trials 10
 """
 
@@ -15,23 +15,25 @@ import tempfile
 import time
 from pathlib import Path
 
-STARTS = 3  # of hist-train, from which those of all trials are extrapolated
+N_TRAININGS = 3  # runs of hist-train, from which the time of all trials is extrapolated
 
 
 def script(name: str) -> str:
+    """Path of an installed command."""
     return str(Path(sys.executable).parent / name)
 
 
 def seconds(command: str, *argv: str) -> float:
-    """Wall time of one command, start-up included."""
+    """Wall time of one command in seconds, start-up included."""
     started = time.perf_counter()
-    done = subprocess.run([script(command), *argv], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    process = subprocess.run([script(command), *argv], capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(process.stderr)
     return time.perf_counter() - started
 
 
 def main() -> None:
+    """Time the sweeps and the trainings, and print trials per hour."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache")
     parser.add_argument("--dataset", default="demo")
@@ -41,28 +43,28 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=30)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        here = Path(folder)
+        root = Path(folder)
         cache = args.cache
         if cache is None:
-            cache = str(here / "cache")
-            subprocess.run([script("hist-extract"), "--dataset", "demo", "--cache", cache], check=True, cwd=here)
+            cache = str(root / "cache")
+            subprocess.run([script("hist-extract"), "--dataset", "demo", "--cache", cache], check=True, cwd=root)
         common = ["--cache", cache, "--dataset", args.dataset, "--split", args.split, "--folds", str(args.folds)]
         common += ["--epochs", str(args.epochs)]
         times: dict[str, float] = {}
         for pruner in ("median", "none"):
-            runs = str(here / pruner)
+            runs = str(root / pruner)
             trials = ["--trials", str(args.trials), "--pruner", pruner]
             times[pruner] = seconds("hist-sweep", *common, "--runs", runs, *trials)
             [best] = Path(runs).glob("*/sweep-*/best.json")
             print(f"pruner {pruner}: {json.loads(best.read_text())['work']}")
         rng = random.Random(0)
-        alphas = [str(round(10 ** rng.uniform(-2, 0), 4)) for _ in range(STARTS)]
-        one = [seconds("hist-train", *common, "--runs", str(here / "single"), "--alpha", a) for a in alphas]
-        times["hist-train"] = sum(one) / len(one) * args.trials
+        alphas = [str(round(10 ** rng.uniform(-2, 0), 4)) for _ in range(N_TRAININGS)]
+        single_runs = [seconds("hist-train", *common, "--runs", str(root / "single"), "--alpha", a) for a in alphas]
+        times["hist-train"] = sum(single_runs) / len(single_runs) * args.trials
     names = {
         "median": "hist-sweep, median pruner",
         "none": "hist-sweep, no pruning",
-        "hist-train": f"hist-train a trial, from {STARTS}",
+        "hist-train": f"hist-train a trial, from {N_TRAININGS}",
     }
     print(f"{args.trials} trials of {args.folds} folds, {args.epochs} epochs at most, {args.dataset}; its tests too")
     for key, name in names.items():

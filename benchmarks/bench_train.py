@@ -1,9 +1,10 @@
-"""A training step against its floor, an epoch against the usual way, and cost against size, in one run.
+"""Compare a training step with its lower bound and an epoch with the usual way, and show cost against size.
 
     python benchmarks/bench_train.py [--width 1024] [--spots 4000]
 
-The floor of a step: its matrix products at the GEMM rate measured here, plus the optimiser's memory traffic at the
-bandwidth measured here. The usual way: the same step fed by a DataLoader that reads spot by spot from HDF5.
+The lower bound (floor) of a step is the time of its matrix products at the GEMM rate of this machine, plus that of the
+optimiser's memory traffic at its bandwidth; both rates are measured in the same run. The usual way is the same step fed
+by a DataLoader that reads spot by spot from HDF5.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from train.data import SpotData
-from train.fit.loop import FitConfig, gather, make_optimizer, step, train_epoch
-from train.models.hist import HistConfig, HistModel
+from train.data import Batch, SpotData
+from train.fit.batches import read_batch
+from train.fit.config import FitConfig
+from train.fit.loop import train_epoch
+from train.fit.step import make_optimizer, step
+from train.models.configs import HistConfig
+from train.models.hist import HistModel
 from train.models.variants import get_variant
 
 BATCH = 128
@@ -31,7 +36,7 @@ TRAFFIC = 7 * 4  # bytes a parameter: AdamW reads weight, gradient and two momen
 
 
 def seconds(work: Callable[[], object], repeats: int = 7) -> float:
-    """Median time of `work`, after one warm-up; waits for a GPU."""
+    """Median time of `work` in seconds after one warm-up; waits for the GPU."""
     times = []
     for _ in range(repeats + 1):
         started = time.perf_counter()
@@ -43,6 +48,7 @@ def seconds(work: Callable[[], object], repeats: int = 7) -> float:
 
 
 def make_data(spots: int, width: int, genes: int, device: torch.device) -> SpotData:
+    """Random embeddings and expression."""
     g = torch.Generator().manual_seed(0)
     embeddings = torch.randn(2, spots, width, generator=g).half().to(device)
     profiles = torch.rand(2, spots, genes, generator=g).mul_(6).to(device)
@@ -53,34 +59,37 @@ def make_data(spots: int, width: int, genes: int, device: torch.device) -> SpotD
 
 
 def make_model(data: SpotData, width: int, device: torch.device) -> HistModel:
+    """The full model for these data, with the given latent width."""
     torch.manual_seed(0)
     return HistModel(HistConfig(data.spot.shape[1], len(data.panel), width=width), get_variant("full")).to(device)
 
 
 def gemm_flops(model: HistModel) -> float:
-    """Floating-point operations of a step's matrix products: forward, and backward to weights and to inputs."""
+    """Floating-point operations of the matrix products of a step: forward, and backward to weights and to inputs."""
     total = 0.0
     first = {id(s.enter) for s in (model.image_spot, model.image_niche, model.gene_spot, model.gene_niche)}
     uses = {id(model.project_image): 2, id(model.project_gene): 2}  # spot and niche share a projection
     for layer in model.modules():
         if isinstance(layer, torch.nn.Linear):
-            products = 2 if id(layer) in first else 3  # nothing flows back into the data
+            products = 2 if id(layer) in first else 3  # the data need no gradient
             total += products * uses.get(id(layer), 1) * 2 * BATCH * layer.in_features * layer.out_features
     return total + 3 * 3 * 2 * BATCH * BATCH * model.config.width  # three distance matrices
 
 
 def gemm_rate(device: torch.device) -> float:
+    """Floating-point operations per second of a large matrix product."""
     a, b = torch.randn(2, 2048, 2048, device=device)
     return 2 * 2048**3 / seconds(lambda: a @ b)
 
 
 def bandwidth(device: torch.device) -> float:
+    """Bytes per second of a copy, read and write together."""
     a, b = torch.zeros(2, 1 << 26, device=device)
     return 2 * a.nbytes / seconds(lambda: b.copy_(a))
 
 
 class HdfDataset(Dataset):
-    """Spot by spot from HDF5, as most training code reads its features; `reopen`: the file is opened for each."""
+    """Spots read one by one from HDF5, as most training code does; with `reopen` the file is opened for each spot."""
 
     def __init__(self, path: Path, reopen: bool) -> None:
         self.path, self.reopen, self.file = path, reopen, None
@@ -100,20 +109,22 @@ class HdfDataset(Dataset):
 
 
 def report(arguments: argparse.Namespace) -> None:
+    """Measure everything and print it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     data = make_data(arguments.spots, 1024, 200, device)
     model = make_model(data, arguments.width, device)
-    optimizer = make_optimizer(model, FitConfig())
+    optimizer = make_optimizer(model, data.inputs, FitConfig())
     parameters = sum(p.numel() for p in model.parameters())
     rows = torch.arange(BATCH, device=device)
     model.train()
-    pairs = []
-    for _ in range(arguments.rounds):  # interleaved, since machines drift
+    measurements = []
+    for _ in range(arguments.rounds):  # interleaved, because the speed of a machine drifts
         flops, rate = gemm_flops(model), gemm_rate(device)
         products, optimiser = flops / rate, TRAFFIC * parameters / bandwidth(device)
-        pairs.append((seconds(lambda: step(model, optimizer, gather(data, rows))), products, optimiser, rate))
-    took, products, optimiser, rate = (statistics.median(p[i] for p in pairs) for i in range(4))
-    ratio = statistics.median(p[0] / (p[1] + p[2]) for p in pairs)
+        step_s = seconds(lambda: step(model, data.inputs, optimizer, read_batch(data, rows)))
+        measurements.append((step_s, products, optimiser, rate))
+    step_time, products, optimiser, rate = (statistics.median(m[i] for m in measurements) for i in range(4))
+    ratio = statistics.median(m[0] / (m[1] + m[2]) for m in measurements)
     print(
         f"{device.type}, {torch.get_num_threads()} threads; {parameters / 1e6:.1f} M parameters, batch {BATCH}, float32"
     )
@@ -121,16 +132,16 @@ def report(arguments: argparse.Namespace) -> None:
         f"GEMM {rate / 1e9:,.0f} GFLOP/s; floor {1e3 * (products + optimiser):.1f} ms = "
         f"products {1e3 * products:.1f} + optimiser {1e3 * optimiser:.1f}"
     )
-    print(f"step {1e3 * took:.1f} ms: {ratio:.2f} x its floor")
+    print(f"step {1e3 * step_time:.1f} ms: {ratio:.2f} x its floor")
 
-    print_profile(lambda: step(model, optimizer, gather(data, rows)))
+    print_profile(lambda: step(model, data.inputs, optimizer, read_batch(data, rows)))
     for width in sorted({arguments.width, SMALL}):
         compare_epochs(make_model(data, width, device), data, device)
     scaling(arguments, device)
 
 
 def print_profile(work: Callable[[], object]) -> None:
-    """Where a step's time goes, by operation: its own CPU time (on a GPU, its own device time)."""
+    """Print the share of each operation in the time of a step: its own CPU time, or device time on a GPU."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
@@ -144,40 +155,45 @@ def print_profile(work: Callable[[], object]) -> None:
 
 
 def compare_epochs(model: HistModel, data: SpotData, device: torch.device) -> None:
-    """An epoch on the cache in memory, and the same steps fed spot by spot from HDF5."""
-    optimizer, order = make_optimizer(model, FitConfig()), torch.Generator().manual_seed(0)
+    """Print the time of an epoch on the cache in memory, and of the same steps fed spot by spot from HDF5."""
+    optimizer, order = make_optimizer(model, data.inputs, FitConfig()), torch.Generator().manual_seed(0)
     every = torch.arange(len(data.spot), device=device)
-    ours = seconds(lambda: train_epoch(model, optimizer, data, every, BATCH, order), 3)
-    feeding = seconds(lambda: [gather(data, part) for part in every.split(BATCH)], 3)
+    cached = seconds(lambda: train_epoch(model, optimizer, data, every, BATCH, order), 3)
+    feeding = seconds(lambda: [read_batch(data, part) for part in every.split(BATCH)], 3)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{size:.1f} M parameters, epoch of {len(every):,} spots: {ours:.2f} s, of which feeding {feeding:.3f} s")
+    print(f"{size:.1f} M parameters, epoch of {len(every):,} spots: {cached:.2f} s, of which feeding {feeding:.3f} s")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.h5"
         with h5py.File(path, "w") as file:
             for name in ("spot", "niche", "expression", "niche_expression"):
-                values = getattr(data, name).cpu().numpy()  # growable, a chunk a row: how feature files are written
-                chunk, grow = (1, values.shape[1]), (None, values.shape[1])
-                file.create_dataset(name, data=values, chunks=chunk, maxshape=grow)
+                values = getattr(data, name).cpu().numpy()
+                # Resizable with one row per chunk, as feature files are usually written.
+                chunks, maxshape = (1, values.shape[1]), (None, values.shape[1])
+                file.create_dataset(name, data=values, chunks=chunks, maxshape=maxshape)
 
-        def usual(reopen: bool, workers: int) -> None:
+        def train_from_hdf5(reopen: bool, workers: int) -> None:
+            """Train one epoch on spots from the file."""
             items = HdfDataset(path, reopen)
             for batch in DataLoader(items, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers):
-                step(model, optimizer, tuple(t.to(device) for t in batch))
+                spot, niche, expression, niche_expression = (t.to(device) for t in batch)
+                rows = torch.arange(len(spot), device=device)
+                step(model, data.inputs, optimizer, Batch(spot, niche, rows, expression, niche_expression))
 
         for reopen in (False, True):
             for workers in (0, 2):
-                theirs = seconds(lambda: usual(reopen, workers), 1)  # noqa: B023
+                from_hdf5 = seconds(lambda: train_from_hdf5(reopen, workers), 1)  # noqa: B023
                 how = "opened for each spot" if reopen else "kept open"
-                print(f"  per-item HDF5, file {how}, {workers} workers: {theirs:.2f} s, {theirs / ours:.1f} x")
+                print(f"  per-item HDF5, file {how}, {workers} workers: {from_hdf5:.2f} s, {from_hdf5 / cached:.1f} x")
 
 
 def scaling(arguments: argparse.Namespace, device: torch.device) -> None:
-    """An epoch's cost against spots and genes."""
+    """Print how the time of an epoch grows with spots and genes."""
 
     def epoch(spots: int, genes: int) -> float:
+        """Seconds of one epoch."""
         data = make_data(spots, 1024, genes, device)
         model = make_model(data, arguments.width, device)
-        optimizer, order = make_optimizer(model, FitConfig()), torch.Generator().manual_seed(0)
+        optimizer, order = make_optimizer(model, data.inputs, FitConfig()), torch.Generator().manual_seed(0)
         return seconds(lambda: train_epoch(model, optimizer, data, torch.arange(spots, device=device), BATCH, order), 3)
 
     small, large = epoch(8 * BATCH, 200), epoch(32 * BATCH, 200)

@@ -1,1 +1,1 @@
-"""Phase one: run the encoder once over all crops."""
+"""Extraction, the first phase: run the encoder once over all crops and store what it gives."""

@@ -1,4 +1,4 @@
-"""hist-extract: embeddings of every spot and niche crop of a dataset, in HDF5."""
+"""hist-extract: compute the embeddings of every spot and niche crop of a dataset and store them in HDF5 files."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Literal
 
 from hist_cache.console import duration, progress, say, size, warn
 from hist_cache.errors import HistError, InputError
-from hist_cache.options import folder_option, option, parse, run
+from hist_cache.options import CommandOptions, folder_option, option, parse, run
 
 if TYPE_CHECKING:
     from extract.encoders.encoder import Encoder
     from extract.pipeline import Pipeline
-    from extract.plan import Plan, Request
+    from extract.plan import ExtractionPlan, Request
     from hist_cache.datasets import Dataset
 
 DESCRIPTION = """Phase one: crop every spot and its niche from the slides of a dataset, run the encoder over them once,
@@ -22,7 +22,9 @@ store the embeddings. Stop it anywhere; the same command goes on from there."""
 
 
 @dataclass(frozen=True)
-class Config:
+class ExtractOptions(CommandOptions):
+    """The options of hist-extract."""
+
     dataset: str | None = option(
         None,
         "kidney, colorectum, skin, lung, kidney_papilla, her2st, demo; with --ids a name of your own",
@@ -51,47 +53,55 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse(Config, "hist-extract", DESCRIPTION, argv)
-    return run(extract, config, config.debug)
+    """Run hist-extract with these arguments (by default the process's own); returns the exit code."""
+    options = parse(ExtractOptions, "hist-extract", DESCRIPTION, argv)
+    return run(extract, options, options.debug)
 
 
-def extract(config: Config) -> int:
-    """Run the command; returns the exit code (0 done, 1 some slides failed)."""
+def extract(options: ExtractOptions) -> int:
+    """Run the command.
+
+    Returns:
+        The exit code: 0 if everything is done, 1 if some slides failed.
+
+    Raises:
+        InputError: Options are missing or contradict each other.
+    """
     from hist_cache.datasets import custom_dataset, get_dataset, parse_ids
 
-    if config.dataset is None and config.ids is None:
+    if options.dataset is None and options.ids is None:
         raise InputError("which slides? give --dataset NAME or --ids ID,ID")
-    if config.lora is not None and config.tokens_at is not None:
+    if options.lora is not None and options.tokens_at is not None:
         raise InputError(
             "--lora and --tokens-at exclude each other: tokens are those of the encoder without an adapter"
         )
-    if config.ids is not None:
-        dataset = custom_dataset(parse_ids(config.ids), config.dataset or "custom")
+    if options.ids is not None:
+        dataset = custom_dataset(parse_ids(options.ids), options.dataset or "custom")
     else:
-        dataset = get_dataset(config.dataset or "")
-    cache_root = folder_option(config.cache, "HIST_CACHE", "cache")
-    data_root = folder_option(config.data_root, "HIST_DATA", "data")
-    if config.status or config.verify:
+        dataset = get_dataset(options.dataset or "")
+    cache_root = folder_option(options.cache, "HIST_CACHE", "cache")
+    data_root = folder_option(options.data_root, "HIST_DATA", "data")
+    if options.status or options.verify:
         from extract.status import show_caches
 
-        return show_caches(cache_root, dataset, verify=config.verify)
-    if config.download and dataset.name != "demo":
+        return show_caches(cache_root, dataset, verify=options.verify)
+    if options.download and dataset.name != "demo":
         from hist_cache.download import download
 
         download(list(dataset.ids), data_root)
         return 0
     if dataset.name == "demo":
-        data_root = make_demo(data_root, config)
-        if config.download:
+        data_root = make_demo(data_root, options)
+        if options.download:
             return 0
-    return compute(config, dataset, data_root, cache_root)
+    return compute(options, dataset, data_root, cache_root)
 
 
-def make_demo(data_root: Path, config: Config) -> Path:
-    """The demo dataset's root, generated on first use (below ./data unless --data-root says where)."""
+def make_demo(data_root: Path, options: ExtractOptions) -> Path:
+    """Return the folder of the demo dataset, which is generated on first use (in ./data without --data-root)."""
     from hist_cache.demo.slides import missing_slides, write_demo
 
-    if config.data_root is None:
+    if options.data_root is None:
         data_root = data_root / "demo"
     if missing_slides(data_root):
         say(f"generating the demo dataset in {data_root}")
@@ -99,17 +109,27 @@ def make_demo(data_root: Path, config: Config) -> Path:
     return data_root
 
 
-def compute(config: Config, dataset: Dataset, data_root: Path, cache_root: Path) -> int:
-    """Plan and do the extraction."""
+def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_root: Path) -> int:
+    """Compute what is missing of a dataset.
+
+    Args:
+        options: The command's options.
+        dataset: The slides.
+        data_root: Folder of the slides.
+        cache_root: Folder of all caches.
+
+    Returns:
+        The exit code: 0 if everything is done, 1 if some slides failed.
+    """
     from contextlib import closing
 
     from extract.identity import common_identity, folder_name
     from extract.plan import Request, mention_other_caches
-    from extract.status import some
+    from extract.status import first_names
     from hist_cache.cache import Cache, remember_last
     from hist_cache.slides import is_absent
 
-    sizes = parse_sizes(config.neighbors)
+    sizes = parse_sizes(options.neighbors)
     absent = [slide for slide in dataset.ids if is_absent(data_root, slide)]
     slides = [slide for slide in dataset.ids if slide not in absent]
     if not slides:
@@ -119,64 +139,78 @@ def compute(config: Config, dataset: Dataset, data_root: Path, cache_root: Path)
     if absent:
         warn(
             f"{len(absent)} of the {len(dataset.ids)} slides of {dataset.name} are not in {data_root} "
-            f"and left out: {some(absent)}"
+            f"and left out: {first_names(absent)}"
         )
 
-    encoder, pipeline = start_encoder(config, dataset)
-    common = common_identity(encoder, pipeline.precision, config.min_spot_um)
+    encoder, pipeline = start_encoder(options, dataset)
+    common = common_identity(encoder, pipeline.precision, options.min_spot_um)
     folder = cache_root / dataset.name / folder_name(encoder, common)
     mention_other_caches(folder, encoder.slug, common)
     with closing(pipeline):
-        failed = fill(config, Request(data_root, sizes, config.min_spot_um, common), slides, folder, encoder, pipeline)
+        failed = fill(
+            options, Request(data_root, sizes, options.min_spot_um, common), slides, folder, encoder, pipeline
+        )
     cache = Cache(folder)
-    if cache.slides and not config.dry_run:
+    if cache.slides and not options.dry_run:
         remember_last(cache_root, cache)
         say(f"{len(cache.slides)} slides in {folder}")
     return report_failures(failed)
 
 
 def fill(
-    config: Config, request: Request, slides: list[str], folder: Path, encoder: Encoder, pipeline: Pipeline
+    options: ExtractOptions, request: Request, slides: list[str], folder: Path, encoder: Encoder, pipeline: Pipeline
 ) -> list[HistError]:
-    """Complete a cache folder, embeddings first, then tokens where they are asked for; returns the failures."""
+    """Complete a cache folder: first embeddings, then tokens if they are requested.
+
+    Args:
+        options: The command's options.
+        request: What is to be computed.
+        slides: IDs of the slides.
+        folder: The cache folder.
+        encoder: The encoder.
+        pipeline: The encoder on its device.
+
+    Returns:
+        The errors of slides that failed.
+    """
     from functools import partial
 
     from extract.embeddings import embed_slide
-    from extract.plan import make_plan
-    from extract.scheduler import do_plan
-    from extract.tokens import announce, compute_tokens, plan_tokens
+    from extract.plan import plan_extraction
+    from extract.scheduler import run_plan
+    from extract.tokens import announce_tokens, compute_tokens, plan_tokens
 
-    plan = make_plan(request, slides, folder)
+    plan = plan_extraction(request, slides, folder)
     for error in plan.failed:
         warn(str(error))
     describe(plan, folder, encoder, request.sizes)
     tokens = None
-    if config.tokens_at is not None:
-        tokens = plan_tokens(request, encoder, config.tokens_at, [t.files.id for t in plan.tasks], folder)
-        announce(tokens)
-    if config.dry_run:
+    if options.tokens_at is not None:
+        tokens = plan_tokens(request, encoder, options.tokens_at, [t.files.id for t in plan.tasks], folder)
+        announce_tokens(tokens)
+    if options.dry_run:
         seconds = plan.crops / crops_per_second(pipeline)
         if tokens is not None:
-            with tokens.pipeline(encoder, like=pipeline) as short:
-                seconds += tokens.plan.crops / crops_per_second(short)
+            with tokens.pipeline(encoder, like=pipeline) as token_pipeline:
+                seconds += tokens.plan.crops / crops_per_second(token_pipeline)
         say(f"would take about {duration(seconds)}, going by a timed batch")
         return plan.failed
 
-    made = {"device": str(pipeline.device), "weights": encoder.source}
-    if config.lora is not None:
-        made["adapter"] = str(Path(config.lora).resolve())
+    details = {"device": str(pipeline.device), "weights": encoder.source}
+    if options.lora is not None:
+        details["adapter"] = str(Path(options.lora).resolve())
     with progress("extract", plan.crops, "crops") as meter:
-        failed = do_plan(plan, request, partial(embed_slide, request, pipeline, meter), made)
-    report(pipeline)
+        failed = run_plan(plan, request, partial(embed_slide, request, pipeline, meter), details)
+    say_throughput(pipeline)
     if tokens is not None:
-        with tokens.pipeline(encoder, like=pipeline) as short:
-            failed += compute_tokens(tokens, short, made)
-            report(short)
+        with tokens.pipeline(encoder, like=pipeline) as token_pipeline:
+            failed += compute_tokens(tokens, token_pipeline, details)
+            say_throughput(token_pipeline)
     return plan.failed + failed
 
 
-def report(pipeline: Pipeline) -> None:
-    """Say what a pipeline did, and how fast."""
+def say_throughput(pipeline: Pipeline) -> None:
+    """Print how many crops a pipeline has encoded, and how fast."""
     clock = pipeline.clock
     if clock.crops:
         say(
@@ -185,22 +219,22 @@ def report(pipeline: Pipeline) -> None:
         )
 
 
-def start_encoder(config: Config, dataset: Dataset) -> tuple[Encoder, Pipeline]:
-    """Load the encoder, with its adapter if any, onto the best device there is, saying which."""
+def start_encoder(options: ExtractOptions, dataset: Dataset) -> tuple[Encoder, Pipeline]:
+    """Load the encoder, with its adapter if there is one, onto the GPU or else the CPU, and print which."""
     import torch
 
     from extract.encoders.encoder import check_block
     from extract.encoders.registry import load_encoder
     from extract.pipeline import start_pipeline
 
-    weights = Path(config.weights) if config.weights else None
-    if config.lora is not None:
-        encoder = start_tuned(config, Path(config.lora), weights)
+    weights = Path(options.weights) if options.weights else None
+    if options.lora is not None:
+        encoder = start_finetuned(options, Path(options.lora), weights)
     else:
-        encoder = load_encoder(config.encoder or dataset.encoder, weights, config.random_weights)
-    if config.tokens_at is not None:
-        check_block(encoder, config.tokens_at)
-    pipeline = start_pipeline(encoder, config.precision)
+        encoder = load_encoder(options.encoder or dataset.encoder, weights, options.random_weights)
+    if options.tokens_at is not None:
+        check_block(encoder, options.tokens_at)
+    pipeline = start_pipeline(encoder, options.precision)
     if pipeline.device.type == "cuda":
         where = torch.cuda.get_device_name()
     else:
@@ -209,24 +243,30 @@ def start_encoder(config: Config, dataset: Dataset) -> tuple[Encoder, Pipeline]:
     return encoder, pipeline
 
 
-def start_tuned(config: Config, run: Path, weights: Path | None) -> Encoder:
-    """The encoder of a fine-tuned run, its adapter merged; --encoder and --weights are only needed to find it."""
+def start_finetuned(options: ExtractOptions, run: Path, weights: Path | None) -> Encoder:
+    """Load the encoder of a run of hist-train --finetune-lora, with its adapter merged into the weights.
+
+    Args:
+        options: The command's options; without --encoder, the encoder is the one that the adapter names.
+        run: Folder of the run, of a fold or of an adapter.
+        weights: The encoder's weights; otherwise they are searched for.
+    """
     from extract.encoders.adapters import find_adapter, merge_adapter, read_owner
     from extract.encoders.registry import load_encoder
 
     folder = find_adapter(run)
     owner = read_owner(folder)
-    random = config.random_weights or (config.encoder is None and weights is None and not owner.pretrained)
-    encoder = merge_adapter(load_encoder(config.encoder or owner.encoder, weights, random), folder)
+    random = options.random_weights or (options.encoder is None and weights is None and not owner.pretrained)
+    encoder = merge_adapter(load_encoder(options.encoder or owner.encoder, weights, random), folder)
     say(f"encoder {encoder.name} with the adapter {folder} (digest {str(encoder.lora)[:12]}) merged into its weights")
     return encoder
 
 
 def crops_per_second(pipeline: Pipeline) -> float:
-    """The bare encoder's rate on this device, from the faster of two batches."""
+    """Measure how many crops per second the encoder alone takes, on the faster of two batches."""
     import time
 
-    inputs = pipeline.inputs.empty(pipeline.batch_size).zero_()
+    inputs = pipeline.transform.empty(pipeline.batch_size).zero_()
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
@@ -235,8 +275,8 @@ def crops_per_second(pipeline: Pipeline) -> float:
     return pipeline.batch_size / min(seconds)
 
 
-def describe(plan: Plan, folder: Path, encoder: Encoder, sizes: tuple[int, ...]) -> None:
-    """One line of what is there and what is to do."""
+def describe(plan: ExtractionPlan, folder: Path, encoder: Encoder, sizes: tuple[int, ...]) -> None:
+    """Print one line that says what the cache has and what is to be computed."""
     states = {"complete": 0, "add": 0, "new": 0}
     for task in plan.tasks:
         states[task.state] += 1
@@ -248,7 +288,11 @@ def describe(plan: Plan, folder: Path, encoder: Encoder, sizes: tuple[int, ...])
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
-    """`6,18` -> (6, 18); `InputError` for anything but 6, 18 and 36."""
+    """Read neighbourhood sizes: `6,18` -> (6, 18).
+
+    Raises:
+        InputError: The text has something else than 6, 18 and 36.
+    """
     from hist_cache.lattice import RINGS
 
     try:
@@ -261,6 +305,7 @@ def parse_sizes(text: str) -> tuple[int, ...]:
 
 
 def report_failures(failed: list[HistError]) -> int:
+    """Print the errors of slides that failed; returns the exit code."""
     if failed:
         warn(f"{len(failed)} slides failed:")
         for error in failed:

@@ -1,7 +1,8 @@
-"""A slide's embeddings: which crops are missing, and what a slide's cache file holds once they are encoded."""
+"""The embeddings of a slide: which crops are missing, and what its cache file holds once they are encoded."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 
@@ -11,38 +12,53 @@ from extract.identity import crop_sides_um
 from extract.pipeline import Pipeline
 from extract.plan import Request, Task
 from extract.scheduler import Finish, Loaded
-from extract.slides.crops import SPOT, Crops, plan_crops
-from extract.slides.readers import thumbnail
+from extract.slides.crops import Crops, plan_crops
+from extract.slides.readers import make_thumbnail
 from hist_cache.cache import CachedSlide, read_slide, write_slide
-from hist_cache.console import Meter, warn
+from hist_cache.console import Meter
 from hist_cache.fingerprint import Fingerprint
 from hist_cache.lattice import RINGS, find_lattice, ring_neighbors
+from hist_cache.token_files import SPOT
+
+log = logging.getLogger(__name__)
 
 
 def embed_slide(
     request: Request, pipeline: Pipeline, meter: Meter, task: Task, loaded: Loaded, fingerprint: Fingerprint
 ) -> Finish:
-    """Compute a slide's embeddings; what is returned writes them."""
+    """Compute the embeddings of a slide.
+
+    Args:
+        request: What is to be computed.
+        pipeline: Encodes the crops.
+        meter: Shows progress.
+        task: The slide, and what is missing of it.
+        loaded: The slide in memory.
+        fingerprint: What the file is made from.
+
+    Returns:
+        A function that writes the cache file.
+    """
     return partial(write_slide, task.path, embed(task, loaded, request, pipeline, meter), fingerprint)
 
 
 def embed(task: Task, loaded: Loaded, request: Request, pipeline: Pipeline, meter: Meter) -> CachedSlide:
-    """The slide's cache contents: what is there already, and what was missing."""
+    """Return the contents of a slide's cache file: what it has already, and what was missing.
+
+    The arguments are those of `embed_slide`.
+    """
     files, spots = task.files, loaded.spots
     sides = crop_sides_um(files, task.missing, request.min_spot_um)
     crops = missing_crops(task, loaded, request)
-    if task.state == "add":
-        slide = read_slide(task.path)
-    else:
-        small = thumbnail(loaded.image)
-        slide = CachedSlide(spots.barcodes, spots.coords, spots.array, np.empty(0), spots.counts, spots.genes, small)
-        slide.attributes["thumbnail_downsample"] = loaded.image.width / small.shape[1]
+    slide = read_slide(task.path) if task.state == "add" else new_slide(loaded)
 
-    features = pipeline.embed(loaded.image, spots.coords, crops, shown(pipeline, meter))
+    features = pipeline.embed(loaded.image, spots.coords, crops, progress_callback(pipeline, meter))
     pitch_px = files.pitch_um / files.um_per_px
     lattice = find_lattice(spots.coords, spots.array, pitch_px)
     if lattice.kind == "none":
-        warn(f"{files.id}: spots follow no lattice; a niche is the nearest spots within {files.pitch_um:g} um a ring")
+        log.warning(
+            f"{files.id}: spots follow no lattice; a niche is the nearest spots within {files.pitch_um:g} um a ring"
+        )
     if SPOT in features:
         slide.embeddings = features.pop(SPOT)
     for name, niche in features.items():
@@ -56,14 +72,29 @@ def embed(task: Task, loaded: Loaded, request: Request, pipeline: Pipeline, mete
     return slide
 
 
+def new_slide(loaded: Loaded) -> CachedSlide:
+    """Return what a cache file holds of a slide before any crop is encoded: spots, counts and a thumbnail."""
+    spots, picture = loaded.spots, make_thumbnail(loaded.image)
+    return CachedSlide(
+        barcodes=spots.barcodes,
+        coords=spots.coords,
+        array=spots.array,
+        embeddings=np.empty(0),
+        counts=spots.counts,
+        genes=spots.genes,
+        thumbnail=picture,
+        attributes={"thumbnail_downsample": loaded.image.width / picture.shape[1]},
+    )
+
+
 def missing_crops(task: Task, loaded: Loaded, request: Request) -> list[Crops]:
-    """The crops that are to be encoded: spots where the file is new, niches of the sizes that it lacks."""
+    """Return the crops to encode: spots if the file is new, and niches of the sizes that it lacks."""
     sides = crop_sides_um(task.files, task.missing, request.min_spot_um)
     if task.state == "add":
         del sides[SPOT]
     return [plan_crops(name, loaded.spots.coords, side, task.files.um_per_px) for name, side in sides.items()]
 
 
-def shown(pipeline: Pipeline, meter: Meter) -> Callable[[int], None]:
-    """Hears of crops that were encoded, and has the meter show them and the time spent waiting."""
+def progress_callback(pipeline: Pipeline, meter: Meter) -> Callable[[int], None]:
+    """Return a function that shows the number of encoded crops, and the share of time spent waiting for pixels."""
     return lambda n: meter.advance(n, f"{pipeline.clock.waiting_share:.0%} waiting for pixels")

@@ -1,4 +1,4 @@
-"""What makes a cache file what it is: the encoder, its weights, how crops are cut, and the slide's own files."""
+"""What identifies a cache file: the encoder and its weights, how crops are cut, and the slide's own files."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from typing import Any
 from extract.encoders.encoder import Encoder
 from extract.slides.crops import niche_side_um
 from extract.slides.readers import Image
-from hist_cache.fingerprint import Fingerprint, file_digest, file_stamp, short_hash
+from hist_cache.fingerprint import CropRule, Fingerprint, file_digest, file_stamp, identity_hash
 from hist_cache.lattice import RINGS
 from hist_cache.slides import SlideFiles
 
 
 def common_identity(encoder: Encoder, precision: str, min_spot_um: float) -> dict[str, Any]:
-    """The part of the fingerprint that all slides share; its hash names the cache folder."""
+    """Return the part of the fingerprint that all slides of a cache share; its hash names the cache folder.
+
+    Args:
+        encoder: The encoder that makes the embeddings.
+        precision: Precision that it runs in, `bf16` or `fp32`.
+        min_spot_um: Spot crops are at least this wide, um; 0 for the spot's diameter.
+    """
     return {
         "encoder": encoder.name,
         "weights": encoder.digest,
@@ -24,33 +30,49 @@ def common_identity(encoder: Encoder, precision: str, min_spot_um: float) -> dic
         "input_size": encoder.input_size,
         "resize": f"antialiased {encoder.interpolation}, uint8",
         "precision": precision,
-        "spot_crop_um": "spot diameter" if not min_spot_um else f"spot diameter, at least {min_spot_um:g}",
-        "niche_crop_um": "2 (m pitch + spot radius)",
+        "crop_rule": CropRule(min_spot_um).as_dict(),
     }
 
 
 def folder_name(encoder: Encoder, common: dict[str, Any]) -> str:
-    return f"{encoder.slug}-{short_hash(common)}"
+    """Return the name of a cache folder: `uni-1a2b3c4d`."""
+    return f"{encoder.slug}-{identity_hash(common)}"
 
 
 def crop_sides_um(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float) -> dict[str, float]:
-    """Crop name -> side in um: "spot" and each neighbourhood size."""
+    """Return the sides of a slide's crops, um.
+
+    Args:
+        files: The slide.
+        sizes: Neighbourhood sizes: any of 6, 18, 36.
+        min_spot_um: Spot crops are at least this wide, um.
+
+    Returns:
+        Name of the crops -> side: `spot` and each neighbourhood size.
+    """
     sides = {"spot": max(files.spot_um, min_spot_um)}
     return sides | {str(k): niche_side_um(RINGS[k], files.pitch_um, files.spot_um) for k in sizes}
 
 
 def slide_identity(
-    files: SlideFiles, image: Image, known: Fingerprint | None = None
+    files: SlideFiles, image: Image, earlier: Fingerprint | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The slide's own part of the fingerprint, and the file stamps that spare hashing it again.
+    """Return the part of the fingerprint that is the slide's own.
 
-    `known`: the fingerprint of an earlier cache file; its digests hold where size and time of a file are the same.
+    Args:
+        files: The slide.
+        image: Its image, opened.
+        earlier: The fingerprint of an earlier cache file of the slide. Its digests are used again for files whose size
+            and modification time are still the same.
+
+    Returns:
+        The identity, and the size and time of each file, which are recorded so that it need not be read again.
     """
     digests, stamps = {}, {}
     for key, path in (("image", files.image), ("table", files.table)):
         stamps[key] = file_stamp(path)
-        if known is not None and known.provenance.get("stamps", {}).get(key) == stamps[key]:
-            digests[key] = known.slide[key]
+        if earlier is not None and earlier.provenance.get("stamps", {}).get(key) == stamps[key]:
+            digests[key] = earlier.slide[key]
         else:
             digests[key] = file_digest(path)
     identity = {

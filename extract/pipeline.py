@@ -1,14 +1,13 @@
-"""A slide's crops through the encoder: tiles are decoded once, crops cut, resized and encoded in batches.
+"""A slide's crops through the encoder: tiles are decoded once, and crops cut, resized and encoded in batches.
 
-On a GPU a background thread prepares batches while the device encodes. On a CPU both are the same cores: taking
-turns, each with all of them, is faster than sharing.
+On a GPU, a background thread prepares batches while the device encodes. On a CPU, both would use the same cores;
+preparing and encoding in turns, each with all cores, is faster than at the same time.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -22,57 +21,72 @@ import torch
 from torch import Tensor
 
 from extract.encoders.encoder import Encoder
-from extract.slides.batches import Batch, Inputs
-from extract.slides.crops import Crops, TileStore, blocks, pieces, sweep_order
+from extract.slides.batches import CropBatch, CropTransform, in_background
+from extract.slides.crops import Crops, TileStore, pieces, reading_order, spot_runs
 from extract.slides.readers import Image
-from hist_cache.console import warn
 from hist_cache.errors import HistError
 
-CHUNK_BYTES = 8 << 20  # pixels cut and resized at a time by one thread: few enough to stay in its cache
-BATCH_BYTES = 256 << 20  # pixels of a batch: large crops make smaller batches, so that memory stays bounded
-QUEUED_BATCHES = 2
-IN_FLIGHT = 2  # batches given to a GPU before the first is waited for
+log = logging.getLogger(__name__)
 
+MAX_CHUNK_BYTES = 8 << 20  # pixels that a thread cuts and resizes at a time, so that they stay in the CPU's cache
+MAX_BATCH_BYTES = 256 << 20  # pixels of a batch; large crops make smaller batches, which limits memory
+MAX_IN_FLIGHT = 2  # batches that a GPU is given before the first must be done
 
 Precision = Literal["bf16", "fp32"]
 
 
 @dataclass
 class Clock:
-    """What a run cost: crops encoded, seconds in all and seconds spent waiting for pixels."""
+    """What encoding has cost so far."""
 
     crops: int = 0
+    """Number of crops encoded."""
     seconds: float = 0.0
+    """Time taken."""
     waiting: float = 0.0
+    """The part of that time in which the encoder waited for pixels, seconds."""
 
     @property
     def waiting_share(self) -> float:
+        """Share of the time in which the encoder waited for pixels, 0..1."""
         return self.waiting / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class Item:
-    """Crop `row` of `crops`."""
+    """One crop: number `row` of `crops`."""
 
     crops: Crops
     row: int
 
 
+Prepared = tuple[list[Item], CropBatch]  # a batch, and which crops it consists of
+
+
 class Pipeline:
-    """An encoder on a device, ready for slides. `batch_size` shrinks when the device runs out of memory."""
+    """An encoder on a device, ready for slides.
+
+    Args:
+        encoder: The encoder; its module is moved to the device.
+        device: Where to encode.
+        dtype: Type of the encoder's weights and inputs.
+        batch_size: Largest number of crops in a batch; halved when the device runs out of memory.
+        threads: Number of threads that decode tiles and cut crops.
+    """
 
     def __init__(
         self, encoder: Encoder, device: torch.device, dtype: torch.dtype, batch_size: int, threads: int
     ) -> None:
         self.encoder, self.device, self.dtype, self.batch_size = encoder, device, dtype, batch_size
-        self.inputs = Inputs(encoder, device, dtype)
+        self.transform = CropTransform(encoder, device, dtype)
         self._module = encoder.module.to(device=device, dtype=dtype)
-        # Each thread does whole crops: torch must not start threads of its own within them.
+        # Each thread prepares whole crops, so torch must not start further threads within it.
         self._pool = ThreadPoolExecutor(threads, "pixels", initializer=torch.set_num_threads, initargs=(1,))
         self.clock = Clock()
 
     @property
     def precision(self) -> Precision:
+        """The precision that the encoder runs in."""
         return "bf16" if self.dtype == torch.bfloat16 else "fp32"
 
     def embed(
@@ -82,16 +96,30 @@ class Pipeline:
         crops: list[Crops],
         advance: Callable[[int], None] = lambda n: None,
     ) -> dict[str, np.ndarray]:
-        """Encode all `crops` of a slide; returns (N, D) float16 by their names. `advance(n)` hears of progress."""
+        """Encode crops of a slide.
+
+        Args:
+            image: The slide's image.
+            coords: (N, 2) centres of the spots, level-0 px, x then y.
+            crops: Crops to encode, (N,) of each name.
+            advance: Called with the number of crops after each batch.
+
+        Returns:
+            Name of the crops -> (N, D) float16 embeddings.
+
+        Raises:
+            HistError: An embedding is not finite, or the device has no memory for a batch of one crop.
+            SlideError: The image cannot be read.
+        """
         out = {
             c.name: torch.empty((len(c.left), self.encoder.width), dtype=torch.float16, device=self.device)
             for c in crops
         }
 
-        def keep(name: str, rows: np.ndarray, features: Tensor) -> None:
+        def store(name: str, rows: np.ndarray, features: Tensor) -> None:
             out[name][torch.from_numpy(rows).to(self.device)] = features.to(torch.float16)
 
-        self.stream(image, coords, crops, keep, advance)
+        self.stream(image, coords, crops, store, advance)
         started = time.perf_counter()
         result = {name: values.cpu().numpy() for name, values in out.items()}
         self._tick(started)
@@ -105,12 +133,22 @@ class Pipeline:
         image: Image,
         coords: np.ndarray,
         crops: list[Crops],
-        keep: Callable[[str, np.ndarray, Tensor], None],
+        receive: Callable[[str, np.ndarray, Tensor], None],
         advance: Callable[[int], None] = lambda n: None,
     ) -> None:
-        """Encode all `crops` of a slide, handing what comes of them to `keep(name, rows (k,), features (k, ...))`.
+        """Encode crops of a slide and hand on the result batch by batch, so that memory stays small.
 
-        The features are on the device, in the encoder's own type, batch after batch; none are held here.
+        Args:
+            image: The slide's image.
+            coords: (N, 2) centres of the spots, level-0 px, x then y.
+            crops: Crops to encode, (N,) of each name.
+            receive: Called with the name of the crops, their rows (k,), and what the encoder gives for them (k, ...),
+                on the device and in the encoder's own type.
+            advance: Called with the number of crops after each batch.
+
+        Raises:
+            HistError: The device has no memory for a batch of one crop.
+            SlideError: The image cannot be read.
         """
         started = time.perf_counter()
         in_flight: deque[torch.cuda.Event] = deque()
@@ -121,12 +159,12 @@ class Pipeline:
             items, inputs = batch
             features = self.encode(inputs.take())
             start = 0
-            for name, rows in runs(items):
-                keep(name, rows, features[start : start + len(rows)])
+            for name, rows in crop_runs(items):
+                receive(name, rows, features[start : start + len(rows)])
                 start += len(rows)
             if self.device.type == "cuda":
                 in_flight.append(torch.cuda.current_stream().record_event())
-                if len(in_flight) > IN_FLIGHT:
+                if len(in_flight) > MAX_IN_FLIGHT:
                     in_flight.popleft().synchronize()
             self.clock.crops += len(items)
             started = self._tick(started)
@@ -137,34 +175,34 @@ class Pipeline:
         self.clock.seconds += now - since
         return now
 
-    def _next(self, batches: Iterator[tuple[list[Item], Batch]]) -> tuple[list[Item], Batch] | None:
+    def _next(self, batches: Iterator[Prepared]) -> Prepared | None:
         started = time.perf_counter()
         batch = next(batches, None)
         self.clock.waiting += time.perf_counter() - started
         return batch
 
-    def _batches(self, image: Image, coords: np.ndarray, crops: list[Crops]) -> Iterator[tuple[list[Item], Batch]]:
-        """Batches in sweep order: all crops of a block of spots, so that their common tiles are decoded once."""
+    def _batches(self, image: Image, coords: np.ndarray, crops: list[Crops]) -> Iterator[Prepared]:
+        """Prepare batches of all crops of some spots at a time, so that tiles which they share are decoded once."""
         largest = max(c.side_px for c in crops)
-        order = sweep_order(coords, max(largest, image.tile_height))
+        order = reading_order(coords, max(largest, image.tile_height))
         tiles = TileStore(image, crops, self._pool)
-        per_block = max(1, self.batch_size // len(crops))
+        spots_at_once = max(1, self.batch_size // len(crops))
         pending: list[Item] = []
-        held = 0
-        for block in blocks(order, per_block):
-            for item in (Item(c, int(row)) for c in crops for row in block):
+        pending_bytes = 0
+        for spots in spot_runs(order, spots_at_once):
+            for item in (Item(c, int(row)) for c in crops for row in spots):
                 pending.append(item)
-                held += 3 * item.crops.side_px**2
-                if len(pending) == self.batch_size or held > BATCH_BYTES:
+                pending_bytes += 3 * item.crops.side_px**2
+                if len(pending) == self.batch_size or pending_bytes > MAX_BATCH_BYTES:
                     yield self._prepare(image, pending, tiles)
-                    pending, held = [], 0
+                    pending, pending_bytes = [], 0
         if pending:
             yield self._prepare(image, pending, tiles)
 
-    def _prepare(self, image: Image, items: list[Item], tiles: TileStore) -> tuple[list[Item], Batch]:
+    def _prepare(self, image: Image, items: list[Item], tiles: TileStore) -> Prepared:
         batch_plans = [pieces(image, int(i.crops.left[i.row]), int(i.crops.top[i.row]), i.crops.side_px) for i in items]
         tiles.load(batch_plans)
-        batch = self.inputs.new_batch(len(items))
+        batch = self.transform.new_batch(len(items))
 
         def fill(start: int, end: int) -> None:
             side = items[start].crops.side_px
@@ -175,16 +213,26 @@ class Pipeline:
 
             batch.put(start, (end - start, side, side, 3), cut)
 
-        list(self._pool.map(fill, *zip(*chunks(items), strict=True)))
+        list(self._pool.map(fill, *zip(*chunk_bounds(items), strict=True)))
         tiles.release(batch_plans)
         return items, batch
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """(n, 3, S, S) -> (n, D), or what the encoder gives; on out of memory halves the batch and goes on."""
+        """Run the encoder on a batch, in parts of half the size whenever the device runs out of memory.
+
+        Args:
+            inputs: (n, 3, S, S) on the device.
+
+        Returns:
+            (n, D) embeddings, or whatever else the encoder gives.
+
+        Raises:
+            HistError: There is no memory for one crop.
+        """
         with torch.inference_mode():
             while True:
                 try:
-                    parts = [self._module(part) for part in inputs.split(self.batch_size)]
+                    parts = [self._module(part) for part in torch.split(inputs, self.batch_size)]
                     return parts[0] if len(parts) == 1 else torch.cat(parts)
                 except torch.OutOfMemoryError:
                     if self.batch_size == 1:
@@ -194,16 +242,23 @@ class Pipeline:
                 self.batch_size = max(1, self.batch_size // 2)
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-                warn(f"out of memory: going on with batches of {self.batch_size}")
+                log.warning(f"out of memory: going on with batches of {self.batch_size}")
 
     def close(self) -> None:
+        """End the threads."""
         self._pool.shutdown()
 
 
 def start_pipeline(
     encoder: Encoder, precision: Precision | None = None, device: torch.device | None = None
 ) -> Pipeline:
-    """A pipeline on the best device there is, in bf16 where that is fast, with a batch that fits the device."""
+    """Put an encoder on a device, with a batch size that suits it.
+
+    Args:
+        encoder: The encoder; its module is moved to the device.
+        precision: bf16 where the device computes it fast, by default.
+        device: The GPU if there is one, by default.
+    """
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = precision or ("bf16" if has_fast_bf16(device) else "fp32")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -213,59 +268,25 @@ def start_pipeline(
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bf16 matrix products run in hardware: Ampere or newer, or a CPU with AVX512-BF16 or AMX."""
+    """Tell whether bf16 matrix products run in hardware: on Ampere or newer, or a CPU with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability()[0] >= 8
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def chunks(items: list[Item]) -> list[tuple[int, int]]:
-    """Runs of crops of one size, of at most CHUNK_BYTES."""
+def chunk_bounds(items: list[Item]) -> list[tuple[int, int]]:
+    """Divide crops into runs of one size and at most MAX_CHUNK_BYTES; returns start and end of each."""
     bounds, start = [], 0
     for end in range(1, len(items) + 1):
         side = items[start].crops.side_px
-        full = (end - start + 1) * side * side * 3 > CHUNK_BYTES
+        full = (end - start + 1) * side * side * 3 > MAX_CHUNK_BYTES
         if end == len(items) or full or items[end].crops is not items[start].crops:
             bounds.append((start, end))
             start = end
     return bounds
 
 
-def runs(items: list[Item]) -> Iterator[tuple[str, np.ndarray]]:
-    """Consecutive items of the same crops: their name and rows."""
+def crop_runs(items: list[Item]) -> Iterator[tuple[str, np.ndarray]]:
+    """Divide crops into runs of the same name; yields the name and the rows (k,) of each."""
     for name, group in groupby(items, key=lambda item: item.crops.name):
         yield name, np.array([item.row for item in group])
-
-
-def in_background(batches: Iterator[tuple[list[Item], Batch]]) -> Iterator[tuple[list[Item], Batch]]:
-    """The same batches, made ahead by a thread; its error is raised here, and it ends when the consumer does."""
-    ready: queue.Queue = queue.Queue(QUEUED_BATCHES)
-    stop = threading.Event()
-
-    def offer(thing: object) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(thing, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for batch in batches:
-                offer(batch)
-                if stop.is_set():
-                    return
-            offer(None)
-        except BaseException as error:
-            offer(error)
-
-    thread = threading.Thread(target=work, name="batches", daemon=True)
-    thread.start()
-    try:
-        while (thing := ready.get()) is not None:
-            if isinstance(thing, BaseException):
-                raise thing
-            yield thing
-    finally:
-        stop.set()
-        thread.join()

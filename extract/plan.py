@@ -1,7 +1,8 @@
-"""What is to be computed: each slide's state in the cache, against what is asked for."""
+"""What is to be computed: what the cache has of each slide, compared with what is requested."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -11,55 +12,72 @@ import h5py
 from extract.identity import slide_identity
 from extract.slides.readers import open_image
 from hist_cache.cache import neighborhoods, read_fingerprint, slide_files
-from hist_cache.console import say
 from hist_cache.errors import HistError, SlideError
 from hist_cache.fingerprint import differences
 from hist_cache.slides import SlideFiles, find_slide
 from hist_cache.token_files import token_path
 
-State = Literal["complete", "add", "new"]
+log = logging.getLogger(__name__)
+
+CacheState = Literal["complete", "add", "new"]  # "add": the file is there, but lacks niches of some size
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a run of hist-extract is asked for, the same for all slides."""
+    """What hist-extract is to compute, the same for all slides."""
 
     data_root: Path
-    sizes: tuple[int, ...]  # neighbourhood sizes
-    min_spot_um: float  # spot crops are never smaller than this
-    common: dict[str, Any]  # fingerprint's common part
-    tokens_at: int | None = None  # block whose tokens are to be computed; None: the embeddings
+    """Folder of the slides."""
+    sizes: tuple[int, ...]
+    """Neighbourhood sizes."""
+    min_spot_um: float
+    """Spot crops are at least this wide, um."""
+    common: dict[str, Any]
+    """The common part of the fingerprint."""
+    tokens_at: int | None = None
+    """The block whose tokens are computed; None to compute embeddings."""
 
     def path(self, folder: Path, slide: str) -> Path:
-        """The file that is asked for."""
+        """Return the path of a slide's file in a cache folder."""
         return folder / f"{slide}.h5" if self.tokens_at is None else token_path(folder, slide, self.tokens_at)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One slide: its files, its state and the neighbourhood sizes that are missing."""
+    """One slide, and what is missing of it."""
 
     files: SlideFiles
-    path: Path  # the cache file
-    state: State
+    path: Path
+    """The cache file."""
+    state: CacheState
     missing: tuple[int, ...]
+    """Neighbourhood sizes to compute."""
     spots: int
+    """Number of spots."""
 
     @property
     def crops(self) -> int:
-        """Crops to encode."""
+        """Number of crops to encode."""
         return self.spots * (len(self.missing) + (self.state == "new"))
 
 
 @dataclass
-class Plan:
+class ExtractionPlan:
+    """The tasks of a request."""
+
     tasks: list[Task] = field(default_factory=list)
     failed: list[HistError] = field(default_factory=list)
+    """Errors of slides that cannot be used."""
     crops: int = 0
+    """Number of crops to encode in all tasks."""
 
 
 def count_spots(files: SlideFiles) -> int:
-    """Spots in an h5ad, from its header alone."""
+    """Read the number of spots from the header of a slide's h5ad.
+
+    Raises:
+        SlideError: The file cannot be read.
+    """
     try:
         with h5py.File(files.table, "r", locking=False) as file:
             x = file["X"]
@@ -69,18 +87,27 @@ def count_spots(files: SlideFiles) -> int:
 
 
 def plan_slide(request: Request, slide: str, folder: Path) -> Task:
-    """Compare a slide's cache file, if any, with the request; raises where it is stale or the slide is unusable."""
+    """Compare a slide's cache file, if there is one, with the request.
+
+    Args:
+        request: What is to be computed.
+        slide: ID of the slide.
+        folder: The cache folder.
+
+    Raises:
+        SlideError: The slide cannot be used, or its cache file was made from other files or in another way.
+    """
     files = find_slide(request.data_root, slide)
     path = request.path(folder, slide)
     if not path.exists():
         return Task(files, path, "new", request.sizes, count_spots(files))
-    known = read_fingerprint(path)
+    cached = read_fingerprint(path)
     image = open_image(slide, files.image)
     try:
-        identity, _ = slide_identity(files, image, known)
+        identity, _ = slide_identity(files, image, cached)
     finally:
         image.close()
-    if different := differences(known.common, request.common) + differences(known.slide, identity):
+    if different := differences(cached.common, request.common) + differences(cached.slide, identity):
         raise SlideError(
             slide,
             path,
@@ -91,8 +118,15 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     return Task(files, path, "add" if missing else "complete", missing, count_spots(files))
 
 
-def make_plan(request: Request, slides: list[str], folder: Path) -> Plan:
-    plan = Plan()
+def plan_extraction(request: Request, slides: list[str], folder: Path) -> ExtractionPlan:
+    """Plan all slides; the errors of those that cannot be used are collected in the plan.
+
+    Args:
+        request: What is to be computed.
+        slides: IDs of the slides.
+        folder: The cache folder.
+    """
+    plan = ExtractionPlan()
     for slide in slides:
         try:
             plan.tasks.append(plan_slide(request, slide, folder))
@@ -103,7 +137,13 @@ def make_plan(request: Request, slides: list[str], folder: Path) -> Plan:
 
 
 def mention_other_caches(folder: Path, slug: str, common: dict[str, Any]) -> None:
-    """Say of caches of the same encoder that are not used, and why."""
+    """Log which other caches of the same encoder are not used, and why.
+
+    Args:
+        folder: The cache folder that is used.
+        slug: The encoder's name in folder names.
+        common: The common part of the fingerprint that is requested.
+    """
     for other in sorted(folder.parent.glob(f"{slug}-????????")):
         files = slide_files(other)
         if other == folder or not files:
@@ -112,4 +152,4 @@ def mention_other_caches(folder: Path, slug: str, common: dict[str, Any]) -> Non
             different = differences(read_fingerprint(files[0]).common, common)
         except HistError as error:
             different = [str(error)]
-        say(f"not used: {other} ({len(files)} slides) was made otherwise: {'; '.join(different)}")
+        log.info(f"not used: {other} ({len(files)} slides) was made otherwise: {'; '.join(different)}")

@@ -1,7 +1,8 @@
-"""Doing the plan: load, embed and write slide after slide, alone or beside another process on the same cache."""
+"""Carrying out a plan slide by slide: load, compute, write; several processes may share the slides of one cache."""
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,34 +12,41 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from extract.identity import slide_identity
-from extract.plan import Plan, Request, Task, plan_slide
+from extract.plan import ExtractionPlan, Request, Task, plan_slide
 from extract.slides.readers import Image, open_image
 from hist_cache.cache import read_fingerprint
-from hist_cache.console import say, warn
 from hist_cache.errors import HistError, SlideError
 from hist_cache.fingerprint import Fingerprint, provenance
 from hist_cache.slides import Spots, read_spots
 
-LOCKS = ".locks"
-Finish = Callable[[], None]  # what is left to do for a slide when the encoder is done with it: writing
+log = logging.getLogger(__name__)
+
+LOCKS = ".locks"  # subfolder of a cache folder
+Finish = Callable[[], None]  # the last step for a slide, which does not need the encoder: writing
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A slide in memory, but for its pixels."""
+    """A slide in memory; its image is open, and read tile by tile."""
 
     spots: Spots
     image: Image
     identity: dict[str, Any]
+    """The slide's own part of the fingerprint."""
     stamps: dict[str, Any]
+    """Size and time of the slide's files."""
 
 
-# Computes what a task asks for; `embed_slide` or its like for tokens, with all but the slide filled in.
+# Computes what a task needs; `embed_slide`, or `stream_slide` for tokens, with all other arguments filled in.
 Produce = Callable[[Task, Loaded, Fingerprint], Finish]
 
 
 def load(task: Task) -> Loaded:
-    """Read spots, open the image, digest the files; raises `SlideError`."""
+    """Read a slide's spots, open its image, and take the digests of its files.
+
+    Raises:
+        SlideError: The slide cannot be used.
+    """
     spots = read_spots(task.files)
     image = open_image(task.files.id, task.files.image)
     x, y = spots.coords.T
@@ -52,15 +60,18 @@ def load(task: Task) -> Loaded:
             "obsm['spatial'] must be (x, y) in level-0 pixels of this image",
         )
     if outside:
-        warn(f"{task.files.id}: {task.files.table}: {outside} of {len(spots)} spots lie outside the image; white there")
-    earlier = task.path if task.state == "add" else task.path.with_name(f"{task.files.id}.h5")
-    known = read_fingerprint(earlier) if earlier.exists() else None  # of its embeddings, where tokens are new
-    return Loaded(spots, image, *slide_identity(task.files, image, known))
+        log.warning(
+            f"{task.files.id}: {task.files.table}: {outside} of {len(spots)} spots lie outside the image; white there"
+        )
+    # New tokens can use the digests that were taken for the slide's embeddings.
+    path = task.path if task.state == "add" else task.path.with_name(f"{task.files.id}.h5")
+    earlier = read_fingerprint(path) if path.exists() else None
+    return Loaded(spots, image, *slide_identity(task.files, image, earlier))
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A slide that this process alone is at, being loaded."""
+    """A slide that only this process works on, and that is being loaded."""
 
     task: Task
     lock: FileLock
@@ -68,20 +79,33 @@ class Claim:
 
 
 class Claims:
-    """Slides still to do. Other processes on the same cache take theirs from the same list, by a lock a slide."""
+    """The slides that are still to be done; a lock for each slide divides them between processes.
 
-    def __init__(self, plan: Plan, request: Request, loader: ThreadPoolExecutor) -> None:
+    Args:
+        plan: What is to be done.
+        request: What the plan was made from.
+        loader: The thread that loads slides.
+    """
+
+    def __init__(self, plan: ExtractionPlan, request: Request, loader: ThreadPoolExecutor) -> None:
         self._open = deque(task for task in plan.tasks if task.state != "complete")
         self._request, self._loader = request, loader
         self.failed: list[HistError] = []
 
     def take(self, wait: bool) -> Claim | None:
-        """The next slide; where all that is left is in other hands, None, or after their release if `wait`."""
+        """Claim the next slide.
+
+        Args:
+            wait: Whether to wait for slides that other processes work on, which may be left undone.
+
+        Returns:
+            The claim; None if nothing is left, or nothing that is free now.
+        """
         for _ in range(len(self._open)):
             if claim := self._try(self._open.popleft(), timeout=0):
                 return claim
         while wait and self._open:
-            say(f"{self._open[0].files.id}: another process is at it; waiting for it")
+            log.info(f"{self._open[0].files.id}: another process is at it; waiting for it")
             if claim := self._try(self._open.popleft(), timeout=-1):
                 return claim
         return None
@@ -89,32 +113,43 @@ class Claims:
     def _try(self, task: Task, timeout: float) -> Claim | None:
         slide, folder = task.files.id, task.path.parent
         (folder / LOCKS).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCKS / f"{task.path.stem}.lock", thread_local=False)  # released by the writing thread
+        path = folder / LOCKS / f"{task.path.stem}.lock"
+        lock = FileLock(path, thread_local=False)  # the thread that writes releases it
         try:
             lock.acquire(timeout=timeout)
         except Timeout:
             self._open.append(task)
             return None
         try:
-            now = plan_slide(self._request, slide, folder)  # another process may have made it meanwhile
+            current = plan_slide(self._request, slide, folder)  # another process may have done it in the meantime
         except HistError as error:
             self.fail(error, lock)
             return None
-        if now.state == "complete":
+        if current.state == "complete":
             lock.release()
             return None
-        return Claim(now, lock, self._loader.submit(load, now))
+        return Claim(current, lock, self._loader.submit(load, current))
 
     def fail(self, error: HistError, lock: FileLock) -> None:
+        """Record the error of a slide and release the slide."""
         lock.release()
         self.failed.append(error)
-        warn(str(error))
+        log.warning(str(error))
 
 
-def do_plan(plan: Plan, request: Request, produce: Produce, made: dict[str, Any]) -> list[HistError]:
-    """Compute all that is missing, the next slide being loaded and the last one written meanwhile; returns failures.
+def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: dict[str, Any]) -> list[HistError]:
+    """Compute everything that is missing.
 
-    `made`: how, for the provenance (device, weights).
+    While one slide is computed, the next one is loaded and the one before is written.
+
+    Args:
+        plan: What is to be done.
+        request: What the plan was made from.
+        produce: Computes what a task needs.
+        details: What the provenance states besides: device, weights.
+
+    Returns:
+        The errors of slides that failed.
     """
     writes: list[Future[None]] = []
     with ThreadPoolExecutor(1, "load") as loader, ThreadPoolExecutor(1, "write") as writer:
@@ -124,8 +159,8 @@ def do_plan(plan: Plan, request: Request, produce: Produce, made: dict[str, Any]
             following = claims.take(wait=False)
             try:
                 loaded = claim.loaded.result()
-                made_from = provenance(stamps=loaded.stamps, data_root=str(request.data_root.resolve()), **made)
-                fingerprint = Fingerprint(request.common, loaded.identity, made_from)
+                source = provenance(stamps=loaded.stamps, data_root=str(request.data_root.resolve()), **details)
+                fingerprint = Fingerprint(request.common, loaded.identity, source)
                 try:
                     finish = produce(claim.task, loaded, fingerprint)
                 finally:

@@ -1,73 +1,99 @@
-"""hist-extract --status and --verify: what the cache holds, slide by slide, and whether it is as it was written."""
+"""hist-extract --status and --verify: what the cache holds of each slide, and whether the files are still right."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from hist_cache.console import say, size, warn
+from hist_cache.cache import Cache, neighborhoods, partial_files, read_fingerprint
+from hist_cache.console import size
+from hist_cache.datasets import Dataset
 from hist_cache.errors import HistError
+from hist_cache.token_files import stale_reasons, token_files
+from hist_cache.verify import verify_slide, verify_tokens
 
-if TYPE_CHECKING:
-    from hist_cache.cache import Cache
-    from hist_cache.datasets import Dataset
+log = logging.getLogger(__name__)
 
 
 def show_caches(root: Path, dataset: Dataset, verify: bool) -> int:
-    """List each cache of the dataset, slide by slide; with `verify` re-read them. 1 where something is wrong."""
-    from hist_cache.cache import Cache, partial_files
+    """Log what each cache of a dataset holds.
 
+    Args:
+        root: Folder of all caches.
+        dataset: The dataset.
+        verify: Whether to read all files again and compare the digests.
+
+    Returns:
+        The exit code: 1 if something is wrong, otherwise 0.
+    """
     folders = sorted(f for f in (root / dataset.name).glob("*") if any(f.glob("*.h5")) or partial_files(f))
     if not folders:
-        say(f"{root / dataset.name}: no cache")
+        log.info(f"{root / dataset.name}: no cache")
         return 1 if verify else 0
     return max([show_cache(Cache(f), dataset, verify, partial_files(f)) for f in folders])
 
 
 def show_cache(cache: Cache, dataset: Dataset, verify: bool, partial: list[Path]) -> int:
-    from hist_cache.cache import verify_slide
-    from hist_cache.token_files import stale_beside, token_files, verify_tokens
+    """Log what one cache holds.
 
-    def verify_both(path: Path) -> list[str]:
-        return verify_tokens(path) + stale_beside(path)
+    Args:
+        cache: The cache.
+        dataset: Its dataset, whose missing slides are named.
+        verify: Whether to read all files again and compare the digests.
+        partial: Files that are incomplete.
 
-    say(f"{cache.folder}")
+    Returns:
+        The exit code: 1 if something is wrong, otherwise 0.
+    """
+    log.info(f"{cache.folder}")
     files = [cache.path(slide) for slide in cache.slides]
     tokens = token_files(cache.folder)
     sound = [show_file(path, verify_slide if verify else None) for path in files]
-    sound += [show_file(path, verify_both if verify else None) for path in tokens]
+    sound += [show_file(path, _token_problems if verify else None) for path in tokens]
     for path in partial:
-        say(f"  {path.name}: being written, or left by a killed run (the next run makes it again)")
+        log.info(f"  {path.name}: being written, or left by a killed run (the next run makes it again)")
     missing = [s for s in dataset.ids if s not in cache.slides]
-    say(
-        f"  {len(files)} slides, {held(files)}"
-        + (f"; {len(missing)} missing: {some(missing)}" if missing else "")
-        + (f"; tokens {held(tokens)}" if tokens else "")
+    log.info(
+        f"  {len(files)} slides, {disk_size(files)}"
+        + (f"; {len(missing)} missing: {first_names(missing)}" if missing else "")
+        + (f"; tokens {disk_size(tokens)}" if tokens else "")
     )
     return int(not all(sound))
 
 
+def _token_problems(path: Path) -> list[str]:
+    return verify_tokens(path) + stale_reasons(path)
+
+
 def show_file(path: Path, verify: Callable[[Path], list[str]] | None) -> bool:
-    """One line for a file (`TINY1`, or `TINY1.tokens13`), one for each thing that is wrong; whether all is well."""
-    from hist_cache.cache import neighborhoods, read_fingerprint
+    """Log one line for a file (`TINY1`, or `TINY1.tokens13`), and one for each thing that is wrong with it.
 
+    Args:
+        path: The file.
+        verify: Returns what is wrong with the file; None to check only that it can be read.
+
+    Returns:
+        Whether nothing is wrong.
+    """
     try:
-        wrong = verify(path) if verify else []
+        problems = verify(path) if verify else []
         sizes = ",".join(map(str, neighborhoods(path)))
-        made = read_fingerprint(path).provenance.get("date", "?")
-        say(f"  {path.stem}  niches {sizes}  {held([path])}  {made}" + ("  ok" if verify and not wrong else ""))
+        date = read_fingerprint(path).provenance.get("date", "?")
+        mark = "  ok" if verify and not problems else ""
+        log.info(f"  {path.stem}  niches {sizes}  {disk_size([path])}  {date}{mark}")
     except HistError as error:
-        wrong = [str(error)]
-    for problem in wrong:
-        warn(f"{path.stem}: {path}: {problem}; delete the file and extract again")
-    return not wrong
+        problems = [str(error)]
+    for problem in problems:
+        log.warning(f"{path.stem}: {path}: {problem}; delete the file and extract again")
+    return not problems
 
 
-def held(files: list[Path]) -> str:
-    """What files take on disk."""
+def disk_size(files: list[Path]) -> str:
+    """Return the size of files on disk, as people read it: `1.5 GB`."""
     return size(sum(path.stat().st_size for path in files))
 
 
-def some(names: list[str], most: int = 6) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+def first_names(names: list[str], max_names: int = 6) -> str:
+    """Return names in one line, shortened to the first `max_names`."""
+    return ", ".join(names[:max_names]) + (", ..." if len(names) > max_names else "")

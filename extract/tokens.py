@@ -1,13 +1,13 @@
-"""Tokens at a block, for fine-tuning that starts there: planned, announced, computed slide after slide.
+"""Tokens that enter a block, for fine-tuning that starts there: planned, announced, and computed slide by slide.
 
-The same pipeline as for embeddings, with the encoder's part before the block in the encoder's place. A slide's tokens
-go to its file as the batches come, so memory stays flat however many there are.
+The pipeline is the one for embeddings, with an encoder that stops before the block. The tokens of a slide are written
+to its file as the batches come, so that memory stays small however many there are.
 """
 
 from __future__ import annotations
 
 import copy
-import re
+import logging
 import shutil
 from collections import deque
 from collections.abc import Sequence
@@ -22,68 +22,90 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.embeddings import missing_crops, shown
-from extract.encoders.encoder import Encoder, check_block, prefix_encoder, token_shape
+from extract.embeddings import missing_crops, progress_callback
+from extract.encoders.encoder import Encoder, check_block, first_blocks_encoder, token_shape
 from extract.encoders.lora import adapted_names
 from extract.identity import common_identity
 from extract.pipeline import Pipeline, start_pipeline
-from extract.plan import Plan, Request, Task, make_plan
-from extract.scheduler import Finish, Loaded, do_plan
-from extract.slides.crops import SPOT
+from extract.plan import ExtractionPlan, Request, Task, plan_extraction
+from extract.scheduler import Finish, Loaded, run_plan
 from hist_cache.cache import Cache
-from hist_cache.console import Meter, progress, say, size, warn
+from hist_cache.console import Meter, progress, size
 from hist_cache.errors import HistError, InputError, SlideError, StaleCacheError
-from hist_cache.fingerprint import Fingerprint, differences
-from hist_cache.token_files import TokenWriter, dataset_names, token_bytes, written_tokens
+from hist_cache.fingerprint import CropRule, Fingerprint, differences
+from hist_cache.token_files import SPOT, token_bytes, token_names
+from hist_cache.token_writer import TokenWriter, write_tokens
 
-LARGEST = 65504  # of float16
-PENDING = 2  # batches that may wait for the disk
+log = logging.getLogger(__name__)
+
+MAX_FLOAT16 = 65504
+MAX_PENDING = 2  # batches that may wait to be written
 
 
 @dataclass(frozen=True)
 class TokenPlan:
-    """What tokens are to be computed, and what they take on disk."""
+    """Which tokens are to be computed."""
 
-    plan: Plan
+    plan: ExtractionPlan
     request: Request
     folder: Path
-    shape: tuple[int, int]  # (T, W) of a crop
+    """The cache folder."""
+    shape: tuple[int, int]
+    """(T, W): tokens per crop, and values per token."""
 
     @property
     def bytes(self) -> int:
-        """Bytes that the new tokens take."""
+        """Bytes that the new tokens take on disk."""
         return token_bytes(self.plan.crops, self.shape)
 
     @property
     def free_needed(self) -> int:
-        """Bytes that must be free: while niches are added to a file, its old tokens are there twice."""
-        added_to = [t.path.stat().st_size for t in self.plan.tasks if t.state == "add"]
-        return self.bytes + max(added_to, default=0)
+        """Bytes that must be free on disk; while niches are added to a file, its earlier tokens are there twice."""
+        extended = [t.path.stat().st_size for t in self.plan.tasks if t.state == "add"]
+        return self.bytes + max(extended, default=0)
 
     def pipeline(self, encoder: Encoder, like: Pipeline) -> closing[Pipeline]:
-        """A pipeline that gives these tokens, on the device and in the precision of another; to be used by `with`."""
+        """Start a pipeline that gives these tokens; use it in a `with` statement.
+
+        Args:
+            encoder: The whole encoder.
+            like: A pipeline whose device and precision are used.
+        """
         assert self.request.tokens_at is not None
-        return closing(start_pipeline(prefix_encoder(encoder, self.request.tokens_at), like.precision, like.device))
+        first_blocks = first_blocks_encoder(encoder, self.request.tokens_at)
+        return closing(start_pipeline(first_blocks, like.precision, like.device))
 
 
 def plan_tokens(request: Request, encoder: Encoder, block: int, slides: Sequence[str], folder: Path) -> TokenPlan:
-    """What of the slides' tokens at `block` is missing; `InputError` where the encoder has no such block."""
+    """Find out which tokens are missing.
+
+    Args:
+        request: What is to be computed, apart from the block.
+        encoder: The encoder that made the cache.
+        block: The block that the tokens enter, from 0.
+        slides: IDs of the slides.
+        folder: The cache folder.
+
+    Raises:
+        InputError: The encoder has no such block.
+    """
     check_block(encoder, block)
     request = replace(request, tokens_at=block)
-    return TokenPlan(make_plan(request, list(slides), folder), request, folder, token_shape(encoder))
+    return TokenPlan(plan_extraction(request, list(slides), folder), request, folder, token_shape(encoder))
 
 
-def announce(tokens: TokenPlan) -> None:
-    """Warn of slides that cannot be used, and say what will be computed and how large it is.
+def announce_tokens(tokens: TokenPlan) -> None:
+    """Log which slides cannot be used, and what will be computed and how large it is.
 
-    `HistError` where the disk has no room for it.
+    Raises:
+        HistError: There is not enough room on the disk.
     """
     plan, (count, width) = tokens.plan, tokens.shape
     for error in plan.failed:
-        warn(str(error))
+        log.warning(str(error))
     complete = sum(task.state == "complete" for task in plan.tasks)
     free = free_bytes(tokens.folder)
-    say(
+    log.info(
         f"tokens entering block {tokens.request.tokens_at} ({count} x {width} float16 a crop, "
         f"{size(token_bytes(1, tokens.shape))}): {complete} slides complete, {len(plan.tasks) - complete} to do, "
         f"{len(plan.failed)} failed: {plan.crops:,} crops, {size(tokens.bytes)} on disk ({size(free)} free)"
@@ -96,74 +118,100 @@ def announce(tokens: TokenPlan) -> None:
 
 
 def free_bytes(folder: Path) -> int:
-    """Room on the disk that holds a folder, or will hold it."""
-    there = next(f for f in (folder, *folder.absolute().parents) if f.exists())
-    return shutil.disk_usage(there).free
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
+    existing = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    return shutil.disk_usage(existing).free
 
 
-def compute_tokens(tokens: TokenPlan, pipeline: Pipeline, made: dict[str, Any]) -> list[HistError]:
-    """Compute all that is missing, of slides that have embeddings; returns the failures, those of planning included.
+def compute_tokens(tokens: TokenPlan, pipeline: Pipeline, details: dict[str, Any]) -> list[HistError]:
+    """Compute the missing tokens of all slides that have embeddings.
 
-    `made`: how, for the provenance.
+    Args:
+        tokens: What is to be computed.
+        pipeline: Gives tokens; see `TokenPlan.pipeline`.
+        details: What the provenance states besides: device, weights.
+
+    Returns:
+        The errors of slides that failed, in planning or now.
     """
     tasks = [t for t in tokens.plan.tasks if t.path.with_name(f"{t.files.id}.h5").exists()]
     plan = replace(tokens.plan, tasks=tasks, crops=sum(task.crops for task in tasks))
     with progress("tokens", plan.crops, "crops") as meter:
         produce = partial(stream_slide, tokens.request, pipeline, meter)
-        return plan.failed + do_plan(plan, tokens.request, produce, made)
+        return plan.failed + run_plan(plan, tokens.request, produce, details)
 
 
 def stream_slide(
     request: Request, pipeline: Pipeline, meter: Meter, task: Task, loaded: Loaded, fingerprint: Fingerprint
 ) -> Finish:
-    """Compute a slide's tokens and write them as they come; nothing is left to do."""
+    """Compute the tokens of a slide and write them as they come. The arguments are those of `embed_slide`.
+
+    Returns:
+        A function that does nothing, because the file is written already.
+    """
     crops = missing_crops(task, loaded, request)
-    names = [dataset_name(c.name) for c in crops]
+    names = [token_name(c.name) for c in crops]
     attributes = {"slide": task.files.id, "block": request.tokens_at}
     with (
-        written_tokens(
+        write_tokens(
             task.path, names, loaded.spots.barcodes, token_shape(pipeline.encoder), fingerprint, attributes
         ) as writer,
         ThreadPoolExecutor(1, "tokens") as thread,
     ):
-        outlet = Outlet(task, writer, thread)
-        pipeline.stream(loaded.image, loaded.spots.coords, crops, outlet.keep, shown(pipeline, meter))
-        outlet.drain(0)
+        background = BackgroundWriter(task, writer, thread)
+        callback = progress_callback(pipeline, meter)
+        pipeline.stream(loaded.image, loaded.spots.coords, crops, background.put, callback)
+        background.wait(0)
     return lambda: None
 
 
-def dataset_name(crops: str) -> str:
-    """`spot` -> `spot`, `6` -> `niche/6`."""
-    return SPOT if crops == SPOT else dataset_names([int(crops)])[1]
+def token_name(crops: str) -> str:
+    """Return the name of crops in a token file: `spot` -> `spot`, `6` -> `niche/6`."""
+    return SPOT if crops == SPOT else token_names([int(crops)])[1]
 
 
-class Outlet:
-    """Hands tokens to a thread that writes them, so that the encoder goes on; a few batches wait, then it does."""
+class BackgroundWriter:
+    """Writes tokens in a thread while the encoder goes on; the encoder waits if too many batches are not written yet.
+
+    Args:
+        task: The slide, for messages.
+        writer: Writes to the slide's token file.
+        thread: The thread.
+    """
 
     def __init__(self, task: Task, writer: TokenWriter, thread: ThreadPoolExecutor) -> None:
         self._task, self._writer, self._thread = task, writer, thread
-        self._waiting: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
 
-    def keep(self, name: str, rows: np.ndarray, tokens: Tensor) -> None:
-        """tokens (k, T, W) of any float type, on any device."""
+    def put(self, name: str, rows: np.ndarray, tokens: Tensor) -> None:
+        """Have tokens written.
+
+        Args:
+            name: Name of the crops: `spot` or a neighbourhood size.
+            rows: (k,) numbers of the crops.
+            tokens: (k, T, W) tokens of any float type, on any device.
+
+        Raises:
+            SlideError: Tokens of this or an earlier batch do not fit float16.
+        """
         half = tokens.to(torch.float16)
-        beyond = (~torch.isfinite(half)).sum()
-        self._waiting.append(self._thread.submit(self._write, dataset_name(name), rows, half, beyond, tokens))
-        self.drain(PENDING)
+        overflows = (~torch.isfinite(half)).sum()
+        self._pending.append(self._thread.submit(self._write, token_name(name), rows, half, overflows, tokens))
+        self.wait(MAX_PENDING)
 
-    def drain(self, most: int) -> None:
-        """Wait until at most that many batches are left; raises what went wrong in the thread."""
-        while len(self._waiting) > most:
-            self._waiting.popleft().result()
+    def wait(self, max_pending: int) -> None:
+        """Wait until at most `max_pending` batches are not written yet; raises the error of the thread, if any."""
+        while len(self._pending) > max_pending:
+            self._pending.popleft().result()
 
-    def _write(self, name: str, rows: np.ndarray, half: Tensor, beyond: Tensor, tokens: Tensor) -> None:
-        if count := int(beyond):
+    def _write(self, name: str, rows: np.ndarray, half: Tensor, overflows: Tensor, tokens: Tensor) -> None:
+        if count := int(overflows):
             largest = float(tokens.float().abs().nan_to_num(float("inf"), posinf=float("inf")).max())
             raise SlideError(
                 self._task.files.id,
                 self._task.path,
                 f"{count:,} activations of {name} crops entering the block do not fit float16 (up to "
-                f"{largest:.6g}; it ends at {LARGEST:,})",
+                f"{largest:.6g}; it ends at {MAX_FLOAT16:,})",
                 "fine-tune without stored tokens (hist-train --no-token-cache), or choose another block",
             )
         self._writer.put(name, rows, half.cpu().numpy())
@@ -172,28 +220,27 @@ class Outlet:
 def make_tokens(
     cache: Cache, slides: Sequence[str], sizes: Sequence[int], encoder: Encoder, block: int, data_root: Path
 ) -> list[HistError]:
-    """Complete the token files of a cache's slides, for whoever needs them; returns the failures.
+    """Complete the token files of a cache.
 
-    Parameters
-    ----------
-    cache, slides, sizes
-        Slides of the cache, and the neighbourhood sizes whose niche crops are wanted.
-    encoder
-        The one that made the cache, without an adapter. It is left as it is: a copy runs in the cache's precision.
-    block
-        Tokens are those entering this block, counted from 0.
-    data_root
-        Folder with the slides' images.
+    Args:
+        cache: The cache.
+        slides: IDs of slides of the cache.
+        sizes: Neighbourhood sizes of the niche crops.
+        encoder: The encoder that made the cache, without an adapter. It is not changed: a copy of it runs in the
+            cache's precision.
+        block: The block that the tokens enter, from 0.
+        data_root: Folder of the slides' images.
 
-    Raises
-    ------
-    StaleCacheError
-        The encoder is not the one that made the cache; the difference is spelled out.
-    HistError
-        There is no room on the disk.
+    Returns:
+        The errors of slides that failed.
+
+    Raises:
+        StaleCacheError: Another encoder made the cache; the message states the difference.
+        InputError: The encoder has an adapter, or no such block.
+        HistError: There is not enough room on the disk.
     """
     common = cache.fingerprint().common
-    min_spot_um = least_spot_um(common)
+    min_spot_um = CropRule.from_identity(common).min_spot_um
     if different := differences(common, common_identity(encoder, common["precision"], min_spot_um)):
         raise StaleCacheError(f"{cache.folder}: made by another encoder: {'; '.join(different)}")
     if common["lora"] is not None or adapted_names(encoder.module):
@@ -202,15 +249,9 @@ def make_tokens(
         )
     request = Request(data_root, tuple(sizes), min_spot_um, common)
     tokens = plan_tokens(request, encoder, block, slides, cache.folder)
-    announce(tokens)
+    announce_tokens(tokens)
     if not tokens.plan.crops:
         return tokens.plan.failed
-    own = replace(encoder, module=copy.deepcopy(encoder.module))
-    with closing(start_pipeline(prefix_encoder(own, block), common["precision"])) as pipeline:
+    encoder_copy = replace(encoder, module=copy.deepcopy(encoder.module))
+    with closing(start_pipeline(first_blocks_encoder(encoder_copy, block), common["precision"])) as pipeline:
         return compute_tokens(tokens, pipeline, {"device": str(pipeline.device), "weights": encoder.source})
-
-
-def least_spot_um(common: dict[str, Any]) -> float:
-    """The smallest spot crop that a cache's rule allows, um; 0 where it names none."""
-    match = re.search(r"at least ([\d.e+-]+)", str(common["spot_crop_um"]))
-    return float(match[1]) if match else 0.0

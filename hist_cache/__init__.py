@@ -1,6 +1,6 @@
-"""What both phases share: slides on disk, spots and niches, panels, splits, the HDF5 cache.
+"""What extraction, training and sweeps share: slides, spots and rings, gene panels, splits and the HDF5 cache.
 
-In a notebook: `open_cache(path)` and `load_run(path)`.
+In a notebook, `open_cache(path)` reads embeddings and `load_run(path)` reads a trained run.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ __all__ = ["Cache", "CachedSlide", "Run", "load_run", "open_cache"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: commands that only print their help need none of it."""
+    """Import a public name on first use, because commands that only print their help need none of them."""
     if name not in __all__:
         raise AttributeError(f"module 'hist_cache' has no attribute {name!r}")
     from hist_cache import cache, runs
 
-    return getattr(cache, name, None) or getattr(runs, name)
+    return getattr(cache if hasattr(cache, name) else runs, name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, also those that are not imported yet."""
+    return sorted(__all__)

@@ -1,8 +1,8 @@
 """The cache: one HDF5 file per slide with its embeddings, neighbours and counts (docs/cache-format.md).
 
-`<cache>/<dataset>/<encoder>-<8 hex of fingerprint>/<slide>.h5`. A file is written aside and renamed when whole, so
-one that has the right name is whole; `complete` and a digest of every array say so again. Beside it there may be
-`<slide>.tokens<block>.h5` (`hist_cache.token_files`), which has the same fingerprint and is no slide of its own.
+A file is `<cache>/<dataset>/<encoder>-<8 hex digits of the fingerprint>/<slide>.h5`. It is renamed to this name when it
+is complete; the attribute `complete` and a digest of every array allow a second check. The same folder may have
+`<slide>.tokens<block>.h5` (`hist_cache.token_files`), which has the same fingerprint and is not a slide of its own.
 """
 
 from __future__ import annotations
@@ -11,48 +11,69 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 from filelock import FileLock
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from hist_cache.errors import HistError, InputError, StaleCacheError
 from hist_cache.files import PARTIAL, atomic_write, write_json
-from hist_cache.fingerprint import Fingerprint, array_digest, differences, short_hash
+from hist_cache.fingerprint import Fingerprint, array_digest, differences, identity_hash
 
-SCHEMA = 1
-LAST = "last.json"  # which dataset was extracted last
+SCHEMA = 1  # version of the file format
+LAST = "last.json"  # name of the file that says which dataset was extracted last
 TOKEN_FILE = re.compile(r"(?P<slide>.+)\.tokens(?P<block>\d+)\.h5")
+FORMAT_ATTRIBUTES = ("schema", "fingerprint", "digests", "complete")  # attributes that do not describe the slide
 
 
 @dataclass
 class CachedSlide:
-    """One slide's arrays, N spots in the order of its h5ad.
+    """The arrays of one slide, with N spots in the order of its h5ad file.
 
-    embeddings (N, D) float16; niches: neighbourhood size -> (N, D) float16; neighbors: size -> (N, K) int32, -1 where
-    there is none; coords (N, 2) float64 level-0 px; array (N, 2) int32; counts (N, G) raw, sparse; thumbnail
-    (h, w, 3) uint8, the whole slide (attribute thumbnail_downsample: level-0 px per thumbnail px).
+    Attributes:
+        barcodes: (N,) barcodes.
+        coords: (N, 2) spot centres in level-0 px, x then y.
+        array: (N, 2) array row and array column; -1 where they are not known.
+        embeddings: (N, D) embeddings of the spot crops, float16 in the file.
+        counts: (N, G) raw counts.
+        genes: (G,) gene symbols.
+        thumbnail: (h, w, 3) RGB image of the whole slide; attributes["thumbnail_downsample"] is the number of level-0
+            px per px of the thumbnail.
+        niches: Neighbourhood size -> (N, D) embeddings of the niche crops, float16 in the file.
+        neighbors: Neighbourhood size -> (N, K) rows of the neighbours, -1 where there is none.
+        attributes: Facts about the slide: lattice, um_per_px, side lengths of the crops, patient and others.
     """
 
     barcodes: list[str]
-    coords: np.ndarray
-    array: np.ndarray
-    embeddings: np.ndarray
+    coords: NDArray[np.float64]
+    array: NDArray[np.int32]
+    embeddings: NDArray[np.floating[Any]]
     counts: csr_matrix
     genes: list[str]
-    thumbnail: np.ndarray
-    niches: dict[int, np.ndarray] = field(default_factory=dict)
-    neighbors: dict[int, np.ndarray] = field(default_factory=dict)
-    attributes: dict[str, str | float | int] = field(default_factory=dict)  # lattice, um_per_px, sides, patient
+    thumbnail: NDArray[np.uint8]
+    niches: dict[int, NDArray[np.floating[Any]]] = field(default_factory=dict)
+    neighbors: dict[int, NDArray[np.int32]] = field(default_factory=dict)
+    attributes: dict[str, str | float | int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.barcodes)
 
 
 def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> None:
-    """Write one complete cache file; nothing of that name is ever half-written."""
-    arrays: dict[str, np.ndarray] = {
+    """Write one complete cache file.
+
+    Args:
+        path: The file; there is never an incomplete file of this name.
+        slide: The arrays to write.
+        fingerprint: What the slide was made from.
+
+    Raises:
+        HistError: An array has another number of rows than there are spots.
+    """
+    arrays: dict[str, NDArray[Any]] = {
         "barcodes": np.array(slide.barcodes, dtype=object),
         "coords": slide.coords.astype(np.float64),
         "array": slide.array.astype(np.int32),
@@ -71,7 +92,7 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
     for name, array in arrays.items():
         if not name.startswith(("counts/", "genes", "thumbnail")) and len(array) != n:
             raise HistError(f"{path}: {name} has {len(array)} rows for {n} spots")
-    with atomic_write(path) as aside, h5py.File(aside, "w", locking=False) as file:
+    with atomic_write(path) as partial_path, h5py.File(partial_path, "w", locking=False) as file:
         for name, array in arrays.items():
             if array.dtype == object:
                 file.create_dataset(name, data=array, dtype=h5py.string_dtype("utf-8"))
@@ -90,7 +111,11 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
 
 
 def open_complete(path: Path) -> h5py.File:
-    """Open a file of a cache for reading; `HistError` where it is unreadable, incomplete or of another format."""
+    """Open a file of a cache for reading.
+
+    Raises:
+        HistError: The file is not readable, is not complete or has another format.
+    """
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
@@ -105,12 +130,13 @@ def open_complete(path: Path) -> h5py.File:
 
 
 def read_fingerprint(path: Path) -> Fingerprint:
+    """Read what a file of a cache was made from."""
     with open_complete(path) as file:
         return Fingerprint.from_json(file.attrs["fingerprint"])
 
 
 def neighborhoods(path: Path) -> list[int]:
-    """The neighbourhood sizes a file holds."""
+    """List the neighbourhood sizes of a file of a cache, sorted."""
     with open_complete(path) as file:
         return _sizes(file)
 
@@ -120,19 +146,27 @@ def _sizes(file: h5py.File) -> list[int]:
 
 
 def read_slide(path: Path, sizes: list[int] | None = None) -> CachedSlide:
-    """Read a slide with the given neighbourhood sizes (default: all it has)."""
+    """Read a slide from its cache file.
+
+    Args:
+        path: The cache file.
+        sizes: Neighbourhood sizes to read; None means all that the file has.
+
+    Raises:
+        InputError: The file has no niches of one of the sizes.
+        HistError: The file is not readable, is not complete or has another format.
+    """
     with open_complete(path) as file:
-        have = _sizes(file)
+        sizes_in_file = _sizes(file)
         for size in sizes or []:
-            if size not in have:
+            if size not in sizes_in_file:
                 raise InputError(f"{path}: no niches of {size} neighbours; run hist-extract --neighbors {size}")
-        sizes = have if sizes is None else sizes
+        sizes = sizes_in_file if sizes is None else sizes
         genes = [g.decode() for g in file["genes"][:]]
         counts = csr_matrix(
             (file["counts/data"][:], file["counts/indices"][:], file["counts/indptr"][:]),
             shape=(len(file["barcodes"]), len(genes)),
         )
-        known = ("schema", "fingerprint", "digests", "complete")
         return CachedSlide(
             barcodes=[b.decode() for b in file["barcodes"][:]],
             coords=file["coords"][:],
@@ -143,46 +177,23 @@ def read_slide(path: Path, sizes: list[int] | None = None) -> CachedSlide:
             thumbnail=file["thumbnail"][:],
             niches={k: file[f"niche/{k}"][:] for k in sizes},
             neighbors={k: file[f"neighbors/{k}"][:] for k in sizes},
-            attributes={k: v for k, v in file.attrs.items() if k not in known},
+            attributes={k: v for k, v in file.attrs.items() if k not in FORMAT_ATTRIBUTES},
         )
-
-
-def verify_slide(path: Path) -> list[str]:
-    """Re-read every array and compare its digest; returns what is wrong, nothing where all is well."""
-    try:
-        with open_complete(path) as file:
-            expected = json.loads(file.attrs["digests"])
-            found: list[str] = []
-            file.visititems(lambda name, node: found.append(name) if isinstance(node, h5py.Dataset) else None)
-            problems = [f"{name} is missing" for name in expected if name not in found]
-            problems += [f"{name} is not listed" for name in found if name not in expected]
-            for name in found:
-                try:
-                    if name in expected and array_digest(file[name][:]) != expected[name]:
-                        problems.append(f"{name} has other values than when it was written")
-                except OSError as error:
-                    problems.append(f"{name} cannot be read ({error})")
-            fingerprint = Fingerprint.from_json(file.attrs["fingerprint"])
-    except HistError as error:
-        return [str(error)]
-    return problems + misplaced(path, fingerprint)
-
-
-def misplaced(path: Path, fingerprint: Fingerprint) -> list[str]:
-    """What is wrong with the folder that a file lies in: nothing, where its name has the hash of the identity."""
-    if path.parent.name.endswith(found := short_hash(fingerprint.common)):
-        return []
-    return [f"its identity is {found}, but the folder is {path.parent.name}"]
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of cache files of one dataset and encoder; `open_cache` finds it."""
+    """The cache files of one dataset and encoder, as found by `open_cache`.
+
+    Attributes:
+        folder: The folder of the files.
+    """
 
     folder: Path
 
     @property
     def dataset(self) -> str:
+        """Name of the dataset."""
         return self.folder.parent.name
 
     @property
@@ -191,33 +202,46 @@ class Cache:
         return [p.stem for p in slide_files(self.folder)]
 
     def path(self, slide: str) -> Path:
+        """Return the cache file of a slide, which may not exist."""
         return self.folder / f"{slide}.h5"
 
     def read(self, slide: str, sizes: list[int] | None = None) -> CachedSlide:
+        """Read a slide with the given neighbourhood sizes (see `read_slide`)."""
         return read_slide(self.path(slide), sizes)
 
     def fingerprint(self) -> Fingerprint:
-        """The common identity; `StaleCacheError` where a file does not belong into this folder."""
+        """Return the fingerprint of the first slide, whose common part is the same for all slides.
+
+        Raises:
+            InputError: The folder has no cache files.
+            StaleCacheError: A file was made in another way than the rest, or does not fit the name of the folder.
+        """
         first: Fingerprint | None = None
         for slide in self.slides:
-            found = read_fingerprint(self.path(slide))
-            first = first or found
-            if different := differences(first.common, found.common):
-                raise StaleCacheError(f"{self.path(slide)}: made otherwise than the rest: {'; '.join(different)}")
+            fingerprint = read_fingerprint(self.path(slide))
+            first = first or fingerprint
+            if changes := differences(first.common, fingerprint.common):
+                raise StaleCacheError(f"{self.path(slide)}: made otherwise than the rest: {'; '.join(changes)}")
         if first is None:
             raise InputError(f"{self.folder}: no cache files; run hist-extract")
-        if not self.folder.name.endswith(short_hash(first.common)):
+        identity = identity_hash(first.common)
+        if not self.folder.name.endswith(identity):
             raise StaleCacheError(
-                f"{self.folder}: its files were made as {short_hash(first.common)}; "
-                "was the folder renamed, or a file copied in?"
+                f"{self.folder}: its files were made as {identity}; was the folder renamed, or a file copied in?"
             )
         return first
 
 
 def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None = None) -> Cache:
-    """Open a cache: one encoder's folder, or the root, a dataset (default: extracted last) and an encoder's name.
+    """Open a cache.
 
-    Raises `InputError` where there is none, or several encoders and no choice.
+    Args:
+        path: The folder of one encoder, or the root of the cache.
+        dataset: Name of the dataset in the root; None means the one extracted last.
+        encoder: Name of the encoder, or of its folder; None means the only one, or the one extracted last.
+
+    Raises:
+        InputError: There is no such cache, or there are several and the choice is not clear.
     """
     path = Path(path)
     if slide_files(path):
@@ -239,34 +263,41 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
 
 
 def slide_files(folder: Path) -> list[Path]:
-    """The complete slides' files, sorted by slide; token files are none."""
+    """List the files of complete slides, without token files, sorted by slide."""
     return sorted((p for p in folder.glob("*.h5") if not TOKEN_FILE.fullmatch(p.name)), key=lambda p: p.stem)
 
 
 def cache_folders(root: Path, dataset: str) -> list[Path]:
-    """A dataset's cache folders that hold at least one complete slide."""
+    """List the cache folders of a dataset that have at least one complete slide, sorted."""
     return sorted(f for f in (root / dataset).glob("*") if f.is_dir() and slide_files(f))
 
 
 def read_last(root: Path) -> dict[str, str]:
+    """Read the dataset and the folder that were extracted last; an empty dict if there are none."""
     try:
-        return json.loads((root / LAST).read_text())
+        last: dict[str, str] = json.loads((root / LAST).read_text())
     except (OSError, json.JSONDecodeError):
         return {}
+    return last
 
 
 def last_dataset(root: Path) -> str:
-    """The dataset extracted last; `InputError` where none was."""
+    """Return the dataset that was extracted last.
+
+    Raises:
+        InputError: Nothing was extracted to this root.
+    """
     if name := read_last(root).get("dataset"):
         return name
     raise InputError(f"{root}: nothing extracted here yet; run hist-extract --dataset NAME first, or give --cache")
 
 
 def remember_last(root: Path, cache: Cache) -> None:
-    with FileLock(root / f".{LAST}.lock"):  # two extractions may end at once
+    """Write which dataset and folder were extracted last, for `read_last`."""
+    with FileLock(root / f".{LAST}.lock"):  # two extractions may end at the same time
         write_json(root / LAST, {"dataset": cache.dataset, "folder": cache.folder.name})
 
 
 def partial_files(folder: Path) -> list[Path]:
-    """Left by a run that is still going, or was killed."""
+    """List the files that are not complete, because their extraction is still running or was killed."""
     return sorted(folder.glob(f"*.h5{PARTIAL}"))

@@ -11,7 +11,8 @@ from importlib import import_module
 from pathlib import Path
 
 
-def _claim_packages() -> None:
+def claim_packages() -> None:
+    """Import extract, train and sweeps from beside this package, whatever else has these names on the path."""
     home = str(Path(__file__).resolve().parent.parent)
     sys.path.insert(0, home)
     try:
@@ -22,28 +23,32 @@ def _claim_packages() -> None:
 
 
 def hist_extract() -> int:
-    _claim_packages()
+    """Run hist-extract."""
+    claim_packages()
     from extract.cli import main
 
     return main()
 
 
 def hist_report() -> int:
-    _claim_packages()
+    """Run hist-report."""
+    claim_packages()
     from train.report.cli import main
 
     return main()
 
 
 def hist_sweep() -> int:
-    _claim_packages()
+    """Run hist-sweep."""
+    claim_packages()
     from sweeps.cli import main
 
     return main()
 
 
 def hist_train() -> int:
-    _claim_packages()
+    """Run hist-train."""
+    claim_packages()
     from train.cli import main
 
     return main()

@@ -1,12 +1,13 @@
-"""What commands show: lines, warnings, what library code logs, and progress (a bar on a terminal, lines elsewhere).
+"""What commands show: lines, warnings, log messages of library code, and progress (a bar on a terminal, else lines).
 
-Library code logs (`logging.getLogger(__name__)`) and never prints. A command calls `show_logs` once; in a notebook or
-another program nothing is shown unless that program sets up logging for itself.
+Library code logs (`logging.getLogger(__name__)`) and never prints. A command calls `show_logs` once. A notebook or
+another program that wants to show the messages sets up logging itself.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -22,16 +23,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-PLAIN_WIDTH = 130  # where there is no terminal whose width would count
+PLAIN_WIDTH = 130  # width of the output in characters where it does not go to a terminal
 out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
-PLAIN_EVERY_S = 10.0
-PACKAGES = ("hist_cache", "extract", "train", "sweeps")  # whose loggers a command shows
+PLAIN_EVERY_S = 10.0  # seconds between two lines of progress where the output does not go to a terminal
+PACKAGES = ("hist_cache", "extract", "train", "sweeps")  # packages whose log messages a command shows
 
 
 class _Lines(logging.Handler):
-    """Shows a logged message as a command's own line: information on standard output, warnings on standard error."""
+    """Shows a log message as a line of the command: information on standard output, warnings on standard error."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record."""
@@ -42,7 +43,7 @@ class _Lines(logging.Handler):
 
 
 def show_logs() -> None:
-    """Show what the packages log from here on, and progress; called by each command as it starts."""
+    """Show the log messages of the packages and progress from now on; each command calls this when it starts."""
     for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)
@@ -51,14 +52,14 @@ def show_logs() -> None:
 
 
 def logs_are_shown() -> bool:
-    """Whether `show_logs` was called in this process."""
+    """Tell whether `show_logs` was called in this process."""
     return any(isinstance(handler, _Lines) for handler in logging.getLogger(PACKAGES[0]).handlers)
 
 
 def hush() -> None:
-    """Show nothing from here on but errors: another process does the talking."""
+    """Show only errors from now on, because another process shows everything else."""
     out.quiet = err.quiet = True
-    for package in PACKAGES:  # without any handler, Python itself would print warnings
+    for package in PACKAGES:  # Python itself prints the warnings of a logger that has no handler
         logging.getLogger(package).addHandler(logging.NullHandler())
 
 
@@ -73,7 +74,16 @@ def warn(message: str) -> None:
 
 
 class Meter:
-    """Counts work done and what it cost; shown by `progress`."""
+    """Counts finished work and measures its speed; `progress` yields one that also shows them.
+
+    Attributes:
+        title: What is being done.
+        total: Units of work in all.
+        unit: Name of the unit, such as `spots`.
+        done: Units that are finished.
+        note: A short text shown after the numbers.
+        started: Start time, in seconds of `time.monotonic`.
+    """
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit = title, total, unit
@@ -82,40 +92,41 @@ class Meter:
         self.started = time.monotonic()
 
     def advance(self, n: float = 1, note: str | None = None) -> None:
+        """Count `n` more units as finished, change the note if one is given, and show both."""
         self.done += n
         if note is not None:
             self.note = note
         self.show()
 
     def show(self) -> None:
-        """Overridden by the two ways of showing."""
+        """Show nothing; the subclasses show lines or a bar."""
 
     @property
     def rate(self) -> float:
-        """Units per second since the start."""
+        """Finished units per second since the start."""
         return self.done / max(time.monotonic() - self.started, 1e-9)
 
     @property
     def pace(self) -> str:
-        """The rate as people read it: a second, or a minute where that is below one."""
+        """The rate as text: units per second, or per minute if there is less than one unit per second."""
         return f"{self.rate:,.1f} {self.unit}/s" if self.rate >= 1 else f"{60 * self.rate:,.1f} {self.unit}/min"
 
     @property
     def eta_s(self) -> float:
-        """Seconds left at the rate so far; NaN before anything is done."""
+        """Seconds left at the rate so far; NaN before the first unit is finished."""
         return (self.total - self.done) / self.rate if self.done else float("nan")
 
 
 class _Plain(Meter):
     def __init__(self, title: str, total: int, unit: str) -> None:
         super().__init__(title, total, unit)
-        self.last = self.started
+        self.last_shown = self.started
 
     def show(self) -> None:
         now = time.monotonic()
-        if now - self.last < PLAIN_EVERY_S or out.quiet:
+        if now - self.last_shown < PLAIN_EVERY_S or out.quiet:
             return
-        self.last = now
+        self.last_shown = now
         print(
             f"{self.title}: {round(self.done, 1):,g}/{self.total:,} {self.unit}, {self.pace}, "
             f"ETA {duration(self.eta_s)}" + (f", {self.note}" if self.note else ""),
@@ -136,7 +147,18 @@ class _Live(Meter):
 
 @contextmanager
 def progress(title: str, total: int, unit: str) -> Iterator[Meter]:
-    """Show `total` units of work with rate and ETA; yields the meter to advance."""
+    """Show the progress of some work: finished units, rate and estimated time left.
+
+    Nothing is shown unless `show_logs` was called.
+
+    Args:
+        title: What is being done.
+        total: Units of work in all.
+        unit: Name of the unit, such as `spots`.
+
+    Yields:
+        The meter, whose `advance` is called after each piece of work.
+    """
     if not logs_are_shown():
         yield Meter(title, total, unit)
         return
@@ -156,8 +178,8 @@ def progress(title: str, total: int, unit: str) -> Iterator[Meter]:
 
 
 def duration(seconds: float) -> str:
-    """`5 s`, `3 min 20 s`, `2 h 05 min`; `?` where unknown."""
-    if seconds != seconds:
+    """Format a duration as `5 s`, `3 min 20 s` or `2 h 05 min`; NaN gives `?`."""
+    if math.isnan(seconds):
         return "?"
     s = round(seconds)
     if s < 60:
@@ -168,7 +190,7 @@ def duration(seconds: float) -> str:
 
 
 def size(n_bytes: float) -> str:
-    """Bytes as people read them: `1.5 GB` (decimal units)."""
+    """Format a number of bytes in decimal units, such as `1.5 GB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if n_bytes < 1000:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"

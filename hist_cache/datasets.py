@@ -1,4 +1,4 @@
-"""Datasets by name: which slides, whose, and the defaults that go with them (facts in datasets.toml)."""
+"""Datasets by name: their slides, the patients of these, and default options (the facts are in datasets.toml)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,22 @@ from hist_cache.errors import InputError
 
 PRESETS = Path(__file__).with_name("datasets.toml")
 RANGE = re.compile(r"([A-Za-z_]+)(\d+)-([A-Za-z_]*)(\d+)")
-MOST_IN_A_RANGE = 10_000  # more than there are slides anywhere: a typing error
+MAX_RANGE_LENGTH = 10_000  # no collection has more slides, so a longer range is a typing error
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Slides that belong together.
 
-    `patients` maps slide id to patient, for all slides or (unknown) for none; `training` holds defaults by
-    option name.
+    Attributes:
+        name: Name of the dataset, and of its folder in the cache.
+        ids: Slide IDs.
+        title: Title of the study.
+        reference: The publication, such as `Lake 2023`.
+        encoder: Name of the encoder that extraction uses by default.
+        split: Kind of split that training uses by default: slide, patient or loso.
+        patients: Slide ID -> patient, either for all slides or, where patients are not known, for none.
+        training: Option name -> default for training.
     """
 
     name: str
@@ -49,34 +56,45 @@ def _dataset(name: str, row: dict[str, Any]) -> Dataset:
 
 
 def dataset_names() -> list[str]:
-    """The presets' names, as listed in datasets.toml."""
+    """List the names of the preset datasets in the order of datasets.toml."""
     return list(_presets())
 
 
 def get_dataset(name: str) -> Dataset:
-    """The preset of that name; `InputError` with the names there are and the nearest one."""
+    """Return a copy of the preset dataset of that name.
+
+    Raises:
+        InputError: There is no such preset. The message lists all names and the most similar one.
+    """
     if name in _presets():
-        found = _presets()[name]
-        return replace(found, patients=dict(found.patients), training=dict(found.training))
-    near = difflib.get_close_matches(name.lower(), dataset_names(), n=1)
+        preset = _presets()[name]
+        return replace(preset, patients=dict(preset.patients), training=dict(preset.training))
+    matches = difflib.get_close_matches(name.lower(), dataset_names(), n=1)
     raise InputError(
         f"no dataset {name!r}"
-        + (f", did you mean {near[0]}?" if near else "")
+        + (f", did you mean {matches[0]}?" if matches else "")
         + f" There are {', '.join(dataset_names())};"
         " other slides are named by --ids"
     )
 
 
 def dataset_named(name: str) -> Dataset:
-    """The preset of that name, or a dataset of which nothing is known: no slides, no patients, no defaults."""
+    """Return the preset of that name, or an empty dataset: no slides, no patients, general defaults."""
     return get_dataset(name) if name in _presets() else Dataset(name, ())
 
 
 def custom_dataset(ids: Iterable[str], name: str = "custom") -> Dataset:
-    """Any slides under a name of one's own, or slides under a preset's name and with its defaults.
+    """Make a dataset of any slides.
 
-    Patients are taken from the presets where these know all the slides. `InputError` for no ids, or for a
-    name that cannot be a folder's.
+    Args:
+        ids: Slide IDs; repeats are dropped.
+        name: A name chosen by the user, or the name of a preset, whose defaults are then used.
+
+    Returns:
+        The dataset. It has patients only if the presets know the patient of every slide.
+
+    Raises:
+        InputError: There are no IDs, or the name cannot be the name of a folder.
     """
     slides = tuple(dict.fromkeys(ids))
     if not slides:
@@ -84,37 +102,45 @@ def custom_dataset(ids: Iterable[str], name: str = "custom") -> Dataset:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"dataset name {name!r}: use letters, digits, '_', '-' and '.', since it names a folder")
     base = dataset_named(name)
-    known = {
+    # Two presets may both have a "Patient 1", so the preset's name becomes part of the patient's name.
+    patient_of = {
         slide: f"{preset.name} {patient}"
         for preset in _presets().values()
         for slide, patient in preset.patients.items()
     }
-    known |= base.patients
-    patients = {slide: known[slide] for slide in slides if slide in known}
+    patient_of |= base.patients
+    patients = {slide: patient_of[slide] for slide in slides if slide in patient_of}
     return replace(base, ids=slides, patients=patients if len(patients) == len(slides) else {})
 
 
-def parse_ids(text: str, known: Collection[str] = ()) -> list[str]:
-    """`SPA138-141,NCBI563` -> the five ids, each once.
+def parse_ids(text: str, existing_ids: Collection[str] = ()) -> list[str]:
+    """Read slide IDs as typed by the user: `SPA138-141,NCBI563` gives five IDs.
 
-    A name in `known` (the slides of a folder) is never read as a range.
-    `InputError` for an empty list or a range that runs backwards.
+    Args:
+        text: IDs and ranges of IDs, separated by commas.
+        existing_ids: Slides of a folder. A name among them is never read as a range.
+
+    Returns:
+        The IDs in the order of the text, without repeats.
+
+    Raises:
+        InputError: The list is empty, or a range runs from the larger number to the smaller.
     """
-    ids = _expand((part.strip() for part in text.split(",") if part.strip()), known)
+    ids = _expand((part.strip() for part in text.split(",") if part.strip()), existing_ids)
     if not ids:
         raise InputError("--ids is empty: give slide ids, such as SPA138,SPA139 or NCBI692-714")
     return ids
 
 
-def _expand(parts: Iterable[str], known: Collection[str] = ()) -> list[str]:
+def _expand(parts: Iterable[str], existing_ids: Collection[str] = ()) -> list[str]:
     ids: list[str] = []
     for part in parts:
-        match = None if part in known else RANGE.fullmatch(part)
+        match = None if part in existing_ids else RANGE.fullmatch(part)
         if match is None or match[3] not in ("", match[1]):
             ids.append(part)
             continue
         prefix, first, last = match[1], match[2], match[4]
-        if not 0 <= int(last) - int(first) < MOST_IN_A_RANGE:
+        if not 0 <= int(last) - int(first) < MAX_RANGE_LENGTH:
             raise InputError(f"slides {part}: a range runs from the smaller number to the larger, such as SPA138-141")
         ids += [f"{prefix}{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
     return list(dict.fromkeys(ids))

@@ -1,24 +1,27 @@
-"""Fetch a dataset's slides from Hugging Face: exactly the files it lacks, file by file."""
+"""Download slides from Hugging Face, only the files that are missing, one after the other."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hist_cache.console import Meter, duration, say, size, warn
+from hist_cache.console import Meter, duration, size
 from hist_cache.errors import HistError, InputError
+
+log = logging.getLogger(__name__)
 
 HEST = "MahmoodLab/hest"
 
 
 def needed_files(ids: Iterable[str]) -> list[str]:
-    """Paths in the repository (and below a data root) of the slides' three files each."""
+    """List the three files of each slide, as paths in the repository, which are also the paths below a data root."""
     return [file for slide in ids for file in (f"metadata/{slide}.json", f"st/{slide}.h5ad", f"wsis/{slide}.tif")]
 
 
 def missing_files(ids: Iterable[str], root: Path) -> list[str]:
-    """Those of `needed_files` that are not below `root`; a file appears there only when it is whole."""
+    """List those of `needed_files` that are not below `root`, where only complete files have their names."""
     return [file for file in needed_files(ids) if not (root / file).is_file()]
 
 
@@ -29,46 +32,67 @@ def download(
     revision: str | None = None,
     endpoint: str | None = None,
 ) -> list[Path]:
-    """Fetch what is missing of the slides into `root`, and return the files fetched.
+    """Download the missing files of some slides. Files that were downloaded before an error are kept.
 
-    revision: branch, tag or commit; endpoint: a server with the Hub's protocol (default: $HF_ENDPOINT).
-    `InputError` where access has to be asked for, or where files are not in the repository (the others are
-    fetched first); `HistError` where the server cannot be reached or the disk is full. Fetched files stay.
+    Args:
+        ids: Slide IDs.
+        root: The data root to download into.
+        repo_id: The dataset repository on Hugging Face.
+        revision: Branch, tag or commit; None means the main branch.
+        endpoint: A server with the protocol of the Hugging Face Hub; None means $HF_ENDPOINT or the Hub itself.
+
+    Returns:
+        The downloaded files.
+
+    Raises:
+        InputError: The user needs access to the repository, or the repository lacks files (the others are downloaded).
+        HistError: The server cannot be reached, or the disk is full.
     """
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     slides = list(ids)
     files = missing_files(slides, root)
     if not files:
-        say(f"all {len(needed_files(slides))} files of {len(slides)} slides are in {root}")
+        log.info(f"all {len(needed_files(slides))} files of {len(slides)} slides are in {root}")
         return []
     sizes = remote_sizes(repo_id, files, revision, endpoint)
-    say(_plan(files, sizes, len(needed_files(slides)), repo_id, root))
-    fetched: list[Path] = []
-    absent: list[str] = []
+    log.info(_plan(files, sizes, len(needed_files(slides)), repo_id, root))
+    new_files: list[Path] = []
+    unavailable: list[str] = []
     meter = Meter("download", sum(sizes.values()), "B")
     for i, file in enumerate(files):
-        say(_line(meter, i, len(files), file, sizes))
+        log.info(_line(meter, i, len(files), file, sizes))
         try:
             hf_hub_download(repo_id, file, repo_type="dataset", revision=revision, local_dir=root, endpoint=endpoint)
         except _network_errors() as error:
             if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-                warn(f"{file} is not in {repo_id}")
-                absent.append(file)
+                log.warning(f"{file} is not in {repo_id}")
+                unavailable.append(file)
                 continue
-            done = f"{len(fetched)} of {len(files)} files are fetched; the same command goes on from there"
-            raise explain(error, repo_id, root / file, done) from error
-        fetched.append(root / file)
+            progress = f"{len(new_files)} of {len(files)} files are fetched; the same command goes on from there"
+            raise download_error(error, repo_id, root / file, progress) from error
+        new_files.append(root / file)
         meter.advance(sizes.get(file, 0))
-    say(f"{len(fetched)} files fetched into {root} in {duration(time.monotonic() - meter.started)}")
-    if absent:
-        raise InputError(f"{repo_id} has no {', '.join(absent)}; check the slide ids, the other files are in {root}")
-    return fetched
+    log.info(f"{len(new_files)} files fetched into {root} in {duration(time.monotonic() - meter.started)}")
+    if unavailable:
+        files_text = ", ".join(unavailable)
+        raise InputError(f"{repo_id} has no {files_text}; check the slide ids, the other files are in {root}")
+    return new_files
 
 
 def remote_sizes(repo_id: str, files: list[str], revision: str | None, endpoint: str | None) -> dict[str, int]:
-    """Bytes of each file, for those whose size the repository states (nothing depends on it)."""
+    """Ask the repository for the sizes of files. They are only shown, so missing ones do no harm.
+
+    Args:
+        repo_id: The dataset repository on Hugging Face.
+        files: Paths in the repository.
+        revision: Branch, tag or commit; None means the main branch.
+        endpoint: A server with the protocol of the Hugging Face Hub; None means the default.
+
+    Returns:
+        File -> bytes, without the files whose size is not known.
+    """
     from huggingface_hub import HfApi
 
     try:
@@ -79,15 +103,25 @@ def remote_sizes(repo_id: str, files: list[str], revision: str | None, endpoint:
 
 
 def _network_errors() -> tuple[type[BaseException], ...]:
-    """What the Hub's client raises: its own errors and those of its HTTP library, whichever that is."""
-    from huggingface_hub.utils import HfHubHTTPError
+    """Return the errors that the Hub's client raises: its own ones and those of the HTTP library that it uses."""
+    from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, *HfHubHTTPError.__bases__)
 
 
-def explain(error: BaseException, repo_id: str, file: Path, done: str) -> HistError:
-    """The error of a failed download of `file` as one line that says what to do."""
-    from huggingface_hub.utils import (
+def download_error(error: BaseException, repo_id: str, file: Path, progress: str) -> HistError:
+    """Turn the error of a failed download into one line that tells the user what to do.
+
+    Args:
+        error: The error of the Hub's client.
+        repo_id: The dataset repository on Hugging Face.
+        file: Where the file would have been written.
+        progress: A text about what is downloaded so far.
+
+    Returns:
+        An `InputError` if the user can solve the problem with another option or login, else a `HistError`.
+    """
+    from huggingface_hub.errors import (
         GatedRepoError,
         LocalTokenNotFoundError,
         OfflineModeIsEnabled,
@@ -97,10 +131,11 @@ def explain(error: BaseException, repo_id: str, file: Path, done: str) -> HistEr
 
     page = f"https://huggingface.co/datasets/{repo_id}"
     chain = list(_chain(error))
-    status = next((e.response.status_code for e in chain if getattr(e, "response", None) is not None), None)  # type: ignore[attr-defined]
+    responses = [getattr(link, "response", None) for link in chain]
+    status = next((response.status_code for response in responses if response is not None), None)
 
     def any_is(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(e, kinds) for e in chain)
+        return any(isinstance(link, kinds) for link in chain)
 
     if any_is(RevisionNotFoundError):
         return InputError(f"{repo_id} has no such revision; see {page}/commits/main")
@@ -123,27 +158,27 @@ def explain(error: BaseException, repo_id: str, file: Path, done: str) -> HistEr
             f"HF_HUB_OFFLINE is set, so nothing is fetched: unset it, or put {file.name} into {file.parent} by hand"
         )
     if isinstance(error, OSError) and error.errno and not any_is(ConnectionError, TimeoutError):
-        return HistError(f"{file}: {error.strerror}; make room or choose another --data-root. {done}")
-    why = f"the server answered {status}" if status else (str(chain[-1]).splitlines() or ["no answer"])[0]
+        return HistError(f"{file}: {error.strerror}; make room or choose another --data-root. {progress}")
+    reason = f"the server answered {status}" if status else (str(chain[-1]).splitlines() or ["no answer"])[0]
     return HistError(
-        f"{file.name} could not be fetched from {repo_id}: {why}; check the connection (and proxy). {done}"
+        f"{file.name} could not be fetched from {repo_id}: {reason}; check the connection (and proxy). {progress}"
     )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it came from, and so on."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
+    """Yield the error, the error that caused it, and so on."""
+    visited: set[int] = set()
+    while error is not None and id(error) not in visited:
+        visited.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 
 
 def _plan(files: list[str], sizes: dict[str, int], needed: int, repo_id: str, root: Path) -> str:
-    known = size(sum(sizes.values())) if sizes else "size unknown"
-    known += " or more" if 0 < len(sizes) < len(files) else ""
-    there = f"; the other {needed - len(files)} are there" if needed > len(files) else ""
-    return f"fetching {len(files)} files ({known}) from {repo_id} into {root}{there}"
+    total = size(sum(sizes.values())) if sizes else "size unknown"
+    total += " or more" if 0 < len(sizes) < len(files) else ""
+    rest = f"; the other {needed - len(files)} are there" if needed > len(files) else ""
+    return f"fetching {len(files)} files ({total}) from {repo_id} into {root}{rest}"
 
 
 def _line(meter: Meter, i: int, n: int, file: str, sizes: dict[str, int]) -> str:

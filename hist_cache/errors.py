@@ -1,20 +1,28 @@
-"""Errors a user can act on. Each prints as one line: what, which file, what to do."""
+"""Errors that a user can act on. Each is printed as one line: what is wrong, in which file, and what to do."""
 
 
 class HistError(Exception):
-    """An expected failure (exit 1)."""
+    """An expected failure (exit code 1)."""
 
     exit_code = 1
+    """Exit code of the command that fails with this error."""
 
 
 class InputError(HistError):
-    """What was asked for cannot be done as asked: a wrong option, name or file (exit 2)."""
+    """A wrong option, name or file, so that the command cannot do what it was started for (exit code 2)."""
 
     exit_code = 2
 
 
 class SlideError(HistError):
-    """One slide cannot be used; the others can (exit 1 at the end)."""
+    """One slide cannot be used; the other slides can (exit code 1 at the end).
+
+    Attributes:
+        slide: ID of the slide.
+        file: The file that is missing or wrong.
+        problem: What is wrong with it.
+        advice: What the user can do; empty where there is no advice.
+    """
 
     def __init__(self, slide: str, file: object, problem: str, advice: str = "") -> None:
         self.slide, self.file, self.problem, self.advice = slide, str(file), problem, advice
@@ -22,4 +30,4 @@ class SlideError(HistError):
 
 
 class StaleCacheError(HistError):
-    """A cache file was made from something else than what is asked for now."""
+    """A cache file was made from other inputs or with other settings than those of now."""

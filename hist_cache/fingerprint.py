@@ -1,4 +1,4 @@
-"""What a cache file was made from: the identity, which is compared, and the provenance, which is only recorded."""
+"""What a cache file was made from: its identity, which is compared, and its provenance, which is only recorded."""
 
 from __future__ import annotations
 
@@ -30,50 +30,125 @@ LIBRARIES = (
 
 
 @dataclass(frozen=True)
-class Fingerprint:
-    """common: the same for all slides of a cache folder, whose name carries its hash (encoder, weights, transform,
-    crop rules); slide: this slide's own part (image and table digests, um_per_px, reader); provenance: not compared.
+class CropRule:
+    """How wide crops are, the same rule for all slides of a cache.
+
+    A spot crop is as wide as the spot, but never narrower than `min_spot_um`. A niche crop of n rings is
+    2 (n pitch + spot radius) wide, which no option changes.
     """
 
+    min_spot_um: float = 0.0
+    """Spot crops are at least this wide, um; 0 means that they always have the spot's diameter."""
+
+    def __str__(self) -> str:
+        """Say how wide spot crops are, for messages."""
+        return "the spot's diameter" + (f", at least {self.min_spot_um:g} um" if self.min_spot_um else "")
+
+    @classmethod
+    def from_identity(cls, common: dict[str, Any]) -> CropRule:
+        """Return the rule that the common identity of a cache states, in the form of any version."""
+        return cls(**from_version_0_1(common)["crop_rule"])
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the rule as the identity states it: six digits, because version 0.1 wrote no more."""
+        return {"min_spot_um": float(f"{self.min_spot_um:g}")}
+
+
+def as_version_0_1(common: dict[str, Any]) -> dict[str, Any]:
+    """Return a common identity in the form of version 0.1, where two sentences state the crop rule.
+
+    Hashes are taken of this form, so folders of caches and runs keep the names that they have had since then.
+
+    Args:
+        common: A common identity in either form; one without a crop rule stays as it is.
+    """
+    if "crop_rule" not in common:
+        return dict(common)
+    min_spot_um = CropRule(**common["crop_rule"]).min_spot_um
+    rest = {key: value for key, value in common.items() if key != "crop_rule"}
+    spot = f"spot diameter, at least {min_spot_um:g}" if min_spot_um else "spot diameter"
+    return {**rest, "spot_crop_um": spot, "niche_crop_um": "2 (m pitch + spot radius)"}
+
+
+def from_version_0_1(common: dict[str, Any]) -> dict[str, Any]:
+    """Return a common identity with a typed crop rule, read from the sentences that version 0.1 wrote.
+
+    Args:
+        common: A common identity in either form; one without such sentences stays as it is.
+    """
+    if "spot_crop_um" not in common:
+        return dict(common)
+    rest = {key: value for key, value in common.items() if key not in ("spot_crop_um", "niche_crop_um")}
+    number = common["spot_crop_um"].partition("at least ")[2]
+    return {**rest, "crop_rule": CropRule(float(number or 0)).as_dict()}
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a cache file was made from."""
+
     common: dict[str, Any]
+    """The part of the identity that all slides of a folder share: encoder, weights, transform, crop rule."""
     slide: dict[str, Any]
+    """The part of the identity that is this slide's own: digests of image and table, pixel size, reader."""
     provenance: dict[str, Any]
+    """What is recorded but not compared: versions, date, command, device."""
 
     def to_json(self) -> str:
+        """Return the text that a cache file holds."""
         return json.dumps(
             {"identity": {**self.common, "slide": self.slide}, "provenance": self.provenance}, sort_keys=True
         )
 
     @staticmethod
     def from_json(text: str) -> Fingerprint:
+        """Read the text that a cache file of this version, or of version 0.1, holds."""
         data = json.loads(text)
-        common = dict(data["identity"])
+        common = from_version_0_1(data["identity"])
         return Fingerprint(common, common.pop("slide"), data["provenance"])
 
 
+def identity_hash(common: dict[str, Any]) -> str:
+    """Return the 8 hex digits that name the folder of a cache.
+
+    Args:
+        common: The common identity in either form; both have the same hash.
+    """
+    return short_hash(as_version_0_1(common))
+
+
 def short_hash(settings: dict[str, Any]) -> str:
-    """8 hex digits that tell settings apart in the name of a cache folder or a run."""
+    """Return 8 hex digits that tell settings apart in the name of a folder."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def differences(cached: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """`weights 1a2b3c4d5e6f -> 0f9e8d7c6b5a` for every key whose value is not the same; empty where equal."""
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Describe each key whose value is not the same, as `weights 1a2b3c4d5e6f -> 0f9e8d7c6b5a`.
 
-    def show(value: Any) -> str:
+    Args:
+        old: One part of an identity; common identities may be in either form.
+        new: The same part of another identity.
+
+    Returns:
+        One text per key; none where all values are equal. Crop rules are described by the sentences of version 0.1.
+    """
+
+    def describe(value: object) -> str:
         return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)
 
-    keys = [*cached, *(k for k in wanted if k not in cached)]
-    return [f"{k} {show(cached.get(k))} -> {show(wanted.get(k))}" for k in keys if cached.get(k) != wanted.get(k)]
+    old, new = as_version_0_1(old), as_version_0_1(new)
+    keys = [*old, *(key for key in new if key not in old)]
+    return [f"{k} {describe(old.get(k))} -> {describe(new.get(k))}" for k in keys if old.get(k) != new.get(k)]
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file's bytes, hex."""
+    """Return the SHA-256 of a file's bytes, as hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def array_digest(array: np.ndarray) -> str:
-    """sha256 of an array's type, shape and values, hex; text as UTF-8."""
+    """Return the SHA-256 of an array's type, shape and values, as hex digits; texts count as UTF-8."""
     digest = hashlib.sha256(f"{array.dtype.str if array.dtype != object else 'utf-8'} {array.shape}".encode())
     if array.dtype == object:
         for text in array.ravel():
@@ -84,24 +159,24 @@ def array_digest(array: np.ndarray) -> str:
 
 
 def file_stamp(path: Path) -> list[int]:
-    """Size and modification time: while these stay, a digest taken before still holds."""
+    """Return size (bytes) and modification time (ns); while both stay the same, the file's digest does too."""
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that shape results."""
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the libraries that results depend on, by name."""
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Who made this, with what, when and how."""
+    """Return by what command, with which versions, when and where a file is made, and `more` as it is given."""
     return {
         "versions": versions(),
         "host": socket.gethostname(),

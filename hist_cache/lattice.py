@@ -1,7 +1,7 @@
-"""Which spots are neighbours: rings of a hexagonal (Visium) or square (legacy ST) lattice.
+"""Neighbours of spots: the rings around each spot of a hexagonal (Visium) or square (legacy ST) lattice.
 
-Ring m of the hex lattice holds 6m spots, rings 1..m together K = 3m(m+1) (6, 18, 36); on the square lattice
-K = (2m+1)^2 - 1 (8, 24, 48). Neighbours never include the centre.
+On a hexagonal lattice ring m has 6m spots, so rings 1 to m have K = 3m(m+1) spots: 6, 18 or 36. On a square lattice
+they have K = (2m+1)^2 - 1 spots: 8, 24 or 48. A spot is never its own neighbour.
 """
 
 from __future__ import annotations
@@ -10,106 +10,136 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import breadth_first_order, connected_components
 from scipy.spatial import cKDTree
 
 Kind = Literal["hex", "square", "none"]
-RINGS = {6: 1, 18: 2, 36: 3}  # the name of a neighbourhood size -> its rings
-NEAR = 1.25  # pitches: takes in lattice neighbours, not the square's diagonal (1.41)
-MAX_MISFIT = 0.25  # rms distance of spots from their lattice site, in pitches
-MIN_ORDER = 0.5  # |mean exp(i k angle)|: 1 for a perfect lattice, 0 for none
+RINGS = {6: 1, 18: 2, 36: 3}  # name of a neighbourhood (its size on a hexagonal lattice) -> number of rings
+MAX_NEIGHBOR_PITCHES = 1.25  # between the distance of lattice neighbours (1) and the diagonal of a square (1.41)
+MAX_MISFIT = 0.25  # root mean square distance of the spots from their lattice sites, in pitches
+MAX_VECTOR_ERROR = 0.2  # of the length of a lattice vector (in pitches), and of the cosine between the two
+MIN_ORDER = 0.5  # |mean exp(i k angle)|, which is 1 for a perfect lattice and 0 for none
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """sites (N, 2) int64: each spot's coordinates in units of the two lattice vectors (60 or 90 degrees apart)."""
+    """The lattice of a slide's spots.
+
+    Attributes:
+        kind: Hexagonal, square, or none if the spots follow no lattice.
+        sites: (N, 2) int64, each spot's coordinates in units of the two lattice vectors, which are 60 degrees (hex) or
+            90 degrees (square) apart.
+        source: Whether the sites come from array indices or from the positions of the spots.
+    """
 
     kind: Kind
-    sites: np.ndarray
+    sites: NDArray[np.int64]
     source: Literal["array", "positions"]
 
 
-def find_lattice(coords: np.ndarray, array: np.ndarray, pitch_px: float) -> Lattice:
-    """The lattice of a slide's spots, from array indices where these fit the positions, else from the positions.
+def find_lattice(coords: NDArray[np.float64], array: NDArray[np.int32], pitch_px: float) -> Lattice:
+    """Find the lattice of a slide's spots, from their array indices where these fit the positions, else from positions.
 
-    coords (N, 2) px; array (N, 2) row and column (-1 unknown). Array indices do not fit where, as on Visium HD,
-    columns and positions disagree. `kind` is "none" where the positions follow no lattice.
+    Array indices may not fit: on Visium HD, for example, columns and positions disagree.
+
+    Args:
+        coords: (N, 2) spot centres in px.
+        array: (N, 2) array row and array column; -1 where they are not known.
+        pitch_px: Distance between the centres of neighbouring spots, in px.
+
+    Returns:
+        The lattice. Its kind is "none" if the positions follow no lattice.
     """
     for kind in ("hex", "square"):
         sites = _sites_from_array(array, kind)
         if sites is not None and _fits(coords, sites, kind, pitch_px):
             return Lattice(kind, sites, "array")
-    near = cKDTree(coords).query_pairs(NEAR * pitch_px, output_type="ndarray")
-    kind, angle = _order(coords, near)
+    pairs = cKDTree(coords).query_pairs(MAX_NEIGHBOR_PITCHES * pitch_px, output_type="ndarray")
+    kind, angle = _order(coords, pairs)
     if kind != "none":
-        sites = _sites_from_positions(coords, near, _vectors(kind, angle, pitch_px))
+        sites = _sites_from_positions(coords, pairs, _vectors(kind, angle, pitch_px))
         if _fits(coords, sites, kind, pitch_px):
             return Lattice(kind, sites, "positions")
     return Lattice("none", np.zeros((len(coords), 2), dtype=np.int64), "positions")
 
 
-def full_ring_size(kind: Kind, m: int) -> int:
-    """K: spots in rings 1..m."""
-    return (2 * m + 1) ** 2 - 1 if kind == "square" else 3 * m * (m + 1)
+def full_ring_size(kind: Kind, n_rings: int) -> int:
+    """Return K, the number of spots in rings 1 to `n_rings` of a complete lattice."""
+    return (2 * n_rings + 1) ** 2 - 1 if kind == "square" else 3 * n_rings * (n_rings + 1)
 
 
-def ring_neighbors(lattice: Lattice, coords: np.ndarray, pitch_px: float, m: int) -> np.ndarray:
-    """(N, K) int32 rows of the spots in rings 1..m, inner rings first, -1 where the tissue has none.
+def ring_neighbors(lattice: Lattice, coords: NDArray[np.float64], pitch_px: float, n_rings: int) -> NDArray[np.int32]:
+    """List the neighbours of each spot in rings 1 to `n_rings`.
 
-    Without a lattice: the K = 3m(m+1) nearest spots within (m + 1/2) pitches.
+    Without a lattice they are the K = 3m(m+1) nearest spots within (m + 1/2) pitches, where m is `n_rings`.
+
+    Args:
+        lattice: The lattice of the spots.
+        coords: (N, 2) spot centres in px.
+        pitch_px: Distance between the centres of neighbouring spots, in px.
+        n_rings: Number of rings, 1 or more.
+
+    Returns:
+        (N, K) row numbers of the neighbours, inner rings first, -1 where the tissue has no spot.
     """
-    k = full_ring_size(lattice.kind, m)
+    k = full_ring_size(lattice.kind, n_rings)
     if lattice.kind == "none":
-        found = min(k + 1, len(coords))
-        distance, rows = cKDTree(coords).query(coords, k=[*range(1, found + 1)])
-        rows = np.where(distance <= (m + 0.5) * pitch_px, rows, -1)
-        return _without_self(rows, k)
-    steps = _steps(lattice.kind, m)
-    low = lattice.sites.min(0) - m
-    width = int(lattice.sites[:, 1].max() - low[1]) + m + 1
+        n_nearest = min(k + 1, len(coords))
+        distance, nearest = cKDTree(coords).query(coords, k=[*range(1, n_nearest + 1)])
+        return _without_self(np.where(distance <= (n_rings + 0.5) * pitch_px, nearest, -1), k)
+    # Each site gets a number (its key), so that a neighbour is found by looking up a number.
+    steps = _steps(lattice.kind, n_rings)
+    low = lattice.sites.min(0) - n_rings
+    width = int(lattice.sites[:, 1].max() - low[1]) + n_rings + 1
     keys = (lattice.sites - low) @ np.array([width, 1])
     order = np.argsort(keys, kind="stable")
-    wanted = ((lattice.sites - low)[:, None, :] + steps[None]) @ np.array([width, 1])
-    at = np.minimum(np.searchsorted(keys[order], wanted), len(keys) - 1)
-    rows = order[at]
-    return np.where(keys[rows] == wanted, rows, -1).astype(np.int32)
+    neighbor_keys = ((lattice.sites - low)[:, None, :] + steps[None]) @ np.array([width, 1])
+    position = np.minimum(np.searchsorted(keys[order], neighbor_keys), len(keys) - 1)
+    rows = order[position]
+    return np.where(keys[rows] == neighbor_keys, rows, -1).astype(np.int32)
 
 
-def _steps(kind: Kind, m: int) -> np.ndarray:
-    """(K, 2) lattice steps to rings 1..m, inner first."""
-    a, b = np.mgrid[-m : m + 1, -m : m + 1].reshape(2, -1)
+def _steps(kind: Kind, n_rings: int) -> NDArray[np.int64]:
+    """Return the (K, 2) lattice steps from a spot to rings 1 to `n_rings`, inner rings first."""
+    a, b = np.mgrid[-n_rings : n_rings + 1, -n_rings : n_rings + 1].reshape(2, -1)
     if kind == "hex":
         ring = (abs(a) + abs(b) + abs(a + b)) // 2
     else:
         ring = np.maximum(abs(a), abs(b))
-    keep = (ring >= 1) & (ring <= m)
+    keep = (ring >= 1) & (ring <= n_rings)
     a, b, ring = a[keep], b[keep], ring[keep]
     order = np.lexsort((b, a, ring))
     return np.stack([a, b], axis=1)[order]
 
 
-def _sites_from_array(array: np.ndarray, kind: Kind) -> np.ndarray | None:
+def _sites_from_array(array: NDArray[np.int32], kind: Kind) -> NDArray[np.int64] | None:
+    """Turn array indices into (N, 2) lattice sites; None where indices are missing or cannot be of this kind."""
     row, col = array.astype(np.int64).T
     if len(array) == 0 or (array < 0).any():
         return None
     if kind == "square":
         return np.stack([col, row], axis=1)
-    # Visium: columns step by 2 along a row and by 1 between rows, so row + column has one parity.
+    # Visium columns step by 2 within a row and by 1 between rows, so row + column is always even or always odd.
     parity = (row + col) % 2
     if parity.min() != parity.max():
         return None
     return np.stack([(col - row - parity[0]) // 2, row], axis=1)
 
 
-def _vectors(kind: Kind, angle: float, pitch_px: float) -> np.ndarray:
-    """(2, 2) the two lattice vectors, px."""
+def _vectors(kind: Kind, angle: float, pitch_px: float) -> NDArray[np.float64]:
+    """Return the two lattice vectors as rows of a (2, 2) array, in px; the first one has the given angle."""
     second = angle + (np.pi / 3 if kind == "hex" else np.pi / 2)
     return pitch_px * np.array([[np.cos(angle), np.sin(angle)], [np.cos(second), np.sin(second)]])
 
 
-def _fits(coords: np.ndarray, sites: np.ndarray, kind: Kind, pitch_px: float) -> bool:
-    """Whether an affine map takes sites to positions, with the lattice's own lengths and angle, no site taken twice."""
+def _fits(coords: NDArray[np.float64], sites: NDArray[np.int64], kind: Kind, pitch_px: float) -> bool:
+    """Test whether the sites explain the positions.
+
+    They do if no site is taken twice and an affine map takes sites to positions with a small misfit, and if the two
+    vectors of that map have the lengths and the angle of the lattice.
+    """
     if len(np.unique(sites, axis=0)) < len(sites) or len(sites) < 4:
         return False
     design = np.column_stack([sites, np.ones(len(sites))])
@@ -122,13 +152,18 @@ def _fits(coords: np.ndarray, sites: np.ndarray, kind: Kind, pitch_px: float) ->
     cosine = u @ v / np.linalg.norm(u) / np.linalg.norm(v)
     return bool(
         misfit < MAX_MISFIT * pitch_px
-        and (abs(lengths - 1) < 0.2).all()
-        and abs(cosine - (0.5 if kind == "hex" else 0.0)) < 0.2
+        and (abs(lengths - 1) < MAX_VECTOR_ERROR).all()
+        and abs(cosine - (0.5 if kind == "hex" else 0.0)) < MAX_VECTOR_ERROR
     )
 
 
-def _order(coords: np.ndarray, pairs: np.ndarray) -> tuple[Kind, float]:
-    """The lattice kind with the larger bond-orientational order, and the angle of its first vector."""
+def _order(coords: NDArray[np.float64], pairs: NDArray[np.int64]) -> tuple[Kind, float]:
+    """Return the lattice kind with the larger bond-orientational order, and the angle of its first vector.
+
+    Args:
+        coords: (N, 2) spot centres in px.
+        pairs: (P, 2) rows of neighbouring spots.
+    """
     if len(pairs) < 3:
         return "none", 0.0
     dx, dy = (coords[pairs[:, 1]] - coords[pairs[:, 0]]).T
@@ -140,14 +175,16 @@ def _order(coords: np.ndarray, pairs: np.ndarray) -> tuple[Kind, float]:
     return kind, float(np.angle(mean[kind]) / (6 if kind == "hex" else 4))
 
 
-def _sites_from_positions(coords: np.ndarray, pairs: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """(N, 2) sites found by walking from spot to neighbouring spot, so that jitter does not add up."""
+def _sites_from_positions(
+    coords: NDArray[np.float64], pairs: NDArray[np.int64], vectors: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """Return the (N, 2) sites, found by going from spot to neighbouring spot so that deviations do not add up."""
     to_sites = np.linalg.inv(vectors)
     n = len(coords)
     graph = coo_matrix((np.ones(len(pairs)), pairs.T), shape=(n, n)).tocsr()
-    parts, label = connected_components(graph, directed=False)
+    n_parts, label = connected_components(graph, directed=False)
     sites = np.zeros((n, 2), dtype=np.int64)
-    by_size = np.argsort(-np.bincount(label, minlength=parts), kind="stable")
+    by_size = np.argsort(-np.bincount(label, minlength=n_parts), kind="stable")
     origin = coords[label == by_size[0]][0]
     for part in by_size:
         root = int(np.flatnonzero(label == part)[0])
@@ -159,7 +196,8 @@ def _sites_from_positions(coords: np.ndarray, pairs: np.ndarray, vectors: np.nda
     return sites
 
 
-def _without_self(rows: np.ndarray, k: int) -> np.ndarray:
+def _without_self(rows: NDArray[np.int64], k: int) -> NDArray[np.int32]:
+    """Remove each spot from its own list of neighbours and return (N, k) rows, filled up with -1."""
     n = len(rows)
     out = np.full((n, k), -1, dtype=np.int32)
     for i in range(n):

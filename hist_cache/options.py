@@ -1,4 +1,9 @@
-"""Command lines from dataclasses: a field is an option; `--config` and `--print_config` come with it."""
+"""Command lines from dataclasses: a field is an option, a dataclass is a group of them.
+
+A command has a dataclass of its own options, and shows the fields of other dataclasses (of a model, of the training
+loop) as flat flags beside them. What was given on the command line or in a `--config` file is kept apart from defaults,
+so that nothing has to be decided by comparing a value with its default.
+"""
 
 from __future__ import annotations
 
@@ -6,69 +11,180 @@ import dataclasses
 import os
 import sys
 import traceback
+import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from hist_cache.console import fail, show_logs
 from hist_cache.errors import HistError
 
-C = TypeVar("C")
+O = TypeVar("O", bound="CommandOptions")  # noqa: E741
+T = TypeVar("T")
 
 
-def option(default: Any, help: str, metavar: str | None = None) -> Any:
-    """A dataclass field that is also a command-line option."""
-    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+def option(
+    default: Any, help: str, metavar: str | None = None, group: str | None = None, since: str | None = None
+) -> Any:
+    """Declare a dataclass field that is also a command-line option.
+
+    Args:
+        default: The field's default.
+        help: One line; the default is appended to it.
+        metavar: Name of the value in the help; literal types show their choices instead.
+        group: Title of the group of options that this field begins; the fields after it belong to the same group.
+        since: The version that added the field. Such a field is left out of a run's hash while it has its default, so
+            that adding an option does not orphan finished runs.
+    """
+    metadata = {"help": help, "metavar": metavar, "group": group, "since": since}
+    return field(default=default, metadata=metadata)
 
 
 def positional(help: str, metavar: str) -> Any:
-    """A dataclass field, a tuple of texts, that takes the arguments without a flag: at least one."""
-    return dataclasses.field(default=(), metadata={"help": help, "metavar": metavar, "positional": True})
+    """Declare a dataclass field, a tuple of texts, that takes the arguments without a flag: at least one."""
+    return field(default=(), metadata={"help": help, "metavar": metavar, "positional": True})
 
 
-def parse(config_class: type[C], prog: str, description: str, argv: Sequence[str] | None = None) -> C:
-    """Read options into `config_class`; wrong ones exit with 2, as argparse does."""
+@dataclass(frozen=True)
+class CommandOptions:
+    """Base of a command's options.
+
+    Attributes:
+        given: Names of all options that were given.
+        config_values: The given options that belong to the dataclasses of `config_groups`, by name.
+    """
+
+    given: frozenset[str] = field(default=frozenset(), kw_only=True)
+    config_values: dict[str, Any] = field(default_factory=dict, kw_only=True)
+
+    @classmethod
+    def config_groups(cls) -> list[tuple[str, type]]:
+        """Title and dataclass of each further group of options, such as those of a model."""
+        return []
+
+    def with_values(self, values: Mapping[str, Any]) -> Self:
+        """These options as if `values` had been given too."""
+        own = {f.name for f in option_fields(type(self))}
+        return dataclasses.replace(
+            self,
+            **{name: value for name, value in values.items() if name in own},
+            given=self.given | set(values),
+            config_values=self.config_values | {name: value for name, value in values.items() if name not in own},
+        )
+
+    def given_values(self) -> dict[str, Any]:
+        """All options that were given, by name."""
+        own = {f.name: getattr(self, f.name) for f in option_fields(type(self)) if f.name in self.given}
+        return own | self.config_values
+
+    def resolve(self, kind: type[T], preset: Mapping[str, Any], **fixed: Any) -> T:
+        """Fill a dataclass from these options.
+
+        A field is taken from `fixed`, else from what was given, else from the command's own option of that name, else
+        from `preset` (a dataset's defaults), else it has its default.
+        """
+        values = dict(fixed)
+        own = {f.name for f in option_fields(type(self))}
+        for name in (f.name for f in dataclasses.fields(kind) if f.name not in fixed):  # type: ignore[arg-type]
+            if name in self.config_values:
+                values[name] = self.config_values[name]
+            elif name in own:
+                values[name] = getattr(self, name)
+            elif name in preset:
+                values[name] = preset[name]
+        return kind(**values)
+
+
+def option_fields(kind: type) -> list[dataclasses.Field[Any]]:
+    """The fields of a dataclass that are options."""
+    return [f for f in dataclasses.fields(kind) if "help" in f.metadata]
+
+
+def all_option_names(kind: type[CommandOptions]) -> list[str]:
+    """Names of a command's options and of those of its config groups, in the order of the help."""
+    kinds = [kind, *(config for _, config in kind.config_groups())]
+    return list(dict.fromkeys(f.name for k in kinds for f in option_fields(k)))
+
+
+def flag(name: str) -> str:
+    """The flag of an option: `batch_size` -> `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def parse(kind: type[O], prog: str, description: str, argv: Sequence[str] | None = None) -> O:
+    """Read options into `kind`; wrong ones exit with 2, as argparse does.
+
+    Args:
+        kind: The command's dataclass of options.
+        prog: Name of the command.
+        description: Head of its help.
+        argv: Arguments; the process's own by default.
+    """
     from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     class Help(DefaultHelpFormatter):
+        """Prints help texts as they are written, without jsonargparse's types."""
+
         def _expand_help(self, action: Any) -> str:
-            return str(action.help or "") % {"default": action.default}
+            return str(action.help or "")
 
     parser = ArgumentParser(prog=prog, description=description, formatter_class=Help)
-    parser.add_argument("--config", action="config", help="read options from a YAML FILE")
-    hints = typing.get_type_hints(config_class)
-    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
-        flag = "--" + field.name.replace("_", "-")
-        text = field.metadata.get("help", "")
-        if field.metadata.get("positional"):
-            parser.add_argument(field.name, type=str, nargs="+", help=text, metavar=field.metadata["metavar"])
-        elif hints[field.name] is bool:
-            parser.add_argument(flag, action="store_true", default=field.default, help=text)
+    parser.add_argument("--config", action="config", help="read options from a YAML FILE", metavar="FILE")
+    _add_options(parser, kind)
+    names = {f.name for f in option_fields(kind)}
+    for title, config in kind.config_groups():
+        _add_options(parser, config, title, without=names)
+        names |= {f.name for f in option_fields(config)}
+    words = list(argv) if argv is not None else sys.argv[1:]
+    parsed = parser.parse_args(words).as_dict()
+    given = {name for name in parser.parse_args(words, defaults=False).as_dict() if name in names}
+    own = {f.name: parsed[f.name] for f in option_fields(kind)}
+    return kind(
+        **own,
+        given=frozenset(given),
+        config_values={name: parsed[name] for name in given if name not in own},
+    )
+
+
+def _add_options(parser: Any, kind: type, title: str | None = None, without: set[str] | None = None) -> None:
+    hints = typing.get_type_hints(kind)
+    place = parser.add_argument_group(title) if title else parser
+    for f in option_fields(kind):
+        if f.name in (without or ()):
+            continue
+        if f.metadata.get("group"):
+            place = parser.add_argument_group(f.metadata["group"])
+        text = f.metadata["help"]
+        if f.metadata.get("positional"):
+            place.add_argument(f.name, type=str, nargs="+", help=text, metavar=f.metadata["metavar"])
+        elif hints[f.name] is bool:
+            place.add_argument(flag(f.name), action="store_true", default=f.default, help=text)
         else:
-            if field.default is not None:
-                text += " (default: %(default)s)"
-            parser.add_argument(
-                flag,
-                type=hints[field.name],
-                default=field.default,
-                help=text,
-                metavar=field.metadata.get("metavar"),
-            )
-    namespace = parser.parse_args(list(argv) if argv is not None else sys.argv[1:])
-    return config_class(**{f.name: namespace[f.name] for f in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+            if f.default is not None:
+                text += f" (default: {f.default})"
+            metavar = _choices(hints[f.name]) or f.metadata["metavar"]
+            place.add_argument(flag(f.name), type=hints[f.name], default=f.default, help=text, metavar=metavar)
+
+
+def _choices(hint: Any) -> str | None:
+    """`{keep,drop}` for a literal type, also an optional one."""
+    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    values = [str(value) for kind in kinds if typing.get_origin(kind) is Literal for value in typing.get_args(kind)]
+    return f"{{{','.join(values)}}}" if values else None
 
 
 def folder_option(given: str | None, variable: str, default: str) -> Path:
-    """A folder as asked for, else from the environment, else below the current one."""
+    """A folder as asked for, else from an environment variable, else below the current one."""
     return Path(given or os.environ.get(variable) or default)
 
 
-def run(main: Callable[[C], int | None], config: C, debug: bool) -> int:
-    """Call `main`; expected errors become one line and their exit code."""
+def run(main: Callable[[O], int | None], options: O, debug: bool) -> int:
+    """Call a command's `main`; an expected error becomes one line and its exit code."""
     show_logs()
     try:
-        return main(config) or 0
+        return main(options) or 0
     except KeyboardInterrupt:
         fail("interrupted; what was finished is kept, the same command goes on from there")
         return 130

@@ -1,11 +1,12 @@
 """A run on disk: `runs/<dataset>/<name>/fold<i>/` and, above the folds, `summary.json`.
 
-metrics.json is written last: a fold that has it is finished, one without is not.
+metrics.json is written last, so a fold that has it is finished and a fold without it is not.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,50 +31,63 @@ TRAINING = "training.png"
 GEOMETRY = "geometry.png"
 CHECKPOINT = "checkpoint.pt"
 
+_FOLD_FOLDER = re.compile(r"fold([0-9]+)")
+
 
 @dataclass(frozen=True)
 class Fold:
-    """One trained and tested fold."""
+    """One fold of a run, with its files.
+
+    Attributes:
+        folder: The fold's folder, `fold<i>`.
+    """
 
     folder: Path
 
     @property
     def finished(self) -> bool:
+        """Whether the fold is trained and tested."""
         return (self.folder / METRICS).exists()
 
     @property
     def stopped(self) -> bool:
-        """Whether there is something to go on with."""
+        """Whether there is a checkpoint from which training can continue."""
         return (self.folder / CHECKPOINT).exists()
 
     @property
     def config(self) -> dict[str, Any]:
+        """The settings of the fold: options, split, patients and provenance."""
         return _read_json(self.folder / CONFIG)
 
     @property
     def metrics(self) -> dict[str, Any]:
+        """The test metrics."""
         return _read_json(self.folder / METRICS)
 
     @property
     def cost(self) -> dict[str, Any]:
-        """Seconds an epoch, seconds for all test spots, peak memory in GB."""
+        """Seconds per epoch, seconds for all test spots, and peak memory in GB."""
         return _read_json(self.folder / COST)
 
     @property
     def panel(self) -> list[str]:
+        """Names of the predicted genes."""
         return (self.folder / PANEL).read_text(encoding="utf-8").split()
 
     @property
     def history(self) -> pd.DataFrame:
-        """Losses and geometry, a row an epoch."""
+        """Losses and geometry, one row per epoch."""
         import pandas as pd
 
         return pd.read_csv(self.folder / HISTORY)
 
     @property
     def predictions(self) -> anndata.AnnData:
-        """Test spots x genes: X predicted expression, layers["truth"], obs["slide"], obsm["spatial"],
-        uns["spatial"] the slides' thumbnails, uns["expression"] the unit."""
+        """Table of test spots x genes with the predicted expression in X.
+
+        It also has layers["truth"], obs["slide"], obsm["spatial"] (level-0 px), uns["spatial"] (thumbnails of the
+        slides) and uns["expression"] (the unit of the expression).
+        """
         import anndata
 
         return anndata.read_h5ad(self.folder / PREDICTIONS)
@@ -81,23 +95,33 @@ class Fold:
 
 @dataclass(frozen=True)
 class Run:
-    """All folds of one setting."""
+    """All folds of one setting.
+
+    Attributes:
+        folder: The folder that holds the folders of the folds.
+    """
 
     folder: Path
 
     @property
     def folds(self) -> list[Fold]:
-        """Finished folds, in order."""
-        folders = sorted(self.folder.glob("fold*"), key=lambda p: int(p.name.removeprefix("fold")))
-        return [fold for fold in map(Fold, folders) if fold.finished]
+        """Finished folds, sorted by number. Folders not named `fold<number>`, such as `fold0_old`, are ignored."""
+        matches = [(_FOLD_FOLDER.fullmatch(path.name), path) for path in self.folder.glob("fold*")]
+        folders = sorted((int(match[1]), path) for match, path in matches if match)
+        return [fold for fold in (Fold(path) for _, path in folders) if fold.finished]
 
     @property
     def summary(self) -> dict[str, Any]:
+        """Means and standard deviations of the metrics over the finished folds."""
         return _read_json(self.folder / SUMMARY)
 
 
 def load_run(path: str | Path) -> Run:
-    """Open a run's folder; `InputError` where it holds no finished fold."""
+    """Open the folder of a run.
+
+    Raises:
+        InputError: The folder holds no finished fold.
+    """
     run = Run(Path(path))
     if not run.folds:
         raise InputError(f"{path}: no finished run here (looked for fold*/{METRICS})")
@@ -105,12 +129,14 @@ def load_run(path: str | Path) -> Run:
 
 
 def write_predictions(path: Path, table: anndata.AnnData) -> None:
-    with atomic_write(path) as aside:
-        table.write_h5ad(aside, compression="gzip")
+    """Write the predictions of a fold (see `Fold.predictions`)."""
+    with atomic_write(path) as partial_path:
+        table.write_h5ad(partial_path, compression="gzip")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise InputError(f"{path}: not readable ({error})") from None
+    return values

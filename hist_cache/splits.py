@@ -1,9 +1,10 @@
-"""Which slides train, validate and test: published, drawn by seed, leave-one-slide-out, or from files."""
+"""Splits of slides into train, val and test: published, drawn at random, leave-one-slide-out, or read from files."""
 
 from __future__ import annotations
 
 import csv
 import json
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -12,21 +13,33 @@ from typing import Any
 
 import numpy as np
 
-from hist_cache.console import say
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 
-PUBLISHED = Path(__file__).with_name("published_splits.json")
+log = logging.getLogger(__name__)
+
+PUBLISHED_FILE = Path(__file__).with_name("published_splits.json")
 KINDS = ("slide", "patient", "loso")
-PARTS = ("train", "val", "test")
-DRAWS = 5  # as many as are published
-HELD_OUT = 0.1  # share of the slides in val, and again in test
-FEWEST_TO_DRAW = 5  # below this a random draw leaves too little to train on
+SPLIT_PARTS = ("train", "val", "test")
+DRAWS = 5  # as many as are published per dataset
+HELD_OUT_SHARE = 0.1  # share of the slides in val, and the same in test
+MIN_SLIDES_TO_DRAW = 5  # with fewer slides a random draw leaves too few to train on
+MIN_GROUPS = 3  # slides or patients: one each for train, val and test
 
 
 @dataclass(frozen=True)
 class Split:
-    """Slide ids of the three parts: none empty, none shared. `InputError` otherwise."""
+    """The slide IDs of the three parts.
+
+    Attributes:
+        train: IDs of the slides to train on.
+        val: IDs of the slides to validate on during training.
+        test: IDs of the slides to test on.
+        name: Name of the split, for messages and results.
+
+    Raises:
+        InputError: A part is empty, or a slide is listed twice.
+    """
 
     train: tuple[str, ...]
     val: tuple[str, ...]
@@ -34,19 +47,19 @@ class Split:
     name: str
 
     def __post_init__(self) -> None:
-        seen: set[str] = set()
-        for part in PARTS:
+        earlier: set[str] = set()
+        for part in SPLIT_PARTS:
             ids = getattr(self, part)
             if not ids:
                 raise InputError(f"split {self.name}: no slides in {part}; each of train, val and test needs one")
-            twice = sorted(seen.intersection(ids)) or sorted({i for i in ids if ids.count(i) > 1})
-            if twice:
-                raise InputError(f"split {self.name}: {', '.join(twice)} listed twice; a slide belongs to one part")
-            seen.update(ids)
+            repeats = sorted(earlier.intersection(ids)) or sorted({i for i in ids if ids.count(i) > 1})
+            if repeats:
+                raise InputError(f"split {self.name}: {', '.join(repeats)} listed twice; a slide belongs to one part")
+            earlier.update(ids)
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """All its slides, train first."""
+        """All slides, train first."""
         return self.train + self.val + self.test
 
 
@@ -58,12 +71,19 @@ def make_splits(
     folds: int | None = None,
     seed: int = 42,
 ) -> list[Split]:
-    """The splits that `--split kind` means for the slides `ids` of `dataset`.
+    """Make the splits that `--split kind` stands for.
 
-    kind: slide or patient (published where they are, seeded draws elsewhere), loso, or a file or folder of
-    splits; without it the published slide splits, else the dataset's default.
-    folds: the first so many; without it all there are, or 5 draws.
-    `InputError` where a slide that a split names is not among `ids`, or there are too few slides or patients.
+    Args:
+        dataset: Name of the dataset.
+        ids: Slide IDs in the cache.
+        patients: Slide ID -> patient.
+        kind: slide or patient (published splits if there are any, else random draws), loso, or a file or folder of
+            splits. None means the published slide splits or, without those, the default of the dataset.
+        folds: Return only the first `folds` splits, 1 or more. None means all of them, or 5 random draws.
+        seed: Seed of the random draws.
+
+    Raises:
+        InputError: A split names a slide that is not in `ids`, or there are too few slides or patients.
     """
     if folds is not None and folds < 1:
         raise InputError(f"--folds {folds}: at least 1")
@@ -73,26 +93,27 @@ def make_splits(
         splits = _from_path(Path(kind))
     elif kind == "loso":
         splits = leave_one_slide_out(ids)
-    elif found := published(dataset, str(kind)):
-        splits = found
+    elif published := published_splits(dataset, str(kind)):
+        splits = published
     elif kind == "patient":
         return seeded_patient_splits(ids, patients, folds or DRAWS, seed)
-    elif len(ids) < FEWEST_TO_DRAW:
-        say(f"{dataset} has only {len(ids)} slides: leaving one slide out in turn instead of drawing splits")
+    elif len(ids) < MIN_SLIDES_TO_DRAW:
+        log.info(f"{dataset} has only {len(ids)} slides: leaving one slide out in turn instead of drawing splits")
         splits = leave_one_slide_out(ids)
     else:
         return seeded_slide_splits(ids, folds or DRAWS, seed)
     _check_available(dataset, splits, ids)
     if folds is not None and folds > len(splits):
-        say(f"{len(splits)} splits, not the {folds} asked for: there are no more of this kind")
+        log.info(f"{len(splits)} splits, not the {folds} asked for: there are no more of this kind")
     return splits[:folds]
 
 
 def _default_kind(dataset: str, ids: Collection[str], patients: Mapping[str, str]) -> str:
-    if published(dataset, "slide"):
+    if published_splits(dataset, "slide"):
         return "slide"
     kind = dataset_named(dataset).split
-    few_patients = len({patients.get(i) for i in ids} - {None}) < 3  # some slides of the dataset only
+    # A dataset that is split by patient by default may have only some of its slides in the cache.
+    few_patients = len({patients.get(i) for i in ids} - {None}) < MIN_GROUPS
     return "slide" if kind == "patient" and few_patients else kind
 
 
@@ -105,10 +126,17 @@ def _check_available(dataset: str, splits: Iterable[Split], ids: Collection[str]
         )
 
 
-def published(dataset: str, kind: str) -> list[Split] | None:
-    """The five splits published for the dataset (kind: slide or patient); None where there are none.
+def published_splits(dataset: str, kind: str) -> list[Split] | None:
+    """Return the five published splits of a dataset.
 
     They are independent draws, not folds: a slide may be tested several times or never.
+
+    Args:
+        dataset: Name of the dataset.
+        kind: slide or patient.
+
+    Returns:
+        The splits, or None if none are published for the dataset.
     """
     rows = _published_file()["splits"].get(dataset, {}).get(kind)
     return None if rows is None else [_split(row, f"published-{kind}-{i}") for i, row in enumerate(rows)]
@@ -116,30 +144,41 @@ def published(dataset: str, kind: str) -> list[Split] | None:
 
 @cache
 def _published_file() -> dict[str, Any]:
-    return json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))
+    return content
 
 
 def seeded_slide_splits(ids: Collection[str], n: int, seed: int) -> list[Split]:
-    """`n` independent draws of 80/10/10 percent of the slides, at least one in val and in test.
+    """Draw `n` independent splits with 80, 10 and 10 percent of the slides, at least one in val and in test.
 
-    Draw i depends on the set of ids, the seed and i alone. `InputError` for fewer than three slides.
+    Draw i depends only on the set of IDs, the seed and i.
+
+    Raises:
+        InputError: There are fewer than three slides.
     """
     slides = sorted(set(ids))
-    if len(slides) < 3:
+    if len(slides) < MIN_GROUPS:
         raise InputError(f"{len(slides)} slides cannot be split into train, val and test; at least 3 are needed")
-    held_out = max(1, round(HELD_OUT * len(slides)))
+    n_test = max(1, round(HELD_OUT_SHARE * len(slides)))
     splits = []
     for i in range(n):
-        drawn = [slides[j] for j in np.random.default_rng([seed, i]).permutation(len(slides))]
-        test, val, train = drawn[:held_out], drawn[held_out : 2 * held_out], drawn[2 * held_out :]
+        order = [slides[j] for j in np.random.default_rng([seed, i]).permutation(len(slides))]
+        test, val, train = order[:n_test], order[n_test : 2 * n_test], order[2 * n_test :]
         splits.append(_split({"train": train, "val": val, "test": test}, f"slide-seed{seed}-{i}"))
     return splits
 
 
 def seeded_patient_splits(ids: Collection[str], patients: Mapping[str, str], n: int, seed: int) -> list[Split]:
-    """`n` independent draws of whole patients, val and test as near to 10 percent of slides as these allow.
+    """Draw `n` independent splits of whole patients, with val and test as near to 10 percent of the slides as possible.
 
-    patients: slide id -> patient. `InputError` where one is unknown or there are fewer than three.
+    Args:
+        ids: Slide IDs.
+        patients: Slide ID -> patient.
+        n: Number of splits.
+        seed: Seed of the draws. Draw i depends only on the slides, their patients, the seed and i.
+
+    Raises:
+        InputError: The patient of a slide is not known, or there are fewer than three patients.
     """
     unknown = sorted(i for i in set(ids) if i not in patients)
     if unknown:
@@ -149,42 +188,39 @@ def seeded_patient_splits(ids: Collection[str], patients: Mapping[str, str], n: 
     slides_of: dict[str, list[str]] = {}
     for slide in sorted(set(ids)):
         slides_of.setdefault(patients[slide], []).append(slide)
-    if len(slides_of) < 3:
+    if len(slides_of) < MIN_GROUPS:
         raise InputError(
             f"{len(slides_of)} patients ({', '.join(sorted(slides_of))}) cannot be split into train, val "
             "and test; at least 3 are needed, or give --split slide or loso"
         )
-    target = max(1, round(HELD_OUT * len(set(ids))))
+    target = max(1, round(HELD_OUT_SHARE * len(set(ids))))
     names = sorted(slides_of)
     splits = []
     for i in range(n):
-        drawn = [slides_of[names[j]] for j in np.random.default_rng([seed, i]).permutation(len(names))]
-        test = _take(drawn, target, leave=2)
-        val = _take(drawn, target, leave=1)
-        splits.append(
-            _split(
-                {"train": [s for slides in drawn for s in slides], "val": val, "test": test},
-                f"patient-seed{seed}-{i}",
-            )
-        )
+        groups = [slides_of[names[j]] for j in np.random.default_rng([seed, i]).permutation(len(names))]
+        test = _take(groups, target, leave=2)
+        val = _take(groups, target, leave=1)
+        train = [slide for group in groups for slide in group]
+        splits.append(_split({"train": train, "val": val, "test": test}, f"patient-seed{seed}-{i}"))
     return splits
 
 
 def _take(groups: list[list[str]], target: int, leave: int) -> list[str]:
-    """Move groups off the front while that brings their size nearer to `target`; at least `leave` stay."""
-    taken = groups.pop(0)
-    while len(groups) > leave and abs(len(taken) + len(groups[0]) - target) < abs(len(taken) - target):
-        taken = taken + groups.pop(0)
-    return taken
+    """Remove groups from the front while that brings the number of slides nearer to `target`; at least `leave` stay."""
+    slides = groups.pop(0)
+    while len(groups) > leave and abs(len(slides) + len(groups[0]) - target) < abs(len(slides) - target):
+        slides = slides + groups.pop(0)
+    return slides
 
 
 def leave_one_slide_out(ids: Collection[str]) -> list[Split]:
-    """Fold i tests the i-th slide (sorted), validates on the next and trains on the rest.
+    """Make one split per slide: it tests on that slide, validates on the next one and trains on the rest.
 
-    `InputError` below three slides.
+    Raises:
+        InputError: There are fewer than three slides.
     """
     slides = sorted(set(ids))
-    if len(slides) < 3:
+    if len(slides) < MIN_GROUPS:
         raise InputError(f"leaving one slide out needs at least 3 slides, not {len(slides)}: {', '.join(slides)}")
     splits = []
     for i, test in enumerate(slides):
@@ -195,20 +231,26 @@ def leave_one_slide_out(ids: Collection[str]) -> list[Split]:
 
 
 def from_csv_folder(folder: Path) -> list[Split]:
-    """HEST-bench's `train_i.csv` and `test_i.csv` (column sample_id), in `folder` or its `splits/`.
+    """Read splits in the format of HEST-bench: `train_i.csv` and `test_i.csv` with a column sample_id.
 
-    val comes from `val_i.csv` where there is one, else it is the last train slide in sorted order.
+    The val slides come from `val_i.csv`; without that file, val is the last train slide in sorted order.
+
+    Args:
+        folder: The folder of the files, or the folder above their folder `splits`.
+
+    Raises:
+        InputError: A file is missing or has no column sample_id, or a split is not valid.
     """
-    inner = folder / "splits"
-    home = inner if inner.is_dir() else folder
-    numbers = sorted(int(f.stem[6:]) for f in home.glob("train_*.csv") if f.stem[6:].isdecimal())
+    csv_folder = folder / "splits" if (folder / "splits").is_dir() else folder
+    stems = [file.stem.removeprefix("train_") for file in csv_folder.glob("train_*.csv")]
+    numbers = sorted(int(stem) for stem in stems if stem.isdecimal())
     if not numbers:
         raise InputError(f"{folder}: no train_0.csv, train_1.csv, ... here; give a folder with HEST-bench splits")
     splits = []
     for i in numbers:
-        row = {part: _sample_ids(home / f"{part}_{i}.csv") for part in ("train", "test")}
-        if (home / f"val_{i}.csv").exists():
-            row["val"] = _sample_ids(home / f"val_{i}.csv")
+        row = {part: _sample_ids(csv_folder / f"{part}_{i}.csv") for part in ("train", "test")}
+        if (csv_folder / f"val_{i}.csv").exists():
+            row["val"] = _sample_ids(csv_folder / f"val_{i}.csv")
         splits.append(_split(row, f"{folder.name}-{i}"))
     return splits
 
@@ -224,19 +266,25 @@ def _sample_ids(file: Path) -> list[str]:
 
 
 def from_json(file: Path) -> list[Split]:
-    """A list of `{"train": [...], "val": [...], "test": [...]}`; without val it is the last train slide."""
+    """Read splits from a JSON list of `{"train": [...], "val": [...], "test": [...]}`.
+
+    Without "val", val is the last train slide in sorted order.
+
+    Raises:
+        InputError: The file is not such a list, or a split is not valid.
+    """
     try:
         rows = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{file}: not JSON ({error})") from error
-    wanted = f'{file}: give a list of {{"train": [ids], "val": [ids], "test": [ids]}}'
+    format_error = InputError(f'{file}: give a list of {{"train": [ids], "val": [ids], "test": [ids]}}')
     if not isinstance(rows, list) or not rows:
-        raise InputError(wanted)
+        raise format_error
     for row in rows:
-        if not isinstance(row, dict) or not {"train", "test"} <= set(row) <= set(PARTS):
-            raise InputError(wanted)
+        if not isinstance(row, dict) or not {"train", "test"} <= set(row) <= set(SPLIT_PARTS):
+            raise format_error
         if not all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in row.values()):
-            raise InputError(wanted)
+            raise format_error
     return [_split(row, f"{file.stem}-{i}") for i, row in enumerate(rows)]
 
 
@@ -252,9 +300,9 @@ def _from_path(path: Path) -> list[Split]:
 
 
 def patient_leaks(split: Split, patients: Mapping[str, str]) -> list[str]:
-    """Patients with slides both in test and in train or val, sorted; unknown patients are passed over."""
-    seen = {patients[i] for i in split.train + split.val if i in patients}
-    return sorted(seen.intersection(patients[i] for i in split.test if i in patients))
+    """List the patients with slides both in test and in train or val, sorted; slides without a patient are ignored."""
+    train_patients = {patients[i] for i in split.train + split.val if i in patients}
+    return sorted(train_patients.intersection(patients[i] for i in split.test if i in patients))
 
 
 def _split(row: Mapping[str, Sequence[str]], name: str) -> Split:

@@ -1,201 +1,141 @@
 """Token files, `<slide>.tokens<block>.h5`: activations that enter a block of the encoder (docs/cache-format.md).
 
-`spot` and `niche/<size>` are (N, T, W) float16: for each of N spots the T tokens of its crop. A chunk is one crop,
-uncompressed, so any crop is one read at a known place in the file; nothing is ever held but what is asked for.
+`spot` and `niche/<size>` are (N, T, W) float16: for each of N spots the T tokens of its crop, W values each. A chunk of
+the file is one crop without compression, so any crop is one read at a known place, and a file is never read as a whole.
+`hist_cache.token_writer` writes these files.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
-from hist_cache.cache import SCHEMA, TOKEN_FILE, Cache, misplaced, neighborhoods, open_complete, read_fingerprint
+from hist_cache.cache import TOKEN_FILE, Cache, neighborhoods, open_complete, read_fingerprint
 from hist_cache.errors import HistError, InputError, StaleCacheError
-from hist_cache.files import atomic_write
-from hist_cache.fingerprint import Fingerprint, array_digest, differences
+from hist_cache.fingerprint import Fingerprint, differences
 
-TYPE = np.dtype("<f2")
-SPOT = "spot"
+TOKEN_TYPE = np.dtype("<f2")  # float16, little-endian
+SPOT = "spot"  # name of the tokens of spot crops
 
 
 def token_path(folder: Path, slide: str, block: int) -> Path:
+    """Return the token file of a slide and a block, which may not exist."""
     return folder / f"{slide}.tokens{block}.h5"
 
 
 def token_files(folder: Path) -> list[Path]:
-    """The complete token files of a cache folder, sorted."""
+    """List the complete token files of a cache folder, sorted."""
     return sorted(p for p in folder.glob("*.h5") if TOKEN_FILE.fullmatch(p.name))
 
 
-def dataset_names(sizes: Sequence[int]) -> list[str]:
-    """`[6]` -> `["spot", "niche/6"]`."""
+def token_names(sizes: Sequence[int]) -> list[str]:
+    """List the names of the tokens in a file with niches of these sizes: `[6]` gives `["spot", "niche/6"]`."""
     return [SPOT, *(f"niche/{size}" for size in sizes)]
 
 
 def token_bytes(crops: int, shape: tuple[int, int]) -> int:
-    """Bytes on disk of that many crops of (T, W) tokens."""
-    return crops * shape[0] * shape[1] * TYPE.itemsize
+    """Return the size on disk, in bytes, of the tokens of that many crops.
 
-
-class TokenWriter:
-    """Takes the tokens of crops in any order, and digests each as it comes."""
-
-    def __init__(self, file: h5py.File, names: Sequence[str], crops: int, shape: tuple[int, int]) -> None:
-        self._file, self._shape = file, (crops, *shape)
-        self._sums = {name: np.zeros((crops, 32), dtype=np.uint8) for name in names}
-        self._written = {name: np.zeros(crops, dtype=bool) for name in names}
-        for name in names:
-            file.create_dataset(name, self._shape, TYPE, chunks=(1, *shape))
-
-    def put(self, name: str, rows: np.ndarray, values: np.ndarray) -> None:
-        """Write values (k, T, W) float16 as crops `rows` (k,) of `name`."""
-        if values.dtype != TYPE or values.shape != (len(rows), *self._shape[1:]):
-            raise HistError(f"{name}: tokens of {values.shape} {values.dtype} for {len(rows)} of {self._shape} crops")
-        dataset, sums = self._file[name].id, self._sums[name]
-        for row, crop in zip(rows.tolist(), np.ascontiguousarray(values), strict=True):
-            dataset.write_direct_chunk((row, 0, 0), crop)
-            sums[row] = np.frombuffer(hashlib.sha256(crop).digest(), dtype=np.uint8)
-        self._written[name][rows] = True
-
-    def digests(self) -> dict[str, str]:
-        """Name -> digest; `HistError` where a crop was never written."""
-        for name, written in self._written.items():
-            if not written.all():
-                raise HistError(f"{name}: {int((~written).sum())} of {len(written)} crops were not written")
-        return {name: _digest(self._shape, sums) for name, sums in self._sums.items()}
-
-
-def _digest(shape: tuple[int, ...], sums: np.ndarray) -> str:
-    """sha256 over type, shape and the (N, 32) sha256 of every crop: can be had in any order of crops."""
-    return hashlib.sha256(f"{TYPE.str} {shape}".encode() + sums.tobytes()).hexdigest()
-
-
-@contextmanager
-def written_tokens(
-    path: Path,
-    names: Sequence[str],
-    barcodes: list[str],
-    shape: tuple[int, int],
-    fingerprint: Fingerprint,
-    attributes: dict[str, Any],
-) -> Iterator[TokenWriter]:
-    """Write a token file aside: yields what takes the crops of `names`, and is renamed when all have come.
-
-    What else a complete file of that name holds is copied over, not computed again.
+    Args:
+        crops: Number of crops.
+        shape: (T, W), tokens of a crop and values of a token.
     """
-    with atomic_write(path) as aside, h5py.File(aside, "w", locking=False) as file:
-        texts = np.array(barcodes, dtype=object)
-        file.create_dataset("barcodes", data=texts, dtype=h5py.string_dtype("utf-8"))
-        digests = {"barcodes": array_digest(texts)}
-        if path.exists():
-            with open_complete(path) as old:
-                known = json.loads(old.attrs["digests"])
-                for name in known.keys() - {"barcodes", *names}:
-                    old.copy(old[name], file, name)
-                    digests[name] = known[name]
-        writer = TokenWriter(file, names, len(barcodes), shape)
-        yield writer
-        file.attrs.update(attributes)
-        file.attrs["schema"] = SCHEMA
-        file.attrs["fingerprint"] = fingerprint.to_json()
-        file.attrs["digests"] = json.dumps(digests | writer.digests(), sort_keys=True)
-        file.flush()
-        file.attrs["complete"] = True
+    return crops * shape[0] * shape[1] * TOKEN_TYPE.itemsize
 
 
-def verify_tokens(path: Path) -> list[str]:
-    """Re-read every crop and compare the digests; returns what is wrong, nothing where all is well."""
-    problems = []
-    try:
-        with open_complete(path) as file:
-            fingerprint = Fingerprint.from_json(file.attrs["fingerprint"])
-            for name, expected in json.loads(file.attrs["digests"]).items():
-                try:
-                    data = file[name]
-                    if name == "barcodes":
-                        found = array_digest(data[:])
-                    else:
-                        sums = [hashlib.sha256(data[row]).digest() for row in range(len(data))]
-                        found = _digest(data.shape, np.frombuffer(b"".join(sums), dtype=np.uint8))
-                    if found != expected:
-                        problems.append(f"{name} has other values than when it was written")
-                except KeyError:
-                    problems.append(f"{name} is missing")
-                except (OSError, RuntimeError) as error:
-                    problems.append(f"{name} cannot be read ({error})")
-    except HistError as error:
-        return [str(error)]
-    return problems + misplaced(path, fingerprint)
+def stale_reasons(path: Path) -> list[str]:
+    """Compare what a token file and the embeddings of the same slide were made from.
 
+    Returns:
+        A list with one text if there are differences, else an empty list.
 
-def stale_beside(path: Path) -> list[str]:
-    """How a token file was made otherwise than its slide's embeddings; nothing where all is the same.
-
-    Raises `HistError` where either cannot be read, which no token file is of use without.
+    Raises:
+        HistError: One of the two files cannot be read.
     """
     match = TOKEN_FILE.fullmatch(path.name)
-    beside = path.with_name(f"{match['slide'] if match else path.stem}.h5")
-    found, known = read_fingerprint(path), read_fingerprint(beside)
-    different = differences(found.common, known.common) + differences(found.slide, known.slide)
-    return [f"stale beside {beside.name}: {'; '.join(different)}"] if different else []
+    slide_file = path.with_name(f"{match['slide'] if match else path.stem}.h5")
+    own, expected = read_fingerprint(path), read_fingerprint(slide_file)
+    changes = differences(own.common, expected.common) + differences(own.slide, expected.slide)
+    return [f"stale beside {slide_file.name}: {'; '.join(changes)}"] if changes else []
 
 
 class Tokens:
-    """A slide's token file, open for reading; may be read from several threads at once."""
+    """The token file of a slide, open for reading, also from several threads at the same time.
+
+    Attributes:
+        path: The file.
+        block: Index of the encoder block whose input the tokens are.
+        barcodes: (N,) barcodes of the spots.
+        sizes: Neighbourhood sizes of the niches in the file, sorted.
+        shape: (T, W), tokens of a crop and values of a token.
+    """
 
     def __init__(self, path: Path) -> None:
-        """`HistError` where the file is unreadable or incomplete."""
+        """Open a file.
+
+        Raises:
+            HistError: The file is not readable, is not complete or was repacked by another program.
+        """
         self.path = path
-        self._places: dict[str, np.ndarray] = {}  # name -> (N,) byte in the file where each crop starts
+        self._offsets: dict[str, NDArray[np.int64]] = {}  # name -> (N,) byte offsets of the crops in the file
         with open_complete(path) as file:
             self.block = int(file.attrs["block"])
             self.barcodes = [b.decode() for b in file["barcodes"][:]]
             self.sizes = sorted(int(size) for size in file.get("niche", {}))
             self.shape: tuple[int, int] = file[SPOT].shape[1:]
-            for name in dataset_names(self.sizes):
-                self._places[name] = _chunk_places(path, file[name])
+            for name in token_names(self.sizes):
+                self._offsets[name] = _chunk_offsets(path, file[name])
         self._descriptor = os.open(path, os.O_RDONLY)
 
     def __len__(self) -> int:
         return len(self.barcodes)
 
     def read(self, name: str, rows: Any, out: Any = None) -> Any:
-        """Crops `rows` (k,) of `spot` or `niche/<size>`, in that order: (k, T, W) float16.
+        """Read the tokens of some crops, in the order of the file and without h5py, whose lock would block threads.
 
-        `out`, a numpy array or torch tensor (on the CPU, pinned for one) of that shape and type, is filled and
-        returned where given; otherwise a new array is. Reads in the order of the file, without h5py and its lock.
+        Args:
+            name: `spot` or `niche/<size>`.
+            rows: (k,) rows of the crops, as an array, a tensor or a list.
+            out: A numpy array or a torch tensor on the CPU, (k, T, W) float16, to read into; None makes a new array.
+
+        Returns:
+            `out` or the new array, (k, T, W) float16, in the order of `rows`.
+
+        Raises:
+            InputError: The file has no such tokens or no such crops.
+            HistError: The file ends too early.
+            ValueError: `out` has another shape or type, or is not contiguous.
         """
         rows = np.asarray(rows, dtype=np.int64)
-        if name not in self._places:
-            raise InputError(f"{self.path}: no {name} tokens; it has {', '.join(self._places)}")
+        if name not in self._offsets:
+            raise InputError(f"{self.path}: no {name} tokens; it has {', '.join(self._offsets)}")
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise InputError(f"{self.path}: crops {rows.min()} to {rows.max()} asked for; it has {len(self)}")
         if out is None:
-            out = np.empty((len(rows), *self.shape), dtype=TYPE)
+            out = np.empty((len(rows), *self.shape), dtype=TOKEN_TYPE)
         target = out if isinstance(out, np.ndarray) else out.numpy()
-        if target.shape != (len(rows), *self.shape) or target.dtype != TYPE or not target.flags.c_contiguous:
+        if target.shape != (len(rows), *self.shape) or target.dtype != TOKEN_TYPE or not target.flags.c_contiguous:
             raise ValueError(f"a contiguous float16 buffer of {(len(rows), *self.shape)} is needed")
-        places = self._places[name][rows]
-        for i in np.argsort(places, kind="stable").tolist():
-            self._fill(memoryview(target[i]).cast("B"), int(places[i]))
+        offsets = self._offsets[name][rows]
+        for i in np.argsort(offsets, kind="stable").tolist():
+            self._fill(memoryview(target[i]).cast("B"), int(offsets[i]))
         return out
 
-    def _fill(self, part: memoryview, place: int) -> None:
+    def _fill(self, part: memoryview, offset: int) -> None:
         while part:
-            got = os.preadv(self._descriptor, [part], place)
-            if not got:
+            n_bytes = os.preadv(self._descriptor, [part], offset)
+            if not n_bytes:
                 raise HistError(f"{self.path}: ends too early; delete it and extract again")
-            part, place = part[got:], place + got
+            part, offset = part[n_bytes:], offset + n_bytes
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self._descriptor)
 
     def __enter__(self) -> Tokens:
@@ -205,46 +145,48 @@ class Tokens:
         self.close()
 
 
-def _chunk_places(path: Path, data: h5py.Dataset) -> np.ndarray:
-    """(N,) where in the file each crop starts."""
-    places = np.full(len(data), -1, dtype=np.int64)
+def _chunk_offsets(path: Path, data: h5py.Dataset) -> NDArray[np.int64]:
+    """Return the (N,) byte offsets of the crops in the file."""
+    offsets = np.full(len(data), -1, dtype=np.int64)
     crop_bytes = token_bytes(1, data.shape[1:])
-    if data.dtype == TYPE and data.chunks == (1, *data.shape[1:]):
+    if data.dtype == TOKEN_TYPE and data.chunks == (1, *data.shape[1:]):
 
-        def note(chunk: Any) -> None:
+        def add_offset(chunk: Any) -> None:
             if chunk.size == crop_bytes and not chunk.filter_mask:
-                places[chunk.chunk_offset[0]] = chunk.byte_offset
+                offsets[chunk.chunk_offset[0]] = chunk.byte_offset
 
-        data.id.chunk_iter(note)
-    if (places < 0).any() or data.compression:
+        data.id.chunk_iter(add_offset)
+    if (offsets < 0).any() or data.compression:
         raise HistError(f"{path}: {data.name} is not stored crop by crop; was the file repacked? extract again")
-    return places
+    return offsets
 
 
 def open_tokens(cache: Cache, slide: str, block: int, sizes: Sequence[int] = (6,)) -> Tokens:
-    """A slide's tokens, with the niches of these sizes, made from what the slide's embeddings were made from.
+    """Open the token file of a slide and check that it fits the embeddings of the slide.
 
-    Raises
-    ------
-    InputError
-        There is no such file, or it lacks a size; names the command that makes it.
-    StaleCacheError
-        It was made from something else than `<slide>.h5`; the difference is spelled out.
-    HistError
-        It is incomplete or unreadable.
+    Args:
+        cache: The cache of the slide.
+        slide: Slide ID.
+        block: Index of the encoder block whose input the tokens are.
+        sizes: Neighbourhood sizes that the file must have.
+
+    Raises:
+        InputError: There is no such file, or it lacks a size. The message has the command that makes it.
+        StaleCacheError: The tokens were made from something else than the embeddings. The message has the differences.
+        HistError: The file is not complete or not readable.
     """
     path = token_path(cache.folder, slide, block)
     command = extract_command(cache.dataset, read_fingerprint(cache.path(slide)), block, sizes)
     if not path.exists():
         raise InputError(f"{path}: no such file; run {command}")
     try:
-        have, stale = neighborhoods(path), stale_beside(path)
+        sizes_in_file, reasons = neighborhoods(path), stale_reasons(path)
     except HistError as error:
         raise HistError(f"{error}: {command}") from None
-    if stale:
-        raise StaleCacheError(f"{path}: {stale[0]}; delete it and run {command}")
-    if lacking := sorted(set(sizes) - set(have)):
-        raise InputError(f"{path}: no tokens of niches of {lacking[0]} neighbours; run {command}")
+    if reasons:
+        raise StaleCacheError(f"{path}: {reasons[0]}; delete it and run {command}")
+    if missing := sorted(set(sizes) - set(sizes_in_file)):
+        raise InputError(f"{path}: no tokens of niches of {missing[0]} neighbours; run {command}")
     tokens = Tokens(path)
     if tokens.block != block:
         tokens.close()
@@ -252,22 +194,29 @@ def open_tokens(cache: Cache, slide: str, block: int, sizes: Sequence[int] = (6,
     return tokens
 
 
-def extract_command(dataset: str, known: Fingerprint, block: int, sizes: Sequence[int]) -> str:
-    """The hist-extract command that makes a cache's tokens."""
-    encoder = f"--encoder {known.common.get('encoder')}"
-    if not known.common.get("pretrained", True):
+def extract_command(dataset: str, fingerprint: Fingerprint, block: int, sizes: Sequence[int]) -> str:
+    """Return the hist-extract command that makes the tokens of a cache.
+
+    Args:
+        dataset: Name of the dataset.
+        fingerprint: The fingerprint of the cache's embeddings.
+        block: Index of the encoder block whose input the tokens are.
+        sizes: Neighbourhood sizes.
+    """
+    encoder = f"--encoder {fingerprint.common.get('encoder')}"
+    if not fingerprint.common.get("pretrained", True):
         encoder += " --random-weights"
     numbers = ",".join(str(size) for size in sizes)
     return f"hist-extract --dataset {dataset} {encoder} --neighbors {numbers} --tokens-at {block}"
 
 
 def token_blocks(cache: Cache, slides: Sequence[str]) -> list[int]:
-    """Blocks at which every one of these slides has a complete token file, sorted.
+    """List the blocks for which each of these slides has a complete token file, sorted.
 
-    Tokens at block b serve any adapter whose first block is b or later: the blocks between are run each time.
+    Tokens of block b suit any adapter whose first block is b or later, because the blocks between can be run each time.
     """
-    at: dict[int, set[str]] = {}
+    slides_at: dict[int, set[str]] = {}
     for path in token_files(cache.folder):
         if match := TOKEN_FILE.fullmatch(path.name):
-            at.setdefault(int(match["block"]), set()).add(match["slide"])
-    return sorted(block for block, have in at.items() if have >= set(slides))
+            slides_at.setdefault(int(match["block"]), set()).add(match["slide"])
+    return sorted(block for block, slides_with_file in slides_at.items() if slides_with_file >= set(slides))

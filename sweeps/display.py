@@ -1,4 +1,4 @@
-"""What a study shows while it runs: a live table of the best trials on a terminal, a line a trial elsewhere."""
+"""What a study shows while it runs: a live table of the best trials on a terminal, else one line for each trial."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from hist_cache.console import Meter, duration, out, say
-from sweeps.storage import FINISHED, Place
-from sweeps.study import Plan
+from sweeps.storage import FINISHED, StudyStorage
+from sweeps.study import StudyPlan
 from sweeps.trials import ranked, values_of
 
 if TYPE_CHECKING:
@@ -23,24 +23,25 @@ EVERY_S = 0.5
 
 
 class StudyDisplay:
-    """Follows a study in its storage, whoever runs its trials."""
+    """Shows the progress of a study, read from its storage, so that the trials of all workers are included."""
 
-    def __init__(self, plan: Plan, place: Place, live: Live | None) -> None:
-        self.plan, self.place, self.live = plan, place, live
-        self.seen = {t.number for t in place.study.get_trials(deepcopy=False) if t.state in FINISHED}
-        self.meter = Meter("trials", plan.config.trials - len(self.seen), "trials")
-        self.last = 0.0
+    def __init__(self, plan: StudyPlan, storage: StudyStorage, live: Live | None) -> None:
+        self.plan, self.storage, self.live = plan, storage, live
+        self.finished = {t.number for t in storage.study.get_trials(deepcopy=False) if t.state in FINISHED}
+        self.meter = Meter("trials", plan.options.trials - len(self.finished), "trials")
+        self.last_update = 0.0
 
     def tick(self) -> None:
-        """Look at the study, not more often than every `EVERY_S`, and show what is new."""
-        if time.monotonic() - self.last > EVERY_S:
-            self.look()
+        """Update the display, but not more often than every `EVERY_S` seconds."""
+        if time.monotonic() - self.last_update > EVERY_S:
+            self.update()
 
-    def look(self) -> None:
-        self.last = time.monotonic()
-        trials = self.place.study.get_trials(deepcopy=False)
-        new = [t for t in trials if t.state in FINISHED and t.number not in self.seen]
-        self.seen |= {t.number for t in new}
+    def update(self) -> None:
+        """Read the study and show the trials that finished since the last update."""
+        self.last_update = time.monotonic()
+        trials = self.storage.study.get_trials(deepcopy=False)
+        new = [t for t in trials if t.state in FINISHED and t.number not in self.finished]
+        self.finished |= {t.number for t in new}
         self.meter.done += len(new)
         if self.live is not None:
             self.live.update(best_table(self.plan, trials, self.title(trials)), refresh=True)
@@ -49,54 +50,54 @@ class StudyDisplay:
             say(f"{trial_line(self.plan, trial)}; {self.title(trials)}")
 
     def title(self, trials: Sequence[FrozenTrial]) -> str:
-        """`57 of 100 trials, 21 pruned, ETA 3 min 20 s, best trial 31: 0.4123`."""
+        """Describe the progress: `57 of 100 trials, 21 pruned, ETA 3 min 20 s, best trial 31: 0.4123`."""
         pruned = sum(t.state == TrialState.PRUNED for t in trials)
-        told = f"{len(self.seen)} of {self.plan.config.trials} trials, {pruned} pruned, ETA {self.eta()}"
+        eta = duration(self.meter.eta_s)
+        progress = f"{len(self.finished)} of {self.plan.options.trials} trials, {pruned} pruned, ETA {eta}"
         best = ranked(self.plan, trials)[:1]
-        return told + "".join(f", best trial {t.number}: {t.value:.4f}" for t in best)
-
-    def eta(self) -> str:
-        return duration(self.meter.eta_s)
+        return progress + "".join(f", best trial {t.number}: {t.value:.4f}" for t in best)
 
 
 @contextmanager
-def board(plan: Plan, place: Place) -> Iterator[StudyDisplay]:
-    """Shows the study until it leaves."""
+def study_display(plan: StudyPlan, storage: StudyStorage) -> Iterator[StudyDisplay]:
+    """Show the study until the context is left; yields the display, whose `tick` the caller calls while it waits."""
     if not out.is_terminal:
-        shown = StudyDisplay(plan, place, None)
-        yield shown
-        shown.look()
+        display = StudyDisplay(plan, storage, None)
+        yield display
+        display.update()
         return
     from rich.live import Live
 
     with Live(console=out, auto_refresh=False, transient=True) as live:
-        shown = StudyDisplay(plan, place, live)
-        shown.look()
-        yield shown
-        shown.look()
+        display = StudyDisplay(plan, storage, live)
+        display.update()
+        yield display
+        display.update()
 
 
-def trial_line(plan: Plan, trial: FrozenTrial) -> str:
-    """`trial 12: pcc@200 0.4123 (alpha 0.21, beta 0.4)`, or why it was ended."""
-    values = in_words(values_of(plan, trial))
+def trial_line(plan: StudyPlan, trial: FrozenTrial) -> str:
+    """Describe a trial: `trial 12: pcc@200 0.4123 (alpha 0.21, beta 0.4)`, or why it was ended."""
+    values = values_text(values_of(plan, trial))
     if trial.state == TrialState.COMPLETE:
         return f"trial {trial.number}: {plan.objective} {trial.value:.4f} ({values})"
     epochs = sum(trial.user_attrs.get("epochs", ()))
     return f"trial {trial.number}: {trial.user_attrs.get('problem', 'pruned')} after {epochs} epochs ({values})"
 
 
-def in_words(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {text(value)}" for name, value in values.items())
+def values_text(values: Mapping[str, Any]) -> str:
+    """Join the parameters' values in one line: `alpha 0.21, fixed curvature no`."""
+    return ", ".join(f"{name.replace('_', ' ')} {value_text(value)}" for name, value in values.items())
 
 
-def text(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Format one parameter's value."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def best_table(plan: Plan, trials: Sequence[FrozenTrial], title: str) -> Table:
-    """The best trials, for `console.out.print`."""
+def best_table(plan: StudyPlan, trials: Sequence[FrozenTrial], title: str) -> Table:
+    """Make a table of the best trials, for `console.out.print`."""
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -105,6 +106,6 @@ def best_table(plan: Plan, trials: Sequence[FrozenTrial], title: str) -> Table:
     for trial in ranked(plan, trials)[:BEST_SHOWN]:
         number = f"{trial.number}, default" if trial.user_attrs.get("default") else str(trial.number)
         epochs = str(sum(trial.user_attrs.get("epochs", ())))
-        cells = [text(v) for v in values_of(plan, trial).values()]
+        cells = [value_text(v) for v in values_of(plan, trial).values()]
         table.add_row(number, f"{trial.value:.4f}", *cells, epochs)
     return table

@@ -1,166 +1,147 @@
-"""Figures of a study: its history, what mattered, each parameter alone and in pairs."""
+"""Figures of a study as Optuna draws them: its history, what mattered, each parameter alone and in pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import combinations
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from optuna.trial import FrozenTrial, TrialState
+import matplotlib
+import optuna
+from matplotlib import pyplot
+from matplotlib.axis import Axis
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+from optuna.visualization import matplotlib as optuna_plots
 
-from sweeps.display import text
-from sweeps.space import Parameter
-from sweeps.study import Plan
-from sweeps.trials import values_of
-from train.figures import new_figure, save
-from train.report.plots import BLUE, GREY, ORANGE
+from sweeps.study import StudyPlan
+from sweeps.trials import importance_evaluator, varied_names
+from train.figures import save_figure
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-COLUMNS = 3
-MOST_CONTOURS = 6  # pairs, of the parameters that matter most
-LEVELS = 12
-MARGIN = 0.04  # of an axis, beyond the range
-SHOWN = (0.05, 1.0)  # quantiles: a few very bad trials would hide the rest
-
-
-def complete(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    return [t for t in trials if t.state == TrialState.COMPLETE]
-
-
-def plot_history(path: Path, plan: Plan, trials: Sequence[FrozenTrial]) -> None:
-    """Each trial's objective by its number, the best so far, the default, and where trials were pruned."""
-    figure, axes = new_figure(1, 1, 8.0, 3.6)
-    ax = axes[0, 0]
-    done = complete(trials)
-    number, value = [t.number for t in done], np.array([t.value for t in done])
-    best = np.maximum.accumulate(value) if plan.maximize else np.minimum.accumulate(value)
-    ax.plot(number, value, "o", color="#8fb8d4", markersize=4.5, label="trial")
-    ax.step(number, best, where="post", color=BLUE, linewidth=1.6, label="best so far")
-    for t in done:
-        if t.user_attrs.get("default"):
-            ax.axhline(t.value, color=ORANGE, linewidth=1.2, label="default setting")
-    _zoom(ax, value, plan)
-    pruned = [t.number for t in trials if t.state == TrialState.PRUNED]
-    ax.plot(pruned, np.zeros(len(pruned)), "|", color=GREY, markersize=9, transform=ax.get_xaxis_transform(),
-            clip_on=False, label="pruned")  # fmt: skip
-    ax.set_xlabel("trial", fontsize=9)
-    ax.set_ylabel(_metric(plan), fontsize=9)
-    ax.legend(fontsize=8, frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
-    _quiet(ax)
-    save(figure, path)
+COLUMNS = 3  # panels of slices side by side
+MAX_CONTOUR_PARAMETERS = 4  # the grid of panels has as many rows and columns
+MIN_TRIALS_FOR_CONTOURS = 4  # fewer do not show a shape
+FIGURE_STYLE: dict[Any, Any] = {
+    "figure.constrained_layout.use": True,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+}
 
 
-def plot_importance(path: Path, shares: Mapping[str, float]) -> None:
-    figure, axes = new_figure(1, 1, 6.5, 0.9 + 0.36 * len(shares))
-    ax = axes[0, 0]
-    place = np.arange(len(shares))[::-1]
-    ax.barh(place, list(shares.values()), height=0.66, color=BLUE)
-    for y, share in zip(place, shares.values(), strict=True):
-        ax.annotate(f" {share:.2f}", (share, y), va="center", fontsize=9)
-    ax.set_yticks(place, [name.replace("_", " ") for name in shares])
-    ax.set_xlim(0, 1.1 * max(shares.values()))
-    ax.set_xlabel("share of the objective's variance (fANOVA)", fontsize=9)
-    _quiet(ax)
-    save(figure, path)
+def plot_history(path: Path, plan: StudyPlan, study: optuna.Study) -> None:
+    """Draw each complete trial's objective by its number, the best so far, and the default setting."""
+    with _optuna_figure(path, 8.0, 3.6):
+        ax = optuna_plots.plot_optimization_history(study, target_name=_metric(plan))
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            if trial.user_attrs.get("default"):
+                ax.axhline(trial.values[0], color="0.3", linestyle="--", linewidth=1, label="Default setting")
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        _set_ticks(ax.xaxis, integer=True)
 
 
-def plot_slices(path: Path, plan: Plan, trials: Sequence[FrozenTrial]) -> None:
-    """The objective over each parameter, coloured by the trials' numbers; the best one ringed."""
-    done = complete(trials)
-    values, number = np.array([t.value for t in done]), [t.number for t in done]
-    best = int(values.argmax() if plan.maximize else values.argmin())
-    columns = 2 if len(plan.space) == 4 else min(COLUMNS, len(plan.space))
-    rows = -(-len(plan.space) // columns)
-    figure, axes = new_figure(columns, rows, 3.2, 2.8)
-    panels = list(axes.ravel())
-    for ax, p in zip(panels, plan.space, strict=False):
-        x = _places(ax, p, [values_of(plan, t)[p.name] for t in done], "x")
-        dots = ax.scatter(x, values, c=number, cmap="cividis", s=18, linewidths=0)
-        ax.plot(x[best], values[best], "o", markersize=10, markerfacecolor="none", markeredgecolor=ORANGE)
-        _zoom(ax, values, plan)
-        ax.set_xlabel(p.name.replace("_", " "), fontsize=9)
-        _quiet(ax)
-    for ax in panels[len(plan.space) :]:
-        ax.axis("off")
-    panels[0].set_ylabel(_metric(plan), fontsize=9)
-    figure.colorbar(dots, ax=panels, shrink=0.8, pad=0.01).set_label("trial", fontsize=9)
-    save(figure, path)
+def plot_importance(path: Path, plan: StudyPlan, study: optuna.Study, names: Sequence[str]) -> None:
+    """Draw each parameter's share of the objective's variance."""
+    with _optuna_figure(path, 6.5, 1.3 + 0.36 * len(names)):
+        ax = optuna_plots.plot_param_importances(study, importance_evaluator(plan), list(names))
+        ax.set_ylabel("")
+        ax.legend().remove()
 
 
-def plot_contours(path: Path, plan: Plan, trials: Sequence[FrozenTrial], order: Sequence[str]) -> int:
-    """The objective over pairs of parameters, those that matter most first; how many pairs were drawn.
+def plot_slices(path: Path, plan: StudyPlan, study: optuna.Study) -> list[str]:
+    """Draw the objective over each parameter that took several values.
 
-    Between the trials it is interpolated, which three of them in a line do not allow.
+    Returns:
+        The names of the parameters drawn; where there is none, no file is written.
     """
-    done = complete(trials)
-    by_name = {p.name: p for p in plan.space}
-    pairs = list(combinations([by_name[n] for n in order if not by_name[n].choices], 2))[:MOST_CONTOURS]
-    if not pairs or len(done) < 4:
-        return 0
-    values = np.array([t.value for t in done])
-    low, high = _range(values, plan)
-    columns = min(COLUMNS, len(pairs))
-    figure, axes = new_figure(columns, -(-len(pairs) // columns), 3.5, 3.1)
-    panels = list(axes.ravel())
-    for ax, (p, q) in zip(panels, pairs, strict=False):
-        x = _places(ax, p, [values_of(plan, t)[p.name] for t in done], "x")
-        y = _places(ax, q, [values_of(plan, t)[q.name] for t in done], "y")
-        shown = np.clip(values, low, high)
-        if np.linalg.matrix_rank(np.column_stack([x - x[0], y - y[0]])) == 2 and high > low:
-            ax.tricontourf(x, y, shown, levels=np.linspace(low, high, LEVELS), cmap="cividis", alpha=0.85)
-        dots = ax.scatter(x, y, c=shown, cmap="cividis", vmin=low, vmax=high, s=14, edgecolors="white", linewidths=0.5)
-        best = int(values.argmax() if plan.maximize else values.argmin())
-        ax.plot(x[best], y[best], "o", markersize=10, markerfacecolor="none", markeredgecolor=ORANGE)
-        ax.set_xlabel(p.name.replace("_", " "), fontsize=9)
-        ax.set_ylabel(q.name.replace("_", " "), fontsize=9)
-        ax.tick_params(labelsize=8)
-    for ax in panels[len(pairs) :]:
-        ax.axis("off")
-    figure.colorbar(dots, ax=panels, shrink=0.8, pad=0.01).set_label(_metric(plan), fontsize=9)
-    save(figure, path)
-    return len(pairs)
+    names = varied_names(plan, study.get_trials(deepcopy=False))
+    if not names:
+        return []
+    columns = 2 if len(names) == 4 else min(COLUMNS, len(names))
+    rows = math.ceil(len(names) / columns)
+    parameters = {p.name: p for p in plan.space}
+    with _optuna_figure(path, 3.4 * columns + 1, 2.8 * rows):
+        optuna_plots.plot_slice(study, names, target_name=_metric(plan))
+        figure = pyplot.gcf()
+        *panels, colour_bar = figure.axes
+        grid = figure.add_gridspec(rows, columns)  # Optuna puts all panels into one row
+        for i, ax in enumerate(panels):
+            ax.set_subplotspec(grid[divmod(i, columns)])
+            if i % columns == 0:
+                ax.set_ylabel(_metric(plan))
+                ax.tick_params(labelleft=True)
+            parameter = parameters[ax.get_xlabel()]
+            if parameter.choices:
+                ax.set_xticks(ax.get_xticks(), [label.get_text().strip("'") for label in ax.get_xticklabels()])
+                ax.set_xlim(ax.get_xlim()[0] - 0.4, ax.get_xlim()[1] + 0.4)  # room for long labels
+            else:
+                _set_ticks(ax.xaxis, parameter.integer)
+        _set_ticks(colour_bar.yaxis, integer=True)
+    return names
 
 
-def _places(ax: Axes, p: Parameter, values: Sequence[Any], which: str) -> np.ndarray:
-    """Where values lie on an axis, which gets the parameter's scale and ticks."""
-    axis, limit = (ax.xaxis, ax.set_xlim) if which == "x" else (ax.yaxis, ax.set_ylim)
-    if p.choices:
-        axis.set_ticks(range(len(p.choices)), [text(c) for c in p.choices])
-        limit(-0.3, len(p.choices) - 0.7)
-        return np.array([p.choices.index(v) for v in values], dtype=float)
-    scale = np.log10 if p.log else np.asarray
-    low, high = (float(scale(end)) for end in (p.low, p.high))
-    limit(low - MARGIN * (high - low), high + MARGIN * (high - low))
-    if p.log:
-        ticks = [10.0**k for k in range(-6, 7) if p.low * 0.999 <= 10.0**k <= p.high * 1.001]
-        axis.set_ticks([np.log10(t) for t in ticks], [f"{t:g}" for t in ticks])
-    return scale(np.array(values, dtype=float))
+def plot_contours(path: Path, plan: StudyPlan, study: optuna.Study, order: Sequence[str]) -> list[str]:
+    """Draw the objective over pairs of the parameters that have a range and took several values.
+
+    Args:
+        path: The PNG file.
+        plan: The study.
+        study: The same study in Optuna.
+        order: Names of all parameters, of which the first ones are drawn.
+
+    Returns:
+        The names of the parameters drawn; where there are fewer than two, or too few trials, no file is written.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ranges = {p.name for p in plan.space if not p.choices}.intersection(varied_names(plan, trials))
+    integers = {p.name for p in plan.space if p.integer}
+    names = [name for name in order if name in ranges][:MAX_CONTOUR_PARAMETERS]
+    if len(names) < 2 or len(trials) < MIN_TRIALS_FOR_CONTOURS or len({t.value for t in trials}) < 2:
+        return []
+    side = 4.5 if len(names) == 2 else 2.6 * len(names)
+    with _optuna_figure(path, side + 1.3, side):
+        optuna_plots.plot_contour(study, names, target_name=_metric(plan))
+        for ax in pyplot.gcf().axes:
+            for axis in (ax.xaxis, ax.yaxis):
+                _set_ticks(axis, integer=axis.get_label_text() in integers)
+            ax.label_outer()
+    return names
 
 
-def _range(values: np.ndarray, plan: Plan) -> tuple[float, float]:
-    """Without the worst few."""
-    quantiles = SHOWN if plan.maximize else (0.0, 0.95)
-    low, high = np.quantile(values, quantiles)
-    return float(low), float(high)
+@contextmanager
+def _optuna_figure(path: Path, width: float, height: float) -> Iterator[None]:
+    """Save the figure that Optuna draws in the context, of a size in inches, and leave pyplot as it was."""
+    backend, figures = matplotlib.get_backend(), set(pyplot.get_fignums())
+    pyplot.switch_backend("Agg")  # it needs no display and opens no window
+    try:
+        with matplotlib.rc_context(FIGURE_STYLE), warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+            figure = pyplot.gcf()
+            figure.set_layout_engine("constrained")
+            figure.set_size_inches(width, height)
+            save_figure(figure, path)
+    finally:
+        for number in set(pyplot.get_fignums()) - figures:
+            pyplot.close(number)
+        with suppress(ImportError):  # a backend that this machine cannot load is not restored
+            pyplot.switch_backend(backend)
 
 
-def _zoom(ax: Axes, values: np.ndarray, plan: Plan) -> None:
-    low, high = _range(values, plan)
-    room = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
-    ax.set_ylim(low - room, high + room)
+def _set_ticks(axis: Axis, integer: bool) -> None:
+    """Label as many ticks of a log axis as there is room for, and only whole numbers where all values are."""
+    if axis.get_scale() == "log":
+        low, high = axis.get_view_interval()
+        decades = math.log10(high / low)
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if decades < 1 else (1, 3) if decades < 2 else (1,)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    elif integer:
+        axis.set_major_locator(MaxNLocator("auto", integer=True))
 
 
-def _metric(plan: Plan) -> str:
+def _metric(plan: StudyPlan) -> str:
     return f"validation {plan.objective.upper()}"
-
-
-def _quiet(ax: Axes) -> None:
-    for side in ("top", "right"):
-        ax.spines[side].set_visible(False)
-    ax.grid(color="0.92", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.tick_params(labelsize=8, color="0.7")

@@ -6,9 +6,7 @@ Nothing is written, drawn or tested. The tensors that a fold is trained on have 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,122 +15,137 @@ import torch
 
 from hist_cache.errors import HistError
 from sweeps.sampling import RUNGS
-from sweeps.study import Plan
-from train.data import SpotData, assemble
+from sweeps.study import StudyPlan
+from train.data import SpotData
 from train.experiments.jobs import Job
+from train.experiments.outputs import make_model
 from train.fit.loop import fit, predict
 from train.metrics import summarize
-from train.models.hist import HistModel
-from train.workspace import DataKey, Workspace
+from train.workspace import Workspace
 
-DATA_KEPT = 4  # of trials with other neighbours or genes
-PER_SPOT = ("spot", "niche", "expression", "niche_expression", "slide", "row", "complete")
+TENSORS_KEPT = 4  # of trials with other neighbours or genes
 
 
-class TrialData:
-    """The tensors of the slides that any fold trains or validates on, by what they are made of."""
+def fold_data(workspace: Workspace, device: torch.device, job: Job, jobs: Sequence[Job]) -> SpotData:
+    """The train and validation spots of a job alone.
 
-    def __init__(self, workspace: Workspace, device: torch.device) -> None:
-        self.workspace, self.device = workspace, device
-        self._kept: OrderedDict[tuple[DataKey, tuple[str, ...]], SpotData] = OrderedDict()
-
-    def of_fold(self, job: Job, jobs: Sequence[Job]) -> SpotData:
-        """The train and validation spots of a job alone."""
-        slides = {s for other in jobs for s in other.split.train + other.split.val}
-        key = (job.data, tuple(sorted(slides)))
-        if key not in self._kept:
-            of_slides = {name: slide for name, slide in self.workspace.slides.items() if name in slides}
-            want = job.data
-            self._kept[key] = assemble(
-                of_slides, want.neighbors, list(want.panel), self.device, want.transform, want.drop_edges
-            )
-            if len(self._kept) > DATA_KEPT:
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return only(self._kept[key], job.split.train + job.split.val)
-
-
-def only(data: SpotData, slides: tuple[str, ...]) -> SpotData:
-    """The spots of some slides, in the same order."""
-    rows = data.rows(slides)
-    return replace(data, **{name: getattr(data, name)[rows] for name in PER_SPOT}, memo={})
+    Args:
+        workspace: The cached slides.
+        device: Of the tensors.
+        job: The fold.
+        jobs: All folds of the trial, which share what is read.
+    """
+    slides = sorted({s for other in jobs for s in other.split.train + other.split.val})
+    return workspace.data(job.data, device, slides).only(job.split.train + job.split.val)
 
 
 def run_trial(
     trial: optuna.Trial,
     values: Mapping[str, Any],
-    plan: Plan,
-    data: TrialData,
+    plan: StudyPlan,
+    workspace: Workspace,
+    device: torch.device,
     tick: Callable[[], None] = lambda: None,
 ) -> float:
-    """The mean of the objective over the folds, of the weights that hist-train would test.
+    """Train all folds with a trial's values.
 
-    `tick` is called every epoch. Raises TrialPruned for a trial that lags behind, or that diverges; what it has run
-    is written to the trial in either case.
+    Args:
+        trial: What is run of it is written to it, however it ends.
+        values: Of the parameters.
+        plan: The study.
+        workspace: The cached slides.
+        device: To train on.
+        tick: Called every epoch.
+
+    Returns:
+        The mean of the objective over the folds, of the weights that hist-train would test.
+
+    Raises:
+        optuna.TrialPruned: The trial lags behind others, or it diverges.
     """
-    jobs = plan.jobs(data.workspace, values)
+    jobs = plan.jobs(workspace, values)
     epochs: list[int] = []
-    found: list[float] = []
+    scores: list[float] = []
     try:
         for job in jobs:
-            run = FoldOfTrial(trial, job, plan, data.of_fold(job, jobs), found)
+            fold = TrialFold(trial, job, plan, fold_data(workspace, device, job, jobs), scores)
             epochs.append(0)
-            found.append(run.fit(epochs, tick))
+            scores.append(fold.fit(epochs, tick))
     finally:
         trial.set_user_attr("epochs", epochs)
-    return float(np.mean(found))
+    return float(np.mean(scores))
 
 
-class FoldOfTrial:
-    """A fold in training; `before` are the values of the folds before it."""
+class TrialFold:
+    """A fold of a trial in training.
 
-    def __init__(self, trial: optuna.Trial, job: Job, plan: Plan, data: SpotData, before: Sequence[float]) -> None:
-        self.trial, self.job, self.plan, self.data, self.before = trial, job, plan, data, list(before)
+    Args:
+        trial: That it belongs to.
+        job: The fold.
+        plan: The study.
+        data: The train and validation spots.
+        before: The objective in the folds before it.
+    """
+
+    def __init__(self, trial: optuna.Trial, job: Job, plan: StudyPlan, data: SpotData, before: Sequence[float]) -> None:
+        self.trial, self.plan, self.data, self.before = trial, plan, data, list(before)
         self.setting = job.setting
-        torch.manual_seed(self.setting.loop.seed)  # as a fold of hist-train begins
-        self.model = HistModel(self.setting.model, self.setting.variant).to(data.spot.device)
+        torch.manual_seed(self.setting.fit.seed)  # as a fold of hist-train begins
+        self.model = make_model(self.setting).to(data.spot.device)
         self.train, self.val = data.rows(job.split.train), data.rows(job.split.val)
-        self.value, self.least_mse = math.nan, math.inf
-        self.reported = 0
+        self.score, self.least_mse = math.nan, math.inf
+        self.last_rung = 0
 
     def fit(self, epochs: list[int], tick: Callable[[], None]) -> float:
-        """Train; `epochs[-1]` counts. The value of the weights that would be tested."""
+        """Train.
+
+        Args:
+            epochs: Its last number counts the epochs.
+            tick: Called every epoch.
+
+        Returns:
+            The objective of the weights that would be tested.
+        """
 
         def on_epoch(row: dict[str, float]) -> None:
             epochs[-1] += 1
             self.judge(row)
             tick()
-            if self.report(RUNGS * epochs[-1] // self.setting.loop.epochs) and self.trial.should_prune():
+            if self.report(RUNGS * epochs[-1] // self.setting.fit.epochs) and self.trial.should_prune():
                 raise optuna.TrialPruned
 
         tested = self.setting.protocol.tested
         try:
-            fit(self.model, self.data, self.train, self.val, self.setting.loop, None, on_epoch, tested)
-            if not math.isfinite(self.value):
+            self.model.prepare(self.data, self.train, self.val, self.setting.fit.seed)
+            if self.model.learns:
+                fit(self.model, self.data, self.train, self.val, self.setting.fit, None, on_epoch, tested)
+            else:
+                self.score = self.validation_score()
+            if not math.isfinite(self.score):
                 raise HistError("training diverged: the last epoch has no finite validation error")
-        except HistError as error:  # a bad setting, of which the search is to learn: no failure
+        except HistError as error:  # a bad setting is no failure: the search learns from it
             self.trial.set_user_attr("problem", str(error))
             raise optuna.TrialPruned from None
         self.report(RUNGS)  # where it has stopped early
-        return self.value
+        return self.score
 
     def judge(self, row: Mapping[str, float]) -> None:
         """Keep the objective of the weights that would be tested if this epoch were the last."""
         better = row["val_mse"] < self.least_mse
         self.least_mse = min(self.least_mse, row["val_mse"])
-        if not better and self.setting.protocol.tested == "best":
-            return
-        self.value = row["val_mse"]
-        if self.plan.objective != "mse":
-            predicted = predict(self.model, self.data, self.val)
-            truth = self.data.expression[self.val]
-            self.value = summarize(predicted.cpu().numpy(), truth.cpu().numpy())[self.plan.objective]
+        if better or self.setting.protocol.tested != "best":
+            self.score = row["val_mse"] if self.plan.objective == "mse" else self.validation_score()
+
+    def validation_score(self) -> float:
+        """The objective on the validation spots, of the weights as they are."""
+        predicted = predict(self.model, self.data, self.val)
+        return summarize(predicted.cpu().numpy(), self.data.expression[self.val].cpu().numpy())[self.plan.objective]
 
     def report(self, rung: int) -> bool:
-        """Report the mean over the folds so far where a rung is reached; whether one was."""
-        mean = float(np.mean([*self.before, self.value]))
-        if rung <= self.reported or not math.isfinite(mean):
+        """Report the mean over the folds so far; returns whether a new rung was reached."""
+        mean = float(np.mean([*self.before, self.score]))
+        if rung <= self.last_rung or not math.isfinite(mean):
             return False
         self.trial.report(mean, len(self.before) * RUNGS + rung)
-        self.reported = rung
+        self.last_rung = rung
         return True

@@ -5,15 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import train.options
 from hist_cache.options import option
+from train.options import TrainOptions
 
 SPACE = "alpha,beta,curvature"
 
 
 @dataclass(frozen=True)
-class Config(train.options.Config):
-    trials: int = option(100, "how many finished trials the study shall have; more than it has adds to them", "N")
+class SweepOptions(TrainOptions):
+    """All options of hist-sweep but those of `config_groups`."""
+
+    trials: int = option(
+        100, "how many finished trials the study shall have; more than it has adds to them", "N", group="study"
+    )
     space: str | None = option(
         None,
         f"what is searched: names of sweeps/spaces.toml, or a TOML or YAML file like it (default: {SPACE})",
@@ -31,4 +35,4 @@ class Config(train.options.Config):
     name: str | None = option(None, "of the study (default: 8 hex digits of its settings)", "NAME")
     jobs: int | None = option(None, "worker processes (default: one a CPU core, or one on a GPU)", "N")
     seed: int = option(42, "seeds the choice of trials, and all that it seeds in hist-train", "N")
-    resume: bool = option(False, "only go on with a study: an error where there is none")
+    resume: bool = option(False, "only go on with a study: an error where there is none", group="running")

@@ -1,4 +1,4 @@
-"""Which settings are tried, and which trials are given up."""
+"""The sampler, which chooses the settings to try, and the pruners, which end trials early."""
 
 from __future__ import annotations
 
@@ -12,59 +12,68 @@ from optuna.samplers import BaseSampler, TPESampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-RUNGS = 10  # a fold's epochs are judged at so many points: each is written to the disk, and read by all workers
-WARM_UP = 2  # of a fold's, at which nothing is pruned: learning rates need time to show what they are worth
-FIRST_TRIALS = 5  # that are finished before any is pruned
+# A trial is judged at RUNGS points of each fold. Not at every epoch, because each value is written to the storage and
+# read by all workers.
+RUNGS = 10
+WARM_UP = 2  # first points of a fold, at which nothing is pruned: small learning rates need time
+FIRST_TRIALS = 5  # complete trials before any trial is pruned
 
 
 class SeededTPE(BaseSampler):
-    """TPE with a random state of each trial's own, made of the study's seed and the trial's number.
+    """TPE that draws each trial with a random state of its own, made from the study's seed and the trial's number.
 
-    Which worker runs a trial, and whether the study was stopped in between, then decides nothing: 100 trials and 20
-    more draw what 120 would have drawn, and no two workers draw the same.
+    So the result does not depend on which worker runs a trial, or on whether the study was stopped in between: 100
+    trials and then 20 more draw the same values as 120 trials, and no two workers draw the same.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._latest: tuple[int, TPESampler] | None = None
+        self._last_sampler: tuple[int, TPESampler] | None = None
 
-    def _of(self, trial: FrozenTrial) -> TPESampler:
-        if self._latest is None or self._latest[0] != trial.number:
-            own = int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0])
-            # constant_liar: what others are running counts as bad, so that it is not tried next door.
-            self._latest = (trial.number, TPESampler(seed=own, multivariate=True, constant_liar=True))
-        return self._latest[1]
+    def _sampler(self, trial: FrozenTrial) -> TPESampler:
+        """Return the sampler of this trial; the last one is kept, because Optuna calls it for each parameter."""
+        if self._last_sampler is None or self._last_sampler[0] != trial.number:
+            seed = int(np.random.SeedSequence([self._seed, trial.number]).generate_state(1)[0])
+            # constant_liar counts the running trials as bad ones, so that workers do not try similar values at once.
+            self._last_sampler = (trial.number, TPESampler(seed=seed, multivariate=True, constant_liar=True))
+        return self._last_sampler[1]
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._of(trial).infer_relative_search_space(study, trial)
+        """Return the parameters that are drawn together, as TPE does."""
+        return self._sampler(trial).infer_relative_search_space(study, trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return self._of(trial).sample_relative(study, trial, search_space)
+        """Draw these parameters together, as TPE does."""
+        return self._sampler(trial).sample_relative(study, trial, search_space)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+        """Draw one parameter, as TPE does."""
+        return self._sampler(trial).sample_independent(study, trial, param_name, param_distribution)
 
 
 class FairMedian(BasePruner):
-    """Ends a trial whose value is worse than the median of what the finished ones had at the same point.
+    """Ends a trial whose value is worse than the median of the complete trials at the same point.
 
-    Folds differ in how hard they are, and are run one after the other. A point is therefore a share of one fold's
-    epochs, the value the mean over the folds so far (the last as it stands), and all trials are compared on the same
-    slides after as much training; one that has stopped early stands as it is for the rest of its fold. Optuna's own
-    median takes a trial's best value of all points, in which an easy first fold would hide everything after it, and
-    leaves out at a point those that had stopped before.
+    The folds of a trial are run one after the other, and some are harder than others. A point is therefore a share of
+    the epochs of one fold, and its value is the mean over the folds so far, with the last fold as it is then. So all
+    trials are compared on the same slides after the same amount of training. A trial that stopped early in a fold keeps
+    its value for the rest of this fold.
+
+    Optuna's own median pruner differs in two ways. It takes the best value of a trial over all points, so that an easy
+    first fold would hide bad values after it. And at each point it leaves out the trials that stopped earlier.
     """
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Tell whether to end the trial at its last point."""
         step = trial.last_step
         if step is None or (step - 1) % RUNGS < WARM_UP:
             return False
-        finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        values = [v for t in finished if (v := value_at(t, step)) is not None]
+        complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        values = [v for t in complete if (v := value_at(t, step)) is not None]
         if len(values) < FIRST_TRIALS:
             return False
         own, median = trial.intermediate_values[step], float(np.median(values))
@@ -72,7 +81,7 @@ class FairMedian(BasePruner):
 
 
 def value_at(trial: FrozenTrial, step: int) -> float | None:
-    """What a trial had at a point, or last before it in the same fold."""
+    """Return a trial's value at a point, or at the last point before it in the same fold; None where it has none."""
     first = (step - 1) // RUNGS * RUNGS + 1
     return next(
         (trial.intermediate_values[s] for s in range(step, first - 1, -1) if s in trial.intermediate_values), None
@@ -80,6 +89,7 @@ def value_at(trial: FrozenTrial, step: int) -> float | None:
 
 
 def make_pruner(name: str, folds: int) -> BasePruner:
+    """Make the pruner for --pruner `name` and trials of so many folds."""
     if name == "median":
         return FairMedian()
     if name == "hyperband":
@@ -88,7 +98,7 @@ def make_pruner(name: str, folds: int) -> BasePruner:
 
 
 def set_up_optuna() -> None:
-    """Its own messages are for those who program with it; ours say what happens."""
+    """Silence Optuna's messages, which are for programmers; the command prints its own."""
     import warnings
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

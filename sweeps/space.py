@@ -1,24 +1,27 @@
-"""What is searched: rows of spaces.toml, or of a file like it, as parameters with a range or choices."""
+"""The search space: rows of spaces.toml, or of a file like it, read as parameters with a range or choices."""
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import train.options
-from hist_cache.console import say
 from hist_cache.errors import InputError
-from sweeps.options import SPACE, Config
+from hist_cache.options import all_option_names
+from sweeps.options import SPACE, SweepOptions
+from train.options import TrainOptions
 
 if TYPE_CHECKING:
     import optuna
 
-TABLE = Path(__file__).with_name("spaces.toml")
+log = logging.getLogger(__name__)
+
+SPACES_FILE = Path(__file__).with_name("spaces.toml")
 KEYS = ("low", "high", "log", "int", "choices", "also")
-DIGITS = 4  # of a value that is tried: finer than what makes a difference, and a command that people can read
+DIGITS = 4  # significant digits of a value: enough for any real difference, and the printed command stays readable
 
 
 @dataclass(frozen=True)
@@ -34,16 +37,17 @@ class Parameter:
 
     @property
     def ends(self) -> tuple[Any, ...]:
-        """Every choice, or the two ends: where one of these is a wrong value, the search would come upon it."""
+        """All choices, or both ends of the range; hist-train accepts all values of the search if it accepts these."""
         return self.choices or (self.low, self.high)
 
     def holds(self, value: Any) -> bool:
+        """Tell whether the search could draw this value."""
         if self.choices:
             return value in self.choices
         return isinstance(value, int | float) and self.low <= value <= self.high
 
     def suggest(self, trial: optuna.Trial) -> Any:
-        """The trial's value, drawn now where it has none yet; the value that is tried, of `DIGITS` digits."""
+        """Return the trial's value, rounded to `DIGITS` digits; it is drawn where the trial does not have it yet."""
         if self.choices:
             return trial.suggest_categorical(self.name, self.choices)
         if self.integer:
@@ -51,57 +55,77 @@ class Parameter:
         return rounded(trial.suggest_float(self.name, self.low, self.high, log=self.log))
 
     def as_dict(self) -> dict[str, Any]:
-        """As a row of the table."""
+        """Return the parameter in the form of a row of spaces.toml."""
         if self.choices:
             return {"choices": list(self.choices)}
         return {"low": self.low, "high": self.high, "log": self.log, "int": self.integer}
 
 
 def rounded(value: Any) -> Any:
+    """Round a float to `DIGITS` significant digits; other values stay as they are."""
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def read_space(config: Config) -> tuple[Parameter, ...]:
-    """The parameters searched. An option that is given holds for all trials and is not searched.
+def read_space(options: SweepOptions) -> tuple[Parameter, ...]:
+    """Read the parameters to search, from --space or the default space.
 
-    `InputError` for an unknown name or key, an empty range, and an option that is given and named in --space too.
+    An option that is given on the command line holds for all trials and is not searched.
+
+    Raises:
+        InputError: For an unknown name or key, an empty range, an option that is given and also named in --space, and
+            where nothing is left to search.
     """
-    known = _read(TABLE)
-    asked, where = SPACE if config.space is None else config.space, "--space"
-    if _is_file(asked):
-        rows, named, where = _read(Path(asked)), set(_read(Path(asked))), asked
-    else:
-        named = {name.strip() for name in asked.split(",") if name.strip()}
-        rows = {name: known.get(name, {}) for name in named}
-    if unknown := sorted(named - set(known)):
-        raise InputError(f"{where}: {', '.join(unknown)} cannot be searched; there are {', '.join(known)}")
-    for name in list(named):
-        rows |= {also: known[also] for also in rows[name].get("also", ()) if also in known and also not in rows}
-    parameters = [_parameter(name, rows[name], where) for name in known if name in rows]
-    given = given_options(config)
+    source = "--space" if options.space is None or not _is_file(options.space) else options.space
+    rows, named = _space_rows(SPACE if options.space is None else options.space, source)
+    parameters = [_parameter(name, row, source) for name, row in rows.items()]
+    given = given_options(options)
     for p in parameters:
-        if p.name in given and p.name in named and config.space is not None:
-            raise InputError(f"--{p.name.replace('_', '-')} {given[p.name]}: also named in {where}; leave one out")
+        if p.name in given and p.name in named and options.space is not None:
+            raise InputError(f"--{p.name.replace('_', '-')} {given[p.name]}: also named in {source}; leave one out")
         if p.name in given:
-            say(f"{p.name} is {given[p.name]}, as given: not searched")
-    found = tuple(p for p in parameters if p.name not in given)
-    if not found:
-        raise InputError(f"{where}: nothing left to search; name an option that is not given")
-    return found
+            log.info(f"{p.name} is {given[p.name]}, as given: not searched")
+    searched = tuple(p for p in parameters if p.name not in given)
+    if not searched:
+        raise InputError(f"{source}: nothing left to search; name an option that is not given")
+    return searched
 
 
-def given_options(config: Config) -> dict[str, Any]:
-    """The options of hist-train that were given as something other than their default."""
-    defaults = vars(train.options.Config())
-    return {name: value for name, value in vars(config).items() if name in defaults and value != defaults[name]}
+def _space_rows(space: str, source: str) -> tuple[dict[str, dict[str, Any]], set[str]]:
+    """Read the rows of a space.
+
+    Args:
+        space: Names of parameters, or a file.
+        source: What error messages call it.
+
+    Returns:
+        The rows in the order of spaces.toml, with those that come along with others, and the names in `space` itself.
+    """
+    all_rows = _read(SPACES_FILE)
+    if _is_file(space):
+        rows = _read(Path(space))
+        named = set(rows)
+    else:
+        named = {name.strip() for name in space.split(",") if name.strip()}
+        rows = {name: all_rows.get(name, {}) for name in named}
+    if unknown := sorted(named - set(all_rows)):
+        raise InputError(f"{source}: {', '.join(unknown)} cannot be searched; there are {', '.join(all_rows)}")
+    for name in named:
+        rows |= {also: all_rows[also] for also in rows[name].get("also", ()) if also in all_rows and also not in rows}
+    return {name: rows[name] for name in all_rows if name in rows}, named
 
 
-def _is_file(asked: str) -> bool:
-    return asked.endswith((".toml", ".yaml", ".yml")) or Path(asked).is_file()
+def given_options(options: SweepOptions) -> dict[str, Any]:
+    """Return the options of hist-train that were given, with their values."""
+    names = set(all_option_names(TrainOptions))
+    return {name: value for name, value in options.given_values().items() if name in names}
+
+
+def _is_file(space: str) -> bool:
+    return space.endswith((".toml", ".yaml", ".yml")) or Path(space).is_file()
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
-    """A file's rows; `InputError` where it cannot be read as such."""
+    """Read a file's rows; raises `InputError` where it has another form."""
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix in (".yaml", ".yml"):
@@ -112,15 +136,17 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
             rows = tomllib.loads(text)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as a search space ({error})") from None
-    except Exception as error:  # PyYAML's have a base class of their own
+    except Exception as error:  # PyYAML's errors have a base class of their own
         raise InputError(f"{path}: not readable as a search space ({' '.join(str(error).split())})") from None
     if not isinstance(rows, dict) or not rows or not all(isinstance(row, dict) for row in rows.values()):
-        raise InputError(f"{path}: no search space; give names with low and high, or with choices, as {TABLE} has them")
+        raise InputError(
+            f"{path}: no search space; give names with low and high, or with choices, as {SPACES_FILE} has them"
+        )
     return rows
 
 
 def _with_numbers(rows: Any) -> Any:
-    """YAML takes 1e-5 for a text."""
+    """Turn texts such as 1e-5, which YAML does not read as a number, into numbers."""
     if isinstance(rows, dict):
         return {key: _with_numbers(value) for key, value in rows.items()}
     try:
@@ -139,7 +165,7 @@ def _parameter(name: str, row: Mapping[str, Any], where: str) -> Parameter:
 
 
 def _problems(row: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a row, the plainest first."""
+    """Describe what is wrong with a row; later problems make sense only where there are no earlier ones."""
     if unknown := [str(key) for key in row if key not in KEYS]:
         yield f"unknown key {', '.join(unknown)}; there are {', '.join(KEYS)}"
     if "choices" in row:

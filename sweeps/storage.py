@@ -1,7 +1,7 @@
-"""Where a study is kept, so that workers share it: a journal file in its folder, or PostgreSQL.
+"""Storage of a study that several workers share: a journal file in the study's folder, or PostgreSQL.
 
-A worker asks for its next trial, and counts how many there are, while it holds the study's lock: no two run the same
-one, and there are never more than were wanted. What a lost worker was running is failed, and tried again.
+A worker holds the study's lock while it counts the trials and asks for its next one. So no two workers run the same
+trial, and no more trials are run than requested. When a worker is lost, its trial is marked as failed and queued again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import socket
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,89 +25,114 @@ from optuna.trial import FrozenTrial, TrialState
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences
 from sweeps.sampling import SeededTPE, make_pruner, set_up_optuna
-from sweeps.study import Plan
+from sweeps.study import StudyPlan
 
 JOURNAL = "journal.log"
-WORKERS = "workers"  # a file a worker, locked as long as it lives
-HEARTBEAT_S, GRACE_S = 10, 60  # PostgreSQL cannot see whether a worker on another machine lives: it must say so
+WORKERS = "workers"  # folder with one file for each worker, locked as long as the worker runs
+# PostgreSQL cannot see whether a worker on another machine still runs. So each worker writes a time to the database
+# every HEARTBEAT_S seconds, and counts as lost when it has not done so for GRACE_S seconds.
+HEARTBEAT_S, GRACE_S = 10, 60
 CONNECT_S = 10
-MOST_RETRIES = 3  # of a trial whose workers are lost: it may be what kills them
+MAX_RETRIES = 3  # of a trial whose workers are lost, because the trial itself may be what kills them
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class Place:
-    """A study in its storage, and this worker's part in it."""
+class StudyStorage:
+    """A study in its storage, as one worker uses it.
 
-    def __init__(self, plan: Plan, must_exist: bool = False) -> None:
+    Attributes:
+        plan: The study.
+        study: The same study in Optuna.
+        title: Where the study is stored, in words.
+        worker: A unique name of this worker.
+    """
+
+    title = ""
+
+    def __init__(self, plan: StudyPlan, must_exist: bool = False) -> None:
+        """Open the study, or create it.
+
+        Args:
+            plan: The study.
+            must_exist: Raise an error where there is no such study, instead of creating it.
+
+        Raises:
+            InputError: Where the stored study has other settings than the plan.
+        """
         set_up_optuna()
         self.plan = plan
         self.worker = uuid.uuid4().hex
-        with self.alone():
-            self.storage = self._open()
-            there = plan.name in optuna.get_all_study_names(self.storage)
-            if must_exist and not there:
+        with self.lock():
+            self.optuna_storage = self._open()
+            if must_exist and plan.name not in optuna.get_all_study_names(self.optuna_storage):
                 raise InputError(f"--resume: no study {plan.name} in {self.title}; leave it out to begin one")
             self.study = optuna.create_study(
                 study_name=plan.name,
-                storage=self.storage,
-                sampler=SeededTPE(plan.config.seed),
-                pruner=make_pruner(plan.config.pruner, plan.folds),
+                storage=self.optuna_storage,
+                sampler=SeededTPE(plan.options.seed),
+                pruner=make_pruner(plan.options.pruner, plan.folds),
                 direction="maximize" if plan.maximize else "minimize",
                 load_if_exists=True,
             )
             self._check_settings()
 
-    title = ""
-
-    def alone(self) -> AbstractContextManager[Any]:
-        """The study's lock."""
+    def lock(self) -> AbstractContextManager[Any]:
+        """Return the study's lock, to be used as a context; only one worker holds it at a time."""
         raise NotImplementedError
 
     def _open(self) -> BaseStorage:
         raise NotImplementedError
 
-    def fail_lost(self) -> None:
-        """Fail the trials whose workers are gone, and queue them again. With the lock held."""
+    def fail_lost_trials(self) -> None:
+        """Mark the trials of lost workers as failed and queue them again; the caller holds the lock."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            # One without its worker's name lost it between asking and signing: no one else asks at this time.
-            if "worker" not in trial.user_attrs or not self._alive(trial):
+            # A worker writes its name into a trial before it releases the lock. A trial without a name lost its worker
+            # before that.
+            if "worker" not in trial.user_attrs or not self._is_worker_alive(trial):
                 self.study.tell(trial.number, state=TrialState.FAIL)
-                try_again(self.study, trial, MOST_RETRIES)
+                queue_again(self.study, trial, MAX_RETRIES)
 
-    def _alive(self, trial: FrozenTrial) -> bool:
+    def _is_worker_alive(self, trial: FrozenTrial) -> bool:
         raise NotImplementedError
 
     def close(self) -> None:
-        """Nothing that belongs to this worker stays."""
+        """Release everything that belongs to this worker."""
 
     def _check_settings(self) -> None:
-        """The first to come writes down what the study is, and queues the default setting; all others must agree."""
+        """Write the settings and queue the default setting in a new study; compare the settings with an old one's."""
         plan = self.plan
-        known = self.study.user_attrs.get("settings")
-        if known is None:
+        stored_settings = self.study.user_attrs.get("settings")
+        if stored_settings is None:
             if plan.default_is_in_space:
                 self.study.enqueue_trial(plan.defaults, user_attrs={"default": True})
             self.study.set_user_attr("settings", plan.settings)
-        elif different := differences(known, plan.settings):
+        elif changes := differences(stored_settings, plan.settings):
             raise InputError(
-                f"study {plan.name} in {self.title} was made with other settings: {'; '.join(different)}; give another "
+                f"study {plan.name} in {self.title} was made with other settings: {'; '.join(changes)}; give another "
                 "--name, or those settings"
             )
 
-    def run_next(self, run: Any) -> bool | None:
-        """Run one trial by `run(trial, values)`, a number; True when it is done.
+    def run_next(self, run: Callable[[optuna.Trial, dict[str, Any]], float]) -> bool | None:
+        """Run one trial, where there is one to run.
 
-        None where the study has all it shall have; False where others are running what is left, so that there may be
-        something to do later. A KeyboardInterrupt queues the trial again and is raised.
+        Args:
+            run: Gets the trial and the value of each parameter, and returns the objective.
+
+        Returns:
+            True when a trial was run; None where the study has all its trials; False where other workers run the rest,
+            so that there may be something to do later, when one of them is lost.
+
+        Raises:
+            KeyboardInterrupt: Where the trial was interrupted; it is queued again.
         """
         with ExitStack() as lock:
-            lock.enter_context(self.alone())
-            self.fail_lost()
+            lock.enter_context(self.lock())
+            self.fail_lost_trials()
             states = [t.state for t in self.study.get_trials(deepcopy=False)]
             finished = sum(state in FINISHED for state in states)
-            if finished >= self.plan.config.trials:
+            if finished >= self.plan.options.trials:
                 return None
-            if finished + states.count(TrialState.RUNNING) >= self.plan.config.trials:
+            if finished + states.count(TrialState.RUNNING) >= self.plan.options.trials:
                 return False
             number = -1
 
@@ -117,44 +142,46 @@ class Place:
                 values = {p.name: p.suggest(trial) for p in self.plan.space}
                 trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
                 trial.set_user_attr("worker", self.worker)
-                lock.close()  # the next may ask
+                lock.close()  # another worker may ask for its trial now
                 return run(trial, values)
 
             try:
                 self.study.optimize(begin, n_trials=1)
             except KeyboardInterrupt:
                 if number >= 0:
-                    try_again(self.study, self.study.get_trials()[number])
+                    queue_again(self.study, self.study.get_trials()[number])
                 else:
-                    self.fail_lost()  # asked for and not begun
+                    self.fail_lost_trials()  # the trial was created, but has not begun
                 raise
         return True
 
 
-class JournalPlace(Place):
-    """A journal file beside the study's results; workers on machines that share the folder may join."""
+class JournalStudy(StudyStorage):
+    """A study in a journal file beside its results; workers on all machines that share the folder can join."""
 
-    def __init__(self, plan: Plan, must_exist: bool = False) -> None:
+    def __init__(self, plan: StudyPlan, must_exist: bool = False) -> None:
+        """Open or create the study, as `StudyStorage` does, and lock this worker's file."""
         self.title = str(plan.folder / JOURNAL)
         if must_exist and not (plan.folder / JOURNAL).exists():
             raise InputError(f"--resume: no study in {plan.folder}; leave it out to begin one")
         (plan.folder / WORKERS).mkdir(parents=True, exist_ok=True)
         super().__init__(plan, must_exist)
-        self._life = FileLock(self._file(self.worker))
-        self._life.acquire()
+        self._worker_lock = FileLock(self._worker_file(self.worker))
+        self._worker_lock.acquire()
 
-    def _file(self, worker: str) -> Path:
+    def _worker_file(self, worker: str) -> Path:
         return self.plan.folder / WORKERS / f"{worker}.lock"
 
-    def alone(self) -> AbstractContextManager[Any]:
+    def lock(self) -> AbstractContextManager[Any]:
+        """Return the lock of a file, which workers on other machines see too."""
         return FileLock(self.plan.folder / WORKERS / "study.lock")
 
     def _open(self) -> BaseStorage:
         return JournalStorage(JournalFileBackend(str(self.plan.folder / JOURNAL)))
 
-    def _alive(self, trial: FrozenTrial) -> bool:
-        """Whether its worker's file is locked: the system unlocks it however the worker ends."""
-        file = self._file(trial.user_attrs["worker"])
+    def _is_worker_alive(self, trial: FrozenTrial) -> bool:
+        """Tell whether its worker's file is locked; the operating system unlocks it when the worker ends or dies."""
+        file = self._worker_file(trial.user_attrs["worker"])
         try:
             with FileLock(file, timeout=0):
                 pass
@@ -164,21 +191,27 @@ class JournalPlace(Place):
         return False
 
     def close(self) -> None:
-        self._life.release()
-        self._file(self.worker).unlink(missing_ok=True)
+        """Remove this worker's file."""
+        self._worker_lock.release()
+        self._worker_file(self.worker).unlink(missing_ok=True)
 
 
-class PostgresPlace(Place):
-    """A database that workers on many machines share. Each says every `HEARTBEAT_S` that it lives."""
+class PostgresStudy(StudyStorage):
+    """A study in a PostgreSQL database, which workers on many machines share."""
 
-    def __init__(self, plan: Plan, must_exist: bool = False) -> None:
+    def __init__(self, plan: StudyPlan, must_exist: bool = False) -> None:
+        """Open or create the study, as `StudyStorage` does.
+
+        Raises:
+            InputError: Also where the URL is wrong, or the database cannot be reached or used.
+        """
         import sqlalchemy
 
         try:
-            # psycopg by name: what plain postgresql:// means differs between versions of SQLAlchemy.
-            self.url = sqlalchemy.make_url(str(plan.config.storage)).set(drivername="postgresql+psycopg")
+            # The driver is named because versions of SQLAlchemy choose different ones for plain postgresql://.
+            self.url = sqlalchemy.make_url(str(plan.options.storage)).set(drivername="postgresql+psycopg")
         except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-            raise InputError(f"--storage {plan.config.storage}: not a database's URL ({_brief(error)})") from None
+            raise InputError(f"--storage {plan.options.storage}: not a database's URL ({_brief(error)})") from None
         self.title = self.url.set(drivername="postgresql").render_as_string(hide_password=True)
         self.engine = sqlalchemy.create_engine(self.url, connect_args={"connect_timeout": CONNECT_S})
         try:
@@ -189,7 +222,8 @@ class PostgresPlace(Place):
             raise InputError(f"--storage {self.title}: cannot be used ({_brief(error)})") from None
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
+        """Hold an advisory lock of the database, which it releases when the connection ends."""
         import sqlalchemy
 
         with self.engine.begin() as connection:
@@ -203,41 +237,56 @@ class PostgresPlace(Place):
             engine_kwargs={"connect_args": {"connect_timeout": CONNECT_S}, "pool_pre_ping": True},
             heartbeat_interval=HEARTBEAT_S,
             grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=lambda study, trial: try_again(study, trial, MOST_RETRIES),
+            heartbeat_stale_trial_callback=lambda study, trial: queue_again(study, trial, MAX_RETRIES),
         )
 
-    def fail_lost(self) -> None:
+    def fail_lost_trials(self) -> None:
+        """Mark lost trials as failed; Optuna finds those whose workers stopped writing their heartbeat."""
         optuna.storages.fail_stale_trials(self.study)
-        super().fail_lost()
+        super().fail_lost_trials()
 
-    def _alive(self, trial: FrozenTrial) -> bool:
-        return True  # or its heart has stopped, which Optuna sees
+    def _is_worker_alive(self, trial: FrozenTrial) -> bool:
+        return True  # Optuna has already dealt with the others, by their heartbeat
 
     def close(self) -> None:
+        """Close the connections to the database."""
         self.engine.dispose()
 
 
-def open_place(plan: Plan, must_exist: bool = False) -> Place:
-    """The study where it is kept; begun where it is not there yet. `InputError` where it cannot be reached, or was
-    made with other settings."""
-    url = plan.config.storage
+def open_study(plan: StudyPlan, must_exist: bool = False) -> StudyStorage:
+    """Open the study in its storage, or create it there.
+
+    Args:
+        plan: The study; its option --storage decides between a database and a journal file.
+        must_exist: Raise an error where there is no such study, instead of creating it.
+
+    Raises:
+        InputError: Where the storage cannot be used, or has the study with other settings.
+    """
+    url = plan.options.storage
     if url is None:
-        return JournalPlace(plan, must_exist)
+        return JournalStudy(plan, must_exist)
     if url.split(":")[0].split("+")[0] not in ("postgresql", "postgres"):
         raise InputError(
             f"--storage {url.split('@')[-1]}: give postgresql://USER:PASSWORD@HOST/DATABASE, or leave it out for a "
             "file in the study's folder"
         )
-    return PostgresPlace(plan, must_exist)
+    return PostgresStudy(plan, must_exist)
 
 
-def try_again(study: optuna.Study, trial: FrozenTrial, most: int | None = None) -> None:
-    """Queue a failed trial's values once more, unless it has been tried so often. What it was run by is forgotten."""
-    fresh = copy.copy(trial)
-    fresh.user_attrs = {k: v for k, v in trial.user_attrs.items() if k == "default"}
-    RetryHeartbeatStaleTrialCallback(most)(study, fresh)
+def queue_again(study: optuna.Study, trial: FrozenTrial, max_retries: int | None = None) -> None:
+    """Queue a failed trial's values once more, without the name of the worker that ran it.
+
+    Args:
+        study: The study.
+        trial: The failed trial.
+        max_retries: A trial that was queued again so often is given up; None for no limit.
+    """
+    retry = copy.copy(trial)
+    retry.user_attrs = {k: v for k, v in trial.user_attrs.items() if k == "default"}
+    RetryHeartbeatStaleTrialCallback(max_retries)(study, retry)
 
 
 def _brief(error: Exception) -> str:
-    """The first line of what a database says."""
+    """Return the first line of a database's error message."""
     return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

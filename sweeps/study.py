@@ -1,4 +1,4 @@
-"""What a study is: the options that hold for all its trials, what it searches, by what it judges, and where it lies."""
+"""The plan of a study: options of all its trials, what it searches, its objective, and where it is stored."""
 
 from __future__ import annotations
 
@@ -10,113 +10,124 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import train.options
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import short_hash
-from sweeps.options import Config
+from hist_cache.options import all_option_names, flag
+from sweeps.options import SweepOptions
 from sweeps.space import Parameter
 from train.experiments.grid import points
 from train.experiments.jobs import Job, make_jobs
-from train.metrics import TOP
+from train.metrics import TOP_K
+from train.options import TrainOptions
 from train.workspace import Workspace
 
-LISTS = ("ablation", "neighbors", "genes", "n_genes", "split", "protocol", "transform", "lora_layers")
-NOT_OF_A_RUN = ("fold", "table", "resume", "jobs", "genes_to_plot", "dry_run", "debug")
+LIST_OPTIONS = ("model", "ablation", "neighbors", "genes", "n_genes", "split", "protocol", "transform", "lora_layers")
+NOT_IN_COMMAND = ("fold", "table", "resume", "jobs", "genes_to_plot", "dry_run", "debug")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A study, resolved."""
+class StudyPlan:
+    """A study, with everything that the options leave open decided."""
 
-    config: Config
-    """What holds for all trials."""
+    options: SweepOptions
+    """Options that hold for all trials."""
     space: tuple[Parameter, ...]
     objective: str
-    """pcc@k, mse or mae, on validation."""
+    """The metric on the validation slides: pcc@k, mse or mae."""
     defaults: dict[str, Any]
-    """The parameters' values without a search."""
+    """Each parameter's value without a search."""
     settings: dict[str, Any]
-    """Flat: two studies with the same ones are the same."""
+    """By dotted names, in one level; two studies with the same settings are the same study."""
     folds: int
-    """Of each trial."""
+    """Number of folds of each trial."""
     dataset: str
     runs: Path
     name: str
-    """In its storage."""
+    """Name of the study in its storage."""
     folder: Path
 
     @property
     def maximize(self) -> bool:
+        """Whether a higher objective is better."""
         return self.objective.startswith("pcc@")
 
     @property
     def default_is_in_space(self) -> bool:
+        """Whether the search could draw the default setting."""
         return all(p.holds(self.defaults[p.name]) for p in self.space)
 
-    def better(self, value: float, other: float) -> bool:
-        return value > other if self.maximize else value < other
-
     def jobs(self, workspace: Workspace, values: Mapping[str, Any]) -> list[Job]:
-        """The folds of a trial with these values; where they would be run for good, their folders say."""
-        return jobs_with(self.config, values, workspace, self.runs)
+        """Return the folds of a trial with these values; their folders are those of an ordinary run."""
+        return jobs_with(self.options, values, workspace, self.runs)
 
     def final_jobs(self, workspace: Workspace, values: Mapping[str, Any]) -> list[Job]:
-        """All folds, also where the trials had one alone."""
-        return jobs_with(dataclasses.replace(self.config, fold=None), values, workspace, self.runs)
+        """Return all folds with these values, also where each trial has only one fold."""
+        return jobs_with(dataclasses.replace(self.options, fold=None), values, workspace, self.runs)
 
     def command(self, values: Mapping[str, Any]) -> str:
-        """The hist-train command that these values amount to."""
+        """Return the hist-train command that runs these values."""
         words = ["hist-train", "--dataset", self.dataset]
-        for field in dataclasses.fields(train.options.Config):
-            value = values.get(field.name, getattr(self.config, field.name))
-            if field.name in ("dataset", *NOT_OF_A_RUN) or value == field.default:
+        given = self.options.given_values() | dict(values)
+        for name in all_option_names(TrainOptions):
+            if name in ("dataset", *NOT_IN_COMMAND) or given.get(name) in (None, False):
                 continue
-            words.append("--" + field.name.replace("_", "-"))
-            words += [] if value is True else [str(value)]
+            words += [flag(name)] if given[name] is True else [flag(name), str(given[name])]
         return shlex.join(words)
 
 
-def jobs_with(config: Config, values: Mapping[str, Any], workspace: Workspace, runs: Path) -> list[Job]:
-    chosen = dataclasses.replace(config, **values)
+def jobs_with(options: SweepOptions, values: Mapping[str, Any], workspace: Workspace, runs: Path) -> list[Job]:
+    """Return the folds of hist-train for these options, with the values of a trial in place of theirs."""
+    chosen = options.with_values(values)
     return make_jobs(points(chosen), chosen, workspace, runs)
 
 
-def check_single(config: Config) -> None:
-    """`InputError` for an option with several values: outside of the space a study has one of each."""
-    for name in LISTS:
-        value = getattr(config, name)
-        if "," in str(value) or (name == "ablation" and value == "all"):
-            flag = name.replace("_", "-")
-            raise InputError(
-                f"--{flag} {value}: a study has one value of each option; search it (--space {name},...) or give one"
-            )
+def check_single(options: SweepOptions) -> None:
+    """Check that every option has one value, because only the options in the space may have several.
+
+    Raises:
+        InputError: Where an option has several values.
+    """
+    for name in LIST_OPTIONS:
+        value = getattr(options, name)
+        if "," in str(value) or value == "all":
+            advice = f"search it (--space {name},...) or give one"
+            raise InputError(f"{flag(name)} {value}: a study has one value of each option; {advice}")
 
 
-def make_plan(config: Config, space: tuple[Parameter, ...], workspace: Workspace, runs: Path) -> Plan:
-    """Resolve what is asked for; `InputError` for a value in the space that hist-train would refuse."""
-    jobs = jobs_with(config, {}, workspace, runs)
+def make_study_plan(options: SweepOptions, space: tuple[Parameter, ...], workspace: Workspace, runs: Path) -> StudyPlan:
+    """Make the plan of a study.
+
+    Args:
+        options: Options of the command.
+        space: The parameters to search.
+        workspace: The cached slides.
+        runs: Folder of all runs.
+
+    Raises:
+        InputError: Where hist-train would refuse a value in the space, or the study's name is not valid.
+    """
+    jobs = jobs_with(options, {}, workspace, runs)
     setting = jobs[0].setting
     sizes = [setting.n_genes]
     for parameter in space:
         for value in parameter.ends:
-            found = jobs_with(config, {parameter.name: value}, workspace, runs)[0].setting
-            sizes.append(found.n_genes)
-    known = vars(config) | vars(setting.model) | vars(setting.loop) | {"neighbors": setting.neighbors}
-    known |= {"lora_layers": setting.tuning.lora.layers if setting.tuning else 0}
-    objective = objective_named(config.objective, min(sizes))
+            sizes.append(jobs_with(options, {parameter.name: value}, workspace, runs)[0].setting.n_genes)
+    defaults = vars(options) | vars(setting.model) | vars(setting.fit)
+    defaults |= {"neighbors": setting.neighbors, "lora_layers": 0}
+    objective = objective_named(options.objective, min(sizes))
     settings = flat(
-        setting.as_dict()
-        | {"space": {p.name: p.as_dict() for p in space}, "objective": objective, "pruner": config.pruner}
-        | {"splits": {str(job.fold): dataclasses.asdict(job.split) for job in jobs}, "seed": config.seed}
+        setting.identity()
+        | {"space": {p.name: p.as_dict() for p in space}, "objective": objective, "pruner": options.pruner}
+        | {"splits": {str(job.fold): dataclasses.asdict(job.split) for job in jobs}, "seed": options.seed}
     )
-    name = config.name or short_hash(settings)
+    name = options.name or short_hash(settings)
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise InputError(f"--name {name}: letters, digits, hyphens, dots and underscores only")
-    return Plan(
-        config=config,
+    return StudyPlan(
+        options=options,
         space=space,
         objective=objective,
-        defaults={p.name: known[p.name] for p in space},
+        defaults={p.name: defaults[p.name] for p in space},
         settings=settings,
         folds=len(jobs),
         dataset=workspace.dataset,
@@ -126,22 +137,30 @@ def make_plan(config: Config, space: tuple[Parameter, ...], workspace: Workspace
     )
 
 
-def objective_named(asked: str | None, n_genes: int) -> str:
-    """The metric: as asked, else pcc@200, or the largest pcc@k that a panel of `n_genes` has; `InputError`."""
-    there = [f"pcc@{k}" for k in TOP if k <= n_genes]
-    if asked is None:
-        return "pcc@200" if "pcc@200" in there else there[-1] if there else "mse"
-    if asked not in (*there, "mse", "mae"):
-        raise InputError(f"--objective {asked}: a panel of {n_genes} genes has {', '.join([*there, 'mse', 'mae'])}")
-    return asked
+def objective_named(name: str | None, n_genes: int) -> str:
+    """Choose the metric by which trials are judged.
+
+    Args:
+        name: As given; None for pcc@200, or the largest pcc@k of a smaller panel.
+        n_genes: Size of the smallest panel of the study.
+
+    Raises:
+        InputError: Where a panel of this size has no such metric.
+    """
+    metrics = [f"pcc@{k}" for k in TOP_K if k <= n_genes]
+    if name is None:
+        return "pcc@200" if "pcc@200" in metrics else metrics[-1] if metrics else "mse"
+    if name not in (*metrics, "mse", "mae"):
+        raise InputError(f"--objective {name}: a panel of {n_genes} genes has {', '.join([*metrics, 'mse', 'mae'])}")
+    return name
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted names, as JSON gives them back."""
-    found: dict[str, Any] = {}
+    """Put nested settings into one level, by dotted names, with values as JSON reads them back."""
+    flattened: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            flattened |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = json.loads(json.dumps(value))
-    return found
+            flattened[f"{prefix}{key}"] = json.loads(json.dumps(value))
+    return flattened

@@ -1,4 +1,4 @@
-"""The trials of a study as data: their values, the best, what was saved, what mattered."""
+"""The trials of a study as data: their values, the best one, the epochs that were saved, and what mattered."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from hist_cache.errors import HistError
 from sweeps.sampling import set_up_optuna
 from sweeps.space import rounded
 from sweeps.storage import FINISHED
-from sweeps.study import Plan
+from sweeps.study import StudyPlan
 
 if TYPE_CHECKING:
     import pandas as pd
+    from optuna.importance import FanovaImportanceEvaluator
 
-LEAST_FOR_IMPORTANCE = 10  # complete trials
+MIN_TRIALS_FOR_IMPORTANCE = 10  # complete ones
 
 
-def values_of(plan: Plan, trial: FrozenTrial) -> dict[str, Any]:
-    """What a trial was run with."""
+def values_of(plan: StudyPlan, trial: FrozenTrial) -> dict[str, Any]:
+    """Return the value of each parameter that a trial was run with."""
     return {p.name: rounded(trial.params[p.name]) for p in plan.space if p.name in trial.params}
 
 
-def best_trial(plan: Plan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
-    """The best of those that were run to their end; of several the first. `HistError` where there is none."""
+def best_trial(plan: StudyPlan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
+    """Return the best complete trial; of equal ones the first.
+
+    Raises:
+        HistError: Where no trial was run to its end.
+    """
     complete = [t for t in trials if t.state == TrialState.COMPLETE]
     if not complete:
         problems = [t.user_attrs["problem"] for t in trials if "problem" in t.user_attrs]
@@ -36,8 +41,8 @@ def best_trial(plan: Plan, trials: Sequence[FrozenTrial]) -> FrozenTrial:
     return (max if plan.maximize else min)(complete, key=_value)
 
 
-def ranked(plan: Plan, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Those run to their end, the best first."""
+def ranked(plan: StudyPlan, trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the complete trials, the best first."""
     return sorted((t for t in trials if t.state == TrialState.COMPLETE), key=_value, reverse=plan.maximize)
 
 
@@ -46,20 +51,21 @@ def _value(trial: FrozenTrial) -> float:
 
 
 @dataclass(frozen=True)
-class Work:
-    """Epochs of the finished trials, and what was not run."""
+class StudyWork:
+    """Epochs that the finished trials ran, and epochs that were saved."""
 
     trials: int
     complete: int
     pruned: int
     epochs: int
-    """That were run."""
+    """Epochs that were run."""
     stopped_early: int
-    """That folds left of their `--epochs` because validation no longer improved."""
+    """Epochs that folds did not run because validation no longer improved."""
     by_pruning: int
-    """What the pruned trials would have run to their end: folds as long as those of the complete ones."""
+    """Epochs that the pruned trials would still have run, if their folds were as long as those of complete trials."""
 
     def __str__(self) -> str:
+        """Describe the work in two sentences."""
         full = self.epochs + self.stopped_early + self.by_pruning
         return (
             f"{self.trials} trials, {self.pruned} of them pruned: {self.epochs:,} epochs run. Early stopping saved "
@@ -72,40 +78,60 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.0f} %" if whole else "0 %"
 
 
-def work_of(plan: Plan, trials: Sequence[FrozenTrial]) -> Work:
+def study_work(plan: StudyPlan, trials: Sequence[FrozenTrial]) -> StudyWork:
+    """Count the epochs that the trials ran and those that were saved."""
     finished = [t for t in trials if t.state in FINISHED]
-    most, folds = int(plan.settings["loop.epochs"]), plan.folds
-    run = {t.number: [int(n) for n in t.user_attrs.get("epochs", [])] for t in finished}
-    complete = [t for t in finished if t.state == TrialState.COMPLETE]
-    whole = [n for t in complete for n in run[t.number]]
-    usual = sum(whole) / len(whole) if whole else most
-    pruned = [t for t in finished if t.state == TrialState.PRUNED]
-    # The last fold of a pruned trial is what was cut; those before it ended by themselves.
-    early = sum(most - n for n in whole) + sum(most - n for t in pruned for n in run[t.number][:-1])
-    cut = sum(max(0.0, usual - n[-1]) + usual * (folds - len(n)) for n in (run[t.number] for t in pruned) if n)
-    return Work(len(finished), len(complete), len(pruned), sum(sum(n) for n in run.values()), early, round(cut))
+    max_epochs, folds = int(plan.settings.get("loop.epochs", 0)), plan.folds
+    epochs = {t.number: [int(n) for n in t.user_attrs.get("epochs", [])] for t in finished}
+    complete = [n for t in finished if t.state == TrialState.COMPLETE for n in epochs[t.number]]
+    mean = sum(complete) / len(complete) if complete else max_epochs
+    pruned = [epochs[t.number] for t in finished if t.state == TrialState.PRUNED]
+    # Pruning cuts the last fold of a trial short. The folds before it ended by themselves.
+    stopped_early = sum(max_epochs - n for n in complete) + sum(max_epochs - n for ns in pruned for n in ns[:-1])
+    by_pruning = sum(max(0.0, mean - ns[-1]) + mean * (folds - len(ns)) for ns in pruned if ns)
+    return StudyWork(
+        trials=len(finished),
+        complete=sum(t.state == TrialState.COMPLETE for t in finished),
+        pruned=len(pruned),
+        epochs=sum(map(sum, epochs.values())),
+        stopped_early=stopped_early,
+        by_pruning=round(by_pruning),
+    )
 
 
-def importance(plan: Plan, study: optuna.Study) -> dict[str, float]:
-    """Each parameter's share of the objective's variance over the complete trials, by fANOVA; the largest first.
+def importance(plan: StudyPlan, study: optuna.Study) -> dict[str, float]:
+    """Compute each parameter's share of the objective's variance over the complete trials, by fANOVA.
 
-    Empty where there are too few trials, or all values are alike.
+    Returns:
+        Shares by name, the largest first; empty where there are too few trials, or all values are alike.
     """
-    from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+    from optuna.importance import get_param_importances
 
     set_up_optuna()
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(complete) < LEAST_FOR_IMPORTANCE or len({t.value for t in complete}) < 2:
+    if len(complete) < MIN_TRIALS_FOR_IMPORTANCE or len({t.value for t in complete}) < 2:
         return {}
-    names = [p.name for p in plan.space if len({t.params[p.name] for t in complete}) > 1]
+    names = varied_names(plan, complete)
     if len(names) < 2:
         return dict.fromkeys(names, 1.0)
-    evaluator = FanovaImportanceEvaluator(seed=plan.config.seed)
-    return get_param_importances(study, evaluator=evaluator, params=names)
+    return get_param_importances(study, evaluator=importance_evaluator(plan), params=names)
 
 
-def trial_table(plan: Plan, trials: Sequence[FrozenTrial]) -> pd.DataFrame:
-    """A row a trial: number, state, the objective, the values, epochs of each fold, process, problem, seconds."""
+def importance_evaluator(plan: StudyPlan) -> FanovaImportanceEvaluator:
+    """fANOVA, seeded with the study's seed so that the same trials always give the same shares."""
+    from optuna.importance import FanovaImportanceEvaluator
+
+    return FanovaImportanceEvaluator(seed=plan.options.seed)
+
+
+def varied_names(plan: StudyPlan, trials: Sequence[FrozenTrial]) -> list[str]:
+    """Names of the parameters that took several values in the complete trials."""
+    complete = [t for t in trials if t.state == TrialState.COMPLETE]
+    return [p.name for p in plan.space if len({t.params[p.name] for t in complete}) > 1]
+
+
+def trial_table(plan: StudyPlan, trials: Sequence[FrozenTrial]) -> pd.DataFrame:
+    """Make a table with one row for each trial: its state, values and objective, and how it was run."""
     import pandas as pd
 
     rows = [

@@ -53,8 +53,8 @@ def test_commands_work_beside_the_users_own_train_and_extract(command: str, opti
 
 @pytest.mark.parametrize("module", ["extract.cli", "train.cli", "train.report.cli", "sweeps.cli"])
 def test_help_imports_nothing_heavy(module: str) -> None:
-    script = f"import sys; from {module} import Config; from hist_cache.options import parse\n"
-    script += "try: parse(Config, 'x', 'y', ['--help'])\nexcept SystemExit: pass\n"
+    script = f"import sys; from {module} import main\n"
+    script += "try: main(['--help'])\nexcept SystemExit: pass\n"
     script += (
         "heavy = {'torch', 'timm', 'anndata', 'scipy', 'pandas', 'matplotlib', 'h5py', 'optuna'} & set(sys.modules)\n"
     )

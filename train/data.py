@@ -2,33 +2,129 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from scipy.sparse import csr_matrix, diags
-from torch import Tensor
+from torch import Tensor, nn
 
 from hist_cache.cache import Cache, CachedSlide
 from hist_cache.errors import InputError
 from hist_cache.panels import columns
 
-if TYPE_CHECKING:
-    from train.finetune.inputs import Frontier
-
 Transform = Literal["log2", "ln_cp10k"]
 UNITS = {"log2": "log2(1 + count)", "ln_cp10k": "ln(1 + count per 10,000)"}
+T = TypeVar("T")
+
+
+class SpotNiche(NamedTuple):
+    """The same of the spots and of their niches, row by row."""
+
+    spot: Tensor
+    niche: Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """What a model sees of B spots when it predicts.
+
+    Attributes:
+        spot: `(B, D)` float32 embeddings; `niche` likewise.
+        rows: `(B,)` int64, the spots' rows in the `SpotData` that they come from.
+    """
+
+    spot: Tensor
+    niche: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
+class Batch(Images):
+    """What a model learns from: images, and expression `(B, G)` float32 of the spots and of their niches."""
+
+    expression: Tensor
+    niche_expression: Tensor
+
+
+class Inputs(Protocol):
+    """What images are made from: cached embeddings, cached tokens or crops. The training loop knows no more of them."""
+
+    @property
+    def description(self) -> str:
+        """What is read, where it is kept and how large it is; empty where there is nothing to say."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where `read` puts the inputs."""
+
+    @property
+    def resident(self) -> bool:
+        """Whether all inputs are in the device's memory, so that reading ahead gains nothing."""
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """The encoder that is fine-tuned with the model; None where embeddings are read as they are."""
+
+    def read(self, rows: Tensor, augment: torch.Generator | None = None) -> SpotNiche:
+        """Inputs `(n, ...)` of `rows` `(n,)` int64, in that order, on the device.
+
+        Args:
+            rows: Best on the CPU unless the inputs are resident.
+            augment: Draws how the crops of each spot are turned and mirrored.
+        """
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Embeddings `(n, D)` float32 of either kind of inputs, with gradients to what is trained of the encoder."""
+
+    def close(self) -> None:
+        """Give back memory, files and threads."""
+
+
+@dataclass(frozen=True)
+class CachedEmbeddings:
+    """Embeddings `(N, D)` float16 as the cache holds them."""
+
+    spot: Tensor
+    niche: Tensor
+    description = ""
+    resident = True
+    encoder: nn.Module | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the tensors."""
+        return self.spot.device
+
+    def read(self, rows: Tensor, augment: torch.Generator | None = None) -> SpotNiche:
+        """Embeddings of `rows`, float32."""
+        return SpotNiche(self.spot[rows].float(), self.niche[rows].float())
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """The inputs, which are embeddings already."""
+        return inputs
+
+    def close(self) -> None:
+        """Nothing is held besides the tensors."""
 
 
 @dataclass(frozen=True, eq=False)
 class SpotData:
     """N spots with G panel genes, on one device.
 
-    spot, niche (N, D) float16 embeddings; expression, niche_expression (N, G) float32, in `UNITS[transform]`;
-    slide (N,) int64 index into `slides`; row (N,) int64 row of the slide's file; complete (N,) bool, whether all
-    neighbours are there.
+    Attributes:
+        spot: `(N, D)` float16 embeddings; `niche` likewise.
+        expression: `(N, G)` float32 in `UNITS[transform]`; `niche_expression` likewise.
+        slide: `(N,)` int64 index into `slides`.
+        row: `(N,)` int64 row of the slide's file.
+        complete: `(N,)` bool, whether all neighbours are there.
+        slides: IDs of the slides.
+        panel: Names of the genes.
+        transform: Of the counts.
+        encoder_inputs: What an encoder that is fine-tuned reads; without it images are `spot` and `niche`.
     """
 
     spot: Tensor
@@ -41,19 +137,49 @@ class SpotData:
     slides: list[str]
     panel: list[str]
     transform: Transform = "log2"
-    memo: dict[Any, Any] = field(default_factory=dict)
-    """What several runs on these data need and one can compute: the ridge control of a split."""
-    frontier: Frontier | None = None
-    """Where an encoder that is tuned reads from; without it images are `spot` and `niche`."""
+    encoder_inputs: Inputs | None = None
 
-    def rows(self, slides: tuple[str, ...]) -> Tensor:
+    @property
+    def inputs(self) -> Inputs:
+        """What images are made from."""
+        return self.encoder_inputs or CachedEmbeddings(self.spot, self.niche)
+
+    def rows(self, slides: Sequence[str]) -> Tensor:
         """Rows of these slides' spots, in order."""
         wanted = torch.tensor([self.slides.index(s) for s in slides], device=self.slide.device)
         return torch.isin(self.slide, wanted).nonzero().squeeze(1)
 
+    def only(self, slides: Sequence[str]) -> SpotData:
+        """The spots of some slides, in the same order, in memory of their own."""
+        rows = self.rows(slides)
+        per_spot = ("spot", "niche", "expression", "niche_expression", "slide", "row", "complete")
+        return replace(self, **{name: getattr(self, name)[rows] for name in per_spot}, encoder_inputs=None)
+
+
+class TensorCache(Generic[T]):
+    """Keeps what was made last, at most `size` of it: tensors are large, and many runs in a row need the same.
+
+    Args:
+        size: How many are kept.
+        close: Called for each that is dropped.
+    """
+
+    def __init__(self, size: int = 1, close: Callable[[T], None] = lambda value: None) -> None:
+        self._size, self._close = size, close
+        self._values: OrderedDict[Hashable, T] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """The value of a key, made where it is not kept; the oldest is dropped before, to have its memory back."""
+        if key not in self._values:
+            while len(self._values) >= self._size:
+                self._close(self._values.popitem(last=False)[1])
+            self._values[key] = make()
+        self._values.move_to_end(key)
+        return self._values[key]
+
 
 def read_slides(cache: Cache, sizes: Sequence[int]) -> dict[str, CachedSlide]:
-    """Slides of a cache with niches of these neighbourhood sizes, by id."""
+    """Slides of a cache with niches of these neighbourhood sizes, by id; `InputError` where there is none."""
     slides = {s: cache.read(s, sorted(set(sizes))) for s in cache.slides}
     if not slides:
         raise InputError(f"{cache.folder}: no slides; run hist-extract")
@@ -63,14 +189,22 @@ def read_slides(cache: Cache, sizes: Sequence[int]) -> dict[str, CachedSlide]:
 def assemble(
     slides: dict[str, CachedSlide],
     size: int,
-    panel: list[str],
+    panel: Sequence[str],
     device: torch.device,
     transform: Transform = "log2",
     drop_edges: bool = False,
 ) -> SpotData:
-    """Join slides by gene name into tensors on `device`; `drop_edges` leaves out spots that lack a neighbour."""
+    """Join slides by gene name into tensors.
+
+    Args:
+        slides: By id.
+        size: Neighbourhood size of the niches.
+        panel: Names of the genes.
+        device: Of the tensors.
+        transform: Of the counts.
+        drop_edges: Leave out spots that lack a neighbour.
+    """
     parts: dict[str, list[np.ndarray]] = {}
-    tensors: dict[str, Any] = {}
     for i, slide in enumerate(slides.values()):
         neighbors = slide.neighbors[size]
         complete = np.all(neighbors >= 0, axis=1)
@@ -87,8 +221,9 @@ def assemble(
         }
         for name, array in of_slide.items():
             parts.setdefault(name, []).append(array)
-    for name, arrays in parts.items():
-        tensors[name] = torch.from_numpy(np.concatenate(arrays)).to(device)
+    tensors: dict[str, Any] = {
+        name: torch.from_numpy(np.concatenate(arrays)).to(device) for name, arrays in parts.items()
+    }
     return SpotData(**tensors, slides=list(slides), panel=list(panel), transform=transform)
 
 
@@ -102,10 +237,13 @@ def without_arrays(slides: dict[str, CachedSlide]) -> dict[str, CachedSlide]:
 
 
 def profiles(
-    slide: CachedSlide, neighbors: np.ndarray, panel: list[str], transform: Transform
+    slide: CachedSlide, neighbors: np.ndarray, panel: Sequence[str], transform: Transform
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N, G) float32 expression of each spot and of its niche (the mean of raw counts, then the transform)."""
-    counts = columns(slide.counts, slide.genes, panel).astype(np.float64)
+    """Expression of each spot and of its niche, `(N, G)` float32 each.
+
+    A niche's profile is the mean of raw counts over the spot and its neighbours, then the transform.
+    """
+    counts = columns(slide.counts, slide.genes, list(panel)).astype(np.float64)
     own, around = counts.toarray(), niche_mean(counts, neighbors)
     if transform == "log2":
         return log2_expression(own), log2_expression(around)
@@ -114,17 +252,17 @@ def profiles(
 
 
 def ln_cp10k(counts: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """ln(1 + count per 10,000) of (N, G) counts, float32; total (N, 1) over all genes, 0 giving 0."""
+    """ln(1 + count per 10,000) of `(N, G)` counts, float32; total `(N, 1)` is over all genes, and 0 gives 0."""
     return np.log1p(counts / np.maximum(total, 1e-12) * 1e4).astype(np.float32)
 
 
 def log2_expression(counts: np.ndarray) -> np.ndarray:
-    """log2(1 + count), float32, no library size."""
+    """log2(1 + count), float32, without library size."""
     return np.log2(1 + counts).astype(np.float32)
 
 
 def niche_mean(counts: csr_matrix, neighbors: np.ndarray) -> np.ndarray:
-    """(N, G) mean of raw counts over each spot and its neighbours; absent neighbours (-1) are left out of the mean."""
+    """Mean of raw counts over each spot and its neighbours, `(N, G)`; absent neighbours (-1) are left out of it."""
     n, k = neighbors.shape
     row = np.repeat(np.arange(n), k)[neighbors.ravel() >= 0]
     column = neighbors.ravel()[neighbors.ravel() >= 0]

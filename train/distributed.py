@@ -1,4 +1,7 @@
-"""Several processes on one batch (torchrun): each takes its share of the spots, and the loss is that of the whole."""
+"""Training with several processes (torchrun): each takes its rows of a batch, and the loss is that of the whole batch.
+
+Every function also works in a single process, where there is nothing to exchange.
+"""
 
 from __future__ import annotations
 
@@ -11,97 +14,117 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(hours=12)  # the others wait while rank 0 makes tokens, tests and draws
+TIMEOUT = timedelta(hours=12)
+"""Rank 0 alone makes tokens, tests and draws figures; the other processes wait for it that long."""
 
 
 def init() -> torch.device | None:
-    """Join the processes that torchrun started and return this one's device; None where there is one process only."""
+    """Join the process group that torchrun started.
+
+    Returns:
+        The device of this process, or None if there is only one process.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return None
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+        dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
         return device
-    dist.init_process_group("gloo", timeout=PATIENCE)
+    dist.init_process_group("gloo", timeout=TIMEOUT)
     return torch.device("cpu")
 
 
 def destroy() -> None:
+    """Leave the process group, if this process joined one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def world_size() -> int:
-    """Processes on one batch; 1 outside torchrun."""
+    """Number of processes that share a batch; 1 outside torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's number, 0 for the one that writes files and speaks."""
+    """Number of this process; process 0 is the one that writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def barrier() -> None:
-    """Wait for all."""
+    """Wait until all processes have reached this call."""
     if world_size() > 1:
         dist.barrier()
 
 
 def shard(rows: Tensor) -> Tensor:
-    """This process's rows of a batch."""
+    """The rows of a batch that belong to this process: every n-th one for n processes."""
     return rows[rank() :: world_size()]
 
 
 class _Gather(torch.autograd.Function):
-    """All processes' rows, process after process. Each computes the same loss of them, so that the gradient of its own
-    rows is whole; times the number of processes, as gradients are averaged over these afterwards."""
+    """Rows of all processes, in the order of their ranks.
+
+    Every process computes the same loss of all rows, so the gradient of its own rows is already complete. It is
+    multiplied by the number of processes, because `average_gradients` divides by it afterwards.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         parts = [torch.empty_like(x) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
-        ctx.rows = len(x)
+        ctx.n_rows = len(x)
         return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        start = rank() * ctx.rows
-        return world_size() * gradients[0][start : start + ctx.rows]
+        start = rank() * ctx.n_rows
+        return world_size() * gradients[0][start : start + ctx.n_rows]
 
 
 def all_gather(x: Tensor) -> Tensor:
-    """`(B / n, d)` rows of each of n processes to `(B, d)`, with gradients; x itself where there is one process."""
-    return _Gather.apply(x) if world_size() > 1 else x
+    """Collect the rows of all processes; gradients flow back to the rows of this one.
+
+    Args:
+        x: the rows of this process, `(B / n, D)`; every process gives the same number.
+
+    Returns:
+        The rows of all n processes in the order of their ranks, `(B, D)`; x itself if there is one process.
+    """
+    gathered: Tensor = _Gather.apply(x) if world_size() > 1 else x
+    return gathered
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """The mean over processes, in place, as DDP would; in one message, so that steps of several backwards work too."""
+    """Replace the gradients of parameters by their mean over processes, as DistributedDataParallel would.
+
+    All gradients travel in one message after the last backward pass, so a step may have several backward passes.
+    """
     if world_size() == 1:
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
     flat = torch.cat([g.reshape(-1) for g in gradients])
     dist.all_reduce(flat)
     flat /= world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+    for gradient, part in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over processes."""
+    """The elementwise sum of a tensor over processes, in place."""
     if world_size() > 1:
         dist.all_reduce(values)
     return values
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether it is true in any process."""
+    """Whether the flag is true in at least one process."""
     device = "cuda" if dist.is_initialized() and dist.get_backend() == "nccl" else "cpu"
     return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item()) if world_size() > 1 else flag
 
 
 def all_gather_states(state: Tensor) -> list[Tensor]:
-    """Every process's state, in the order of their numbers."""
+    """The state (of a random generator, for example) of every process, in the order of their ranks."""
     if world_size() == 1:
         return [state]
     states: list[Any] = [None] * world_size()

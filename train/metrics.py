@@ -1,4 +1,4 @@
-"""Metrics of predicted against true expression: PCC per gene over spots, PCC@k, MSE, MAE (HiST, equations 15-18)."""
+"""Metrics of predicted against true expression: PCC per gene over spots, PCC@k, MSE, MAE (HiST, Eq. 15-18)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,22 @@ from typing import Any
 
 import numpy as np
 
-TOP = (10, 50, 200, 500, 1000, 2000, 3000)  # the last four for table 9
-CONSTANT = 1e-12  # a spread below this, relative to the values, is rounding
+TOP_K = (10, 50, 200, 500, 1000, 2000, 3000)
+"""Numbers of best predicted genes over which PCC@k is averaged; the last four are for the paper's table 9."""
+
+_MIN_SPREAD = 1e-12
+"""A root mean square deviation below this share of the largest value is rounding: the gene counts as constant."""
 
 
 def gene_pcc(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """(G,) Pearson correlation of each gene over spots, in float64; NaN where prediction or truth is constant.
+    """Pearson correlation of each gene over spots (Eq. 15), in float64.
 
-    predicted, truth (N, G), log2 expression.
+    Args:
+        predicted: log2 expression, `(N, G)`.
+        truth: log2 expression, `(N, G)`.
+
+    Returns:
+        Correlations in [-1, 1], `(G,)`; NaN where prediction or truth is constant.
     """
     p = predicted.astype(np.float64)
     t = truth.astype(np.float64)
@@ -21,24 +29,41 @@ def gene_pcc(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     p -= p.mean(0)
     t -= t.mean(0)
     norm_p, norm_t = np.linalg.norm(p, axis=0), np.linalg.norm(t, axis=0)
-    floor = CONSTANT * np.sqrt(len(p))
-    defined = (norm_p > floor * scale_p) & (norm_t > floor * scale_t)
+    min_spread = _MIN_SPREAD * np.sqrt(len(p))
+    defined = (norm_p > min_spread * scale_p) & (norm_t > min_spread * scale_t)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(defined, (p * t).sum(0) / (norm_p * norm_t), np.nan)
 
 
 def summarize(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """`{"pcc@10": ..., "mse": ..., "mae": ...}`; an undefined PCC counts as 0, PCC@k with k > G is left out."""
+    """PCC@k for each k of `TOP_K`, MSE and MAE (Eq. 16-18).
+
+    Args:
+        predicted: log2 expression, `(N, G)`.
+        truth: log2 expression, `(N, G)`.
+
+    Returns:
+        `{"pcc@10": ..., "mse": ..., "mae": ...}`. An undefined PCC counts as 0; PCC@k with k > G is left out.
+    """
     pcc = np.sort(np.nan_to_num(gene_pcc(predicted, truth), nan=0.0))[::-1]
     error = predicted.astype(np.float64) - truth.astype(np.float64)
-    top = {f"pcc@{k}": float(pcc[:k].mean()) for k in TOP if k <= len(pcc)}
-    return top | {"mse": float((error**2).mean()), "mae": float(np.abs(error).mean())}
+    pcc_at_k = {f"pcc@{k}": float(pcc[:k].mean()) for k in TOP_K if k <= len(pcc)}
+    return pcc_at_k | {"mse": float((error**2).mean()), "mae": float(np.abs(error).mean())}
 
 
 def test_metrics(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray, complete: np.ndarray) -> dict[str, Any]:
-    """Pooled over all test spots, per slide, the mean over slides, and pooled over spots with a complete niche.
+    """Metrics of the test spots of one fold, pooled and slide by slide.
 
-    slide (N,) names; complete (N,) bool. `complete_niches` is None where there are fewer than two such spots.
+    Args:
+        predicted: log2 expression, `(N, G)`.
+        truth: log2 expression, `(N, G)`.
+        slide: name of the slide of each spot, `(N,)`.
+        complete: whether the niche of each spot is complete, `(N,)` bool.
+
+    Returns:
+        `summarize` over all spots (`pooled`), per slide (`slides`), as the mean over slides (`slide_mean`) and over
+        the spots with a complete niche (`complete_niches`, None with fewer than two such spots); and the numbers of
+        spots, of complete niches and of genes whose pooled PCC is undefined (`n_*`).
     """
     slides = {str(s): summarize(predicted[slide == s], truth[slide == s]) for s in sorted(set(slide))}
     return {
@@ -53,9 +78,10 @@ def test_metrics(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray, co
 
 
 def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each metric over rows, which all have the metrics of the first."""
     return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
 
 
 def std_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Sample standard deviation (n - 1), as the paper's tables print it; 0 for a single row."""
+    """Sample standard deviation (n - 1) of each metric, as in the paper's tables; 0 for a single row."""
     return {key: float(np.std([row[key] for row in rows], ddof=1)) if len(rows) > 1 else 0.0 for key in rows[0]}

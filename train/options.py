@@ -1,31 +1,56 @@
-"""The options of hist-train."""
+"""The options of hist-train. Those of models and of the training loop come from their own dataclasses."""
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from hist_cache.options import option
+from hist_cache.options import CommandOptions, option
+from train.fit.config import FitConfig
+from train.models.registry import model_entries
+
+HERE = Path(__file__).parent
+FINETUNING = (  # what only fine-tuning reads
+    *("lora_layers", "lora_rank", "lora_alpha", "lora_dropout", "no_token_cache", "augment", "micro_batch"),
+    *("grad_checkpoint", "precision", "data_root", "weights"),
+)
+
+
+def _row_names(file: str) -> str:
+    """The names of a table's rows, for the help."""
+    return ", ".join(tomllib.loads((HERE / file).read_text("utf-8")))
+
+
+VARIANTS, PROTOCOLS = _row_names("models/variants.toml"), _row_names("experiments/protocols.toml")
+TABLES = _row_names("experiments/tables.toml")
+MODELS = ", ".join(entry.name for entry in model_entries())
 
 
 @dataclass(frozen=True)
-class Config:
+class TrainOptions(CommandOptions):
+    """All options of hist-train but those of `config_groups`."""
+
     dataset: str | None = option(
-        None, "a dataset that hist-extract has cached (default: the one extracted last)", "NAME"
+        None, "a dataset that hist-extract has cached (default: the one extracted last)", "NAME", group="data"
     )
     cache: str | None = option(None, "folder of the cache (default: $HIST_CACHE or ./cache)", "D")
     runs: str | None = option(None, "folder of the runs (default: $HIST_RUNS or ./runs)", "D")
     encoder: str | None = option(None, "whose cache, where the dataset has several", "NAME")
     test_dataset: str | None = option(None, "test on all slides of this dataset instead of the split's own", "NAME")
-    table: int | None = option(None, "a table of the paper by number: sets the options that it compares", "N")
-    ablation: str = option("full", "variants: full, no_gi_hea, no_hea, no_hha, meru, clip, ..., or all", "NAMES")
+    table: int | None = option(
+        None, f"a table of the paper by number: sets the options that it compares ({TABLES})", "N", group="experiment"
+    )
+    model: str = option("hist", f"models: {MODELS}, or all", "NAMES")
+    ablation: str = option("full", f"variants of hist: {VARIANTS}, or all", "NAMES")
     neighbors: str | int = option("6", "neighbourhood sizes: 6, 18, 36 (rings 1, 2, 3)", "K")
     genes: str = option("hmhvg", "gene panels: hmhvg, hvg, a file of names", "PANELS")
     n_genes: str | int | None = option(None, "panel sizes (default: 200 for hmhvg, 300 for hvg, all of a file)", "N")
     split: str | None = option(
         None, "slide, patient, loso, a file or folder of splits (default: the dataset's)", "KINDS"
     )
-    protocol: str = option("paper", "paper, release, strict: what the sources disagree on", "NAMES")
+    protocol: str = option("paper", f"what the sources disagree on: {PROTOCOLS}", "NAMES")
     transform: str = option("log2", "of the counts: log2 (1 + count), ln_cp10k (1 + count per 10,000)", "NAMES")
     panel_from: Literal["all", "train"] | None = option(
         None, "choose genes on all slides, or on each split's train slides (default: the protocol's)"
@@ -38,39 +63,33 @@ class Config:
     )
     folds: int | None = option(None, "run the first so many splits (default: all there are, or 5)", "N")
     fold: int | None = option(None, "run this split only, counted from 0", "I")
-    epochs: int | None = option(None, "most epochs (default: the dataset's, or 200)", "N")
-    patience: int | None = option(
-        None, "stop after so many epochs without a better validation error (default: 10)", "N"
+    seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N")
+    finetune_lora: bool = option(
+        False, "fine-tune the encoder's last blocks by LoRA together with the model", group="fine-tuning"
     )
-    batch_size: int | None = option(None, "spots a step (default: 128)", "N")
-    lr: float | None = option(None, "learning rate of AdamW (default: 1e-4)", "X")
-    weight_decay: float | None = option(None, "default: 0.01", "X")
-    seed: int = option(42, "seeds weights, order of spots, drawn splits and controls", "N")
-    width: int | None = option(None, "latent width d (default: the dataset's, or 1024)", "N")
-    depth: int | None = option(None, "residual blocks a stream (default: 2)", "N")
-    dropout: float | None = option(None, "default: 0.1", "X")
-    alpha: float | None = option(None, "weight of the alignment losses (default: 0.2)", "X")
-    beta: float | None = option(None, "weight of entailment within them (default: 0.4)", "X")
-    curvature: float | None = option(None, "initial curvature magnitude c (default: 1)", "X")
-    fixed_curvature: bool = option(False, "do not learn the curvature")
-    temperature: float | None = option(None, "initial temperature of the contrast (default: 0.07)", "X")
-    decoder_space: Literal["tangent", "hyperbolic"] | None = option(None, "what the decoder reads (default: tangent)")
-    finetune_lora: bool = option(False, "tune the encoder's last blocks by LoRA together with HiST")
-    lora_layers: str | int = option("11", "last blocks that are tuned; 0 trains on the cache", "L")
+    lora_layers: str | int | None = option(
+        None, "last blocks that are fine-tuned; 0 trains on the cache (default: 11, or as many as there are)", "L"
+    )
     lora_rank: int = option(4, "rank of the adapters", "R")
     lora_alpha: float = option(8.0, "their update is scaled by alpha / rank", "X")
     lora_dropout: float = option(0.1, "dropout before the adapters", "X")
-    no_token_cache: bool = option(False, "tune from the crops, not from activations cached on disk")
-    augment: bool = option(False, "turn and mirror crops while tuning (from the crops, without token cache)")
+    no_token_cache: bool = option(False, "fine-tune from the crops, not from activations cached on disk")
+    augment: bool = option(False, "turn and mirror crops while fine-tuning (from the crops, without token cache)")
     micro_batch: int | None = option(None, "spots encoded at once; the loss stays that of the whole batch", "N")
-    grad_checkpoint: bool = option(False, "tune with less memory, computing activations twice")
+    grad_checkpoint: bool = option(False, "fine-tune with less memory, computing activations twice")
     precision: Literal["bf16", "fp32"] | None = option(
-        None, "of the encoder while it is tuned (default: bf16 where that is fast)"
+        None, "of the encoder while it is fine-tuned (default: bf16 where that is fast)"
     )
-    data_root: str | None = option(None, "slides to tune on (default: where the cache's came from)", "D")
-    weights: str | None = option(None, "file with the encoder's weights, to tune it", "F")
-    resume: bool = option(False, "only go on with a stopped run: an error where there is none")
+    data_root: str | None = option(None, "slides to fine-tune on (default: where the cache's came from)", "D")
+    weights: str | None = option(None, "file with the encoder's weights, to fine-tune it", "F")
+    resume: bool = option(False, "only go on with a stopped run: an error where there is none", group="running")
     jobs: int | None = option(None, "folds trained at once (default: one a CPU core, or one on a GPU)", "N")
     genes_to_plot: str | None = option(None, "genes on maps.png, such as COL1A1,FN1 (default: the best)", "NAMES")
     dry_run: bool = option(False, "say what would be run, and run nothing")
     debug: bool = option(False, "show a traceback for every error")
+
+    @classmethod
+    def config_groups(cls) -> list[tuple[str, type]]:
+        """The training loop's options, and those of each model."""
+        models = [(f"model {entry.name}", entry.config) for entry in model_entries()]
+        return [("training (defaults may be the dataset's)", FitConfig), *models]

@@ -1,4 +1,4 @@
-"""The cache in memory and what is derived from it, each computed once for all runs of a grid."""
+"""The cache in memory and what is derived from it, each made once for all runs of a grid or a study."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences
 from hist_cache.panels import choose_panel
-from train.data import SpotData, Transform, assemble, read_slides, without_arrays
+from train.data import SpotData, TensorCache, Transform, assemble, read_slides, without_arrays
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,21 @@ class DataKey:
 
 
 class Workspace:
-    """Slides of a cache (and of the dataset to test on), with the neighbourhood sizes asked for."""
+    """Slides of a cache, and of the dataset to test on, with the neighbourhood sizes that are needed.
 
-    def __init__(self, cache: Cache, sizes: Sequence[int], test_cache: Cache | None = None) -> None:
+    Args:
+        cache: To train on.
+        sizes: Neighbourhood sizes.
+        test_cache: To test on, if that is another dataset.
+        tensors_kept: How many keys' tensors are kept at once.
+
+    Raises:
+        InputError: A size is missing, or the two caches were made differently.
+    """
+
+    def __init__(
+        self, cache: Cache, sizes: Sequence[int], test_cache: Cache | None = None, tensors_kept: int = 1
+    ) -> None:
         self.cache = cache
         self.dataset = cache.dataset
         self.test_dataset = test_cache.dataset if test_cache else None
@@ -43,42 +55,51 @@ class Workspace:
             self.test_slides = read_slides(test_cache, sizes)
         self.patients = patients_of(cache.dataset, self.slides)
         self._panels: dict[Any, list[str]] = {}
-        self._latest: tuple[DataKey, SpotData] | None = None
+        self._tensors: TensorCache[SpotData] = TensorCache(tensors_kept)
 
     @property
-    def every_slide(self) -> dict[str, CachedSlide]:
+    def all_slides(self) -> dict[str, CachedSlide]:
         """Those to train on, then those of the test dataset."""
         return self.slides | self.test_slides
 
     @property
     def pictures(self) -> dict[str, CachedSlide]:
         """All slides, without their large arrays."""
-        return without_arrays(self.every_slide)
+        return without_arrays(self.all_slides)
 
-    def panel(self, genes: str, n: int | None, chosen_on: Sequence[str]) -> list[str]:
-        """The gene panel, from the counts of the slides `chosen_on`; of all other slides only gene names are read."""
-        key = (genes, n, tuple(sorted(chosen_on)))
+    def panel(self, genes: str, n: int | None, slides: Sequence[str]) -> list[str]:
+        """The gene panel.
+
+        Args:
+            genes: Its kind, or its file.
+            n: Its size; None is the kind's own.
+            slides: Whose counts choose it; of all other slides only the names of genes are read.
+        """
+        key = (genes, n, tuple(sorted(slides)))
         if key not in self._panels:
-            tables = {s: (self.slides[s].counts, self.slides[s].genes) for s in chosen_on}
-            names = {s: v.genes for s, v in self.every_slide.items()}
+            tables = {s: (self.slides[s].counts, self.slides[s].genes) for s in slides}
+            names = {s: v.genes for s, v in self.all_slides.items()}
             self._panels[key] = choose_panel(genes, n, tables, names)
         return self._panels[key]
 
-    def data(self, key: DataKey, device: torch.device) -> SpotData:
-        """The tensors of a key; only the latest are kept."""
-        if self._latest is None or self._latest[0] != key:
-            data = assemble(self.every_slide, key.neighbors, list(key.panel), device, key.transform, key.drop_edges)
-            self._latest = (key, data)
-        return self._latest[1]
+    def data(self, key: DataKey, device: torch.device, slides: Sequence[str] | None = None) -> SpotData:
+        """The tensors of a key, of all slides or of some; those used last are kept."""
+        chosen = {s: v for s, v in self.all_slides.items() if slides is None or s in slides}
+
+        def make() -> SpotData:
+            return assemble(chosen, key.neighbors, key.panel, device, key.transform, key.drop_edges)
+
+        return self._tensors.get((key, tuple(chosen), device), make)
 
 
-def digest_of(panel: Sequence[str]) -> str:
+def panel_digest(panel: Sequence[str]) -> str:
+    """sha256 of a panel's names, hex."""
     return hashlib.sha256("\n".join(panel).encode()).hexdigest()
 
 
 def patients_of(dataset: str, slides: dict[str, CachedSlide]) -> dict[str, str]:
     """Slide -> patient, from the dataset's table, else from the slides' metadata; empty where unknown."""
-    if known := dataset_named(dataset).patients:
-        return {s: known[s] for s in slides if s in known}
-    found = {s: str(v.attributes["patient"]) for s, v in slides.items() if "patient" in v.attributes}
-    return found if len(found) == len(slides) else {}
+    if listed := dataset_named(dataset).patients:
+        return {s: listed[s] for s in slides if s in listed}
+    patients = {s: str(v.attributes["patient"]) for s, v in slides.items() if "patient" in v.attributes}
+    return patients if len(patients) == len(slides) else {}

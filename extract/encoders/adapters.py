@@ -1,13 +1,14 @@
-"""A saved LoRA adapter: a standard peft folder, tied to the encoder it was trained on; written, read, found, merged.
+"""Saved LoRA adapters: write, read, find and merge them.
 
-`adapter_config.json` and `adapter_model.safetensors` are as peft writes and reads them. Beside them `encoder.json` says
-which encoder, with which weights, the adapter belongs to; on any other it is refused.
+`adapter_config.json` and `adapter_model.safetensors` are as peft writes and reads them. Beside them, `encoder.json`
+states the encoder and the weights that the adapter was trained on; on any other encoder it is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -16,19 +17,20 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from extract.encoders.encoder import Encoder, count_blocks
-from extract.encoders.lora import Adapted, check_targets, checked, target_names
-from extract.encoders.weights import State, digest_state, first_line, read_state
-from hist_cache.console import warn
+from extract.encoders.lora import Adapted, check_adapted, check_targets, target_names
+from extract.encoders.weights import StateDict, digest_state, first_line, read_state
 from hist_cache.errors import HistError, InputError
 from hist_cache.files import atomic_write, write_json
 from hist_cache.runs import METRICS
 
-ADAPTER = "adapter"  # folder of a fold
+log = logging.getLogger(__name__)
+
+ADAPTER = "adapter"  # subfolder of a fold
 SETTINGS = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"
 OWNER = "encoder.json"
-# What peft records in SETTINGS that changes nothing in what the adapter computes.
-RECORDED = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
+# Entries of SETTINGS that peft writes for its own use; the output of the adapter does not depend on them.
+PEFT_RECORDS = ("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type")
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,21 @@ class Owner:
     """The encoder that an adapter belongs to."""
 
     encoder: str
+    """Its name."""
     weights: str
-    """Digest of the encoder's tensors, without the adapter."""
+    """Digest of its tensors, without the adapter."""
     pretrained: bool
+    """Whether its weights came from a file; otherwise they are random."""
 
 
 def save_adapter(adapted: Adapted, folder: Path) -> None:
-    """Write the adapter as a standard peft folder, each file aside and renamed, with `encoder.json` beside."""
+    """Write an adapter as a standard peft folder, with `encoder.json` beside peft's files.
+
+    Each file is complete at any moment: it is written under another name and renamed.
+
+    Raises:
+        HistError: No layer is adapted.
+    """
     if adapted.model is None:
         raise HistError(f"{folder}: no layer is adapted, so there is no adapter to save")
     encoder = adapted.encoder
@@ -55,12 +65,15 @@ def save_adapter(adapted: Adapted, folder: Path) -> None:
 
 
 def load_adapter(encoder: Encoder, folder: Path, trainable: bool = False) -> Adapted:
-    """Put a saved adapter on the encoder it was made for, frozen or to be trained on.
+    """Put a saved adapter on the encoder that it was trained on.
 
-    Raises
-    ------
-    InputError
-        The folder is incomplete or damaged, or the adapter is another encoder's.
+    Args:
+        encoder: The encoder, without an adapter.
+        folder: The adapter's folder.
+        trainable: Whether the adapter can be trained further; otherwise it is frozen.
+
+    Raises:
+        InputError: The folder is incomplete or damaged, or the adapter belongs to another encoder.
     """
     import peft
 
@@ -85,13 +98,18 @@ def load_adapter(encoder: Encoder, folder: Path, trainable: bool = False) -> Ada
         model = peft.PeftModel.from_pretrained(encoder.module, folder, is_trainable=trainable, torch_device=device)
     except Exception as error:  # settings of another kind of adapter, or of a newer peft
         raise InputError(f"{folder}: peft cannot load this adapter ({first_line(error)})") from error
-    return checked(Adapted(encoder, model, names))
+    return check_adapted(Adapted(encoder, model, names))
 
 
 def merge_adapter(encoder: Encoder, folder: Path) -> Encoder:
-    """The encoder with a saved adapter added into its weights: as fast as without, its `lora` the adapter's digest.
+    """Add a saved adapter to the encoder's weights, so that it runs as fast as without one.
 
-    Works on the encoder's own module; the encoder that was given is not to be used any more.
+    Args:
+        encoder: The encoder that the adapter was trained on. Its module is changed, so it cannot be used afterwards.
+        folder: The adapter's folder.
+
+    Returns:
+        The merged encoder; its `lora` is the digest of the adapter.
     """
     adapted = load_adapter(encoder, folder)
     module = adapted.model.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
@@ -99,15 +117,15 @@ def merge_adapter(encoder: Encoder, folder: Path) -> Encoder:
 
 
 def adapter_digest(folder: Path) -> str:
-    """SHA-256, as hex, of what an adapter computes: its tensors, and its settings but for peft's own records."""
+    """Return the SHA-256, as hex digits, of an adapter's tensors and settings, without what peft only records."""
     settings, tensors = _read(folder)
-    kept = {key: value for key, value in settings.items() if key not in RECORDED}
-    text = json.dumps(kept, sort_keys=True) + digest_state(tensors)
+    relevant = {key: value for key, value in settings.items() if key not in PEFT_RECORDS}
+    text = json.dumps(relevant, sort_keys=True) + digest_state(tensors)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read(folder: Path) -> tuple[dict[str, Any], State]:
-    """An adapter's settings and tensors."""
+def _read(folder: Path) -> tuple[dict[str, Any], StateDict]:
+    """Read an adapter's settings and tensors."""
     for name in (SETTINGS, TENSORS):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name}, so this is no whole adapter; train it again or copy it whole")
@@ -119,7 +137,11 @@ def _read(folder: Path) -> tuple[dict[str, Any], State]:
 
 
 def read_owner(folder: Path) -> Owner:
-    """Which encoder a saved adapter belongs to; `InputError` where that is not recorded."""
+    """Read which encoder a saved adapter belongs to.
+
+    Raises:
+        InputError: The folder does not say.
+    """
     path = folder / OWNER
     try:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
@@ -131,16 +153,20 @@ def read_owner(folder: Path) -> Owner:
 
 
 def find_adapter(path: Path) -> Path:
-    """The adapter of a run: `path` is the adapter's folder, a fold that has one, or a run with one such fold.
+    """Find the adapter of a run.
 
-    Raises
-    ------
-    InputError
-        There is none, or several folds have one (they are named).
+    Args:
+        path: Folder of an adapter, of a fold that has an adapter, or of a run with one such fold.
+
+    Returns:
+        The adapter's folder.
+
+    Raises:
+        InputError: There is no adapter, or several folds have one; the message names the folds.
     """
     if (path / SETTINGS).is_file():
         return path
-    folds = [found.parents[1] for found in sorted(path.glob(f"fold*/{ADAPTER}/{SETTINGS}"))]
+    folds = [settings.parents[1] for settings in sorted(path.glob(f"fold*/{ADAPTER}/{SETTINGS}"))]
     if (path / ADAPTER / SETTINGS).is_file():
         folds = [path]
     if not folds:
@@ -149,5 +175,5 @@ def find_adapter(path: Path) -> Path:
         names = ", ".join(str(fold) for fold in folds)
         raise InputError(f"{path}: {len(folds)} folds have an adapter; give one of {names}")
     if not (folds[0] / METRICS).is_file():
-        warn(f"{folds[0]}: this fold is not finished; its adapter is the best so far")
+        log.warning(f"{folds[0]}: this fold is not finished; its adapter is the best so far")
     return folds[0] / ADAPTER

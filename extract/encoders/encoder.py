@@ -1,7 +1,8 @@
-"""An encoder: a timm backbone whose tokens become one vector a crop, and its forward pass split between two blocks.
+"""An encoder, and its forward pass split between two blocks.
 
-timm runs `patch_embed`, `_pos_embed`, `patch_drop`, `norm_pre`, the blocks and `norm`. The two parts of a split
-are these same steps in the same order, so together they are the whole forward pass, to the last bit in float32.
+An encoder is a timm backbone whose tokens become one vector per crop. timm runs `patch_embed`, `_pos_embed`,
+`patch_drop`, `norm_pre`, the blocks and `norm`. The two parts of a split forward pass run these same steps in the same
+order, so together they give exactly what the whole forward pass gives (in float32, to the last bit).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class PooledEncoder(nn.Module):
     """A timm model whose tokens become one vector per crop.
 
     `backbone` is the timm model itself, so that an adapter finds `backbone.blocks.<i>.attn.qkv` and `.proj`.
-    Its last two steps are apart: what runs only some blocks can still call `pool`.
+    Pooling is a method of its own, so that code which runs only some of the blocks can still call it.
     """
 
     def __init__(self, backbone: nn.Module, pooling: Pooling) -> None:
@@ -33,40 +34,54 @@ class PooledEncoder(nn.Module):
         self.pooling = pooling
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Make one vector of a crop's normalised tokens, (B, T, W) -> (B, D); D = 2 W for `cls+mean`."""
+        """Make one vector per crop of its normalised tokens.
+
+        Args:
+            tokens: (B, T, W) tokens of B crops, after the last norm.
+
+        Returns:
+            (B, D) embeddings; D is 2 W for `cls+mean` and W otherwise.
+        """
         if self.pooling == "timm":
-            return self.backbone.forward_head(tokens)
+            pooled: Tensor = self.backbone.forward_head(tokens)
+            return pooled
         if self.pooling == "cls":
             return tokens[:, 0]
-        # The prefix is the class token and the registers; registers hold no place of the image.
+        # The first tokens are the class token and the registers; registers belong to no place of the image.
         patches = tokens[:, self.backbone.num_prefix_tokens :]
         return torch.cat([tokens[:, 0], patches.mean(1)], dim=-1)
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Embed normalised float crops, (B, 3, S, S) -> (B, D)."""
+        """Embed crops: (B, 3, S, S) normalised float -> (B, D)."""
         return self.pool(self.backbone.forward_features(crops))
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """A module that embeds crops, and all that decides what it makes of them."""
+    """A module that embeds crops, with everything that decides the embeddings it gives."""
 
     name: str
-    """As asked for: `uni`, `timm:vit_small_patch16_224`, `demo`."""
+    """The name that the user gives: `uni`, `timm:vit_small_patch16_224`, `demo`."""
     module: PooledEncoder
-    """(B, 3, S, S) normalised float -> (B, D); evaluation mode, no gradients. On the CPU until moved."""
+    """(B, 3, S, S) normalised float -> (B, D); in evaluation mode, without gradients, on the CPU until it is moved."""
     width: int
+    """D: numbers per crop."""
     input_size: int
+    """S: side of the input, px."""
     mean: RGB
+    """Mean by which pixels are normalised, in 0..1."""
     std: RGB
+    """Standard deviation by which pixels are normalised, in 0..1."""
     interpolation: Interpolation
+    """How crops are resized to the input size."""
     pretrained: bool
+    """Whether the weights come from a file; otherwise they are random."""
     source: str
-    """Where the weights came from, for people: a path, `hub:<repo>` or `random, seed 0`."""
+    """Where the weights came from, for messages: a path, `hub:<repo>` or `random, seed 0`."""
     digest: str
-    """SHA-256 of the tensors of the backbone, as loaded."""
+    """SHA-256 of the backbone's tensors, as they were loaded."""
     lora: str | None = None
-    """Digest of the adapter that was merged into them since."""
+    """Digest of the adapter that was merged into the weights after loading."""
 
     @property
     def slug(self) -> str:
@@ -75,77 +90,135 @@ class Encoder:
 
 
 def count_blocks(encoder: Encoder) -> int:
-    """The number of an encoder's blocks; `InputError` where it is no timm vision transformer.
+    """Count the transformer blocks of an encoder.
 
-    Models that only resemble one (BEiT, EVA, Swin) are refused: they use `attn.qkv` by its weight and would pass an
-    adapter by, or run other steps than those that are cut here.
+    Raises:
+        InputError: The encoder is no timm vision transformer.
+    """
+    return count_vit_blocks(encoder.module.backbone, encoder.name)
+
+
+def count_vit_blocks(backbone: nn.Module, name: str) -> int:
+    """Count the blocks of a timm vision transformer.
+
+    Models that only resemble one (BEiT, EVA, Swin) are refused: they use the weight of `attn.qkv` directly, so that an
+    adapter on it would have no effect, or their forward pass has other steps than those that are split here.
+
+    Args:
+        backbone: A timm model.
+        name: Name of the encoder, for the message.
+
+    Raises:
+        InputError: The model is no timm vision transformer.
     """
     from timm.models.vision_transformer import VisionTransformer
 
-    backbone = encoder.module.backbone
     if not isinstance(backbone, VisionTransformer) or (
         type(backbone).forward_features is not VisionTransformer.forward_features
     ):
         raise InputError(
-            f"encoder {encoder.name} is a {type(backbone).__name__}, not a timm VisionTransformer: it has no blocks "
+            f"encoder {name} is a {type(backbone).__name__}, not a timm VisionTransformer: it has no blocks "
             "to adapt or to cut between; choose a ViT, such as uni or timm:vit_small_patch16_224"
         )
     return len(backbone.blocks)
 
 
 def check_block(encoder: Encoder, block: int) -> None:
-    """`InputError` unless the encoder can be cut where activations enter block `block`, counted from 0."""
+    """Check that the forward pass can be split before a block.
+
+    Args:
+        encoder: Any encoder.
+        block: Number of the block, from 0; the number of blocks itself means a split after the last one.
+
+    Raises:
+        InputError: The encoder has no such block, or no blocks at all.
+    """
     blocks = count_blocks(encoder)
     if not 0 <= block <= blocks:
         raise InputError(f"block {block}: encoder {encoder.name} has {blocks} blocks; give one from 0 to {blocks}")
 
 
-def before(module: PooledEncoder, crops: Tensor, block: int) -> Tensor:
-    """All that runs before block `block`: normalised crops (B, 3, S, S) -> tokens (B, T, W) that enter it."""
+def blocks_before(module: PooledEncoder, crops: Tensor, block: int) -> Tensor:
+    """Run everything before block `block`.
+
+    Args:
+        module: An encoder's module.
+        crops: (B, 3, S, S) normalised crops.
+        block: Number of the block, from 0.
+
+    Returns:
+        (B, T, W) tokens that enter the block.
+    """
     vit = module.backbone
     tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(crops))))
-    return between(module, tokens, 0, block)
+    return blocks_between(module, tokens, 0, block)
 
 
-def between(module: PooledEncoder, tokens: Tensor, start: int, stop: int | None = None) -> Tensor:
-    """Blocks start..stop-1 (to the last where `stop` is None), (B, T, W) -> (B, T, W)."""
+def blocks_between(module: PooledEncoder, tokens: Tensor, start: int, stop: int | None = None) -> Tensor:
+    """Run the blocks from `start` to `stop` - 1, or to the last one without `stop`: (B, T, W) -> (B, T, W)."""
     vit = module.backbone
     blocks = vit.blocks[start:stop]
     if vit.grad_checkpointing and torch.is_grad_enabled() and len(blocks):
         from timm.models import checkpoint_seq
 
-        return checkpoint_seq(blocks, tokens)
-    return blocks(tokens)
+        tokens = checkpoint_seq(blocks, tokens)
+    else:
+        tokens = blocks(tokens)
+    return tokens
 
 
-def after(module: PooledEncoder, tokens: Tensor, block: int) -> Tensor:
-    """All that runs from block `block` on: tokens (B, T, W) that enter it -> embeddings (B, D)."""
-    return module.pool(module.backbone.norm(between(module, tokens, block)))
+def blocks_after(module: PooledEncoder, tokens: Tensor, block: int) -> Tensor:
+    """Run everything from block `block` on.
+
+    Args:
+        module: An encoder's module.
+        tokens: (B, T, W) tokens that enter the block.
+        block: Number of the block, from 0.
+
+    Returns:
+        (B, D) embeddings.
+    """
+    return module.pool(module.backbone.norm(blocks_between(module, tokens, block)))
 
 
-class Prefix(PooledEncoder):
-    """An encoder's part before a block, as a module of its own that shares its weights: crops -> tokens."""
+class FirstBlocks(PooledEncoder):
+    """The first part of an encoder's split forward pass, as a module that shares the encoder's weights."""
 
     def __init__(self, backbone: nn.Module, block: int) -> None:
         super().__init__(backbone, "cls")
         self.block = block
 
     def forward(self, crops: Tensor) -> Tensor:
-        return before(self, crops, self.block)
+        """Run everything before the block: (B, 3, S, S) normalised crops -> (B, T, W) tokens."""
+        return blocks_before(self, crops, self.block)
 
 
-def prefix_encoder(encoder: Encoder, block: int) -> Encoder:
-    """The encoder cut at `block`, for a pipeline: gives tokens (B, T, W) instead of embeddings, in evaluation mode."""
+def first_blocks_encoder(encoder: Encoder, block: int) -> Encoder:
+    """Return an encoder that stops before a block, for a pipeline: it gives tokens (B, T, W) in place of embeddings.
+
+    Args:
+        encoder: The encoder to split; the weights are shared, not copied.
+        block: Number of the block that the tokens enter, from 0.
+
+    Raises:
+        InputError: The encoder has no such block.
+    """
     check_block(encoder, block)
     backbone = encoder.module.backbone
-    return replace(encoder, module=Prefix(backbone, block).eval(), width=backbone.embed_dim)
+    return replace(encoder, module=FirstBlocks(backbone, block).eval(), width=backbone.embed_dim)
 
 
 def token_shape(encoder: Encoder) -> tuple[int, int]:
-    """(T, W): tokens of a crop (class token and registers included) and numbers of each; the same at every block."""
+    """Return (T, W): the number of tokens per crop and of values per token, which are the same at every block.
+
+    The class token and registers count as tokens.
+
+    Raises:
+        InputError: The encoder is no timm vision transformer.
+    """
     count_blocks(encoder)
-    some = next(encoder.module.parameters())
+    weight = next(encoder.module.parameters())
     with torch.inference_mode():
-        crop = torch.zeros((1, 3, encoder.input_size, encoder.input_size), dtype=some.dtype, device=some.device)
-        tokens = before(encoder.module, crop, 0)
+        crop = torch.zeros((1, 3, encoder.input_size, encoder.input_size), dtype=weight.dtype, device=weight.device)
+        tokens = blocks_before(encoder.module, crop, 0)
     return tokens.shape[1], tokens.shape[2]

@@ -10,23 +10,28 @@ from torch import nn
 from extract.encoders.encoder import Encoder, count_blocks
 from hist_cache.errors import HistError, InputError
 
-PARTS = ("qkv", "proj")  # of a block's attention
+ATTENTION_LAYERS = ("qkv", "proj")  # the linear layers of a block's attention, which are adapted
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """How an encoder is adapted: the paper's rank and layers; where it is silent, what the public release has (a scale
-    alpha / rank of 2, dropout 0.1).
+    """How an encoder is adapted.
+
+    Rank and number of layers are the paper's. The paper does not state the rest, so that is taken from the published
+    code: a scale alpha / rank of 2, and dropout 0.1.
     """
 
     layers: int = 11
-    """The last blocks that are adapted; 0: none."""
+    """How many of the last blocks are adapted; 0 adapts none."""
     rank: int = 4
+    """Rank of each update."""
     alpha: float = 8
-    """The update is scaled by alpha / rank."""
+    """Each update is multiplied by alpha / rank."""
     dropout: float = 0.1
+    """Dropout on the inputs of the updates, in training."""
 
     def __post_init__(self) -> None:
+        """Check the values; `InputError` where they make no sense."""
         if self.layers < 0 or self.rank < 1 or self.alpha <= 0 or not 0 <= self.dropout < 1:
             raise InputError(
                 f"LoRA with {self.layers} layers, rank {self.rank}, alpha {self.alpha:g}, dropout {self.dropout:g}: "
@@ -36,55 +41,64 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class Adapted:
-    """An encoder with adapters on it. They sit in `encoder.module` itself, so whatever runs it runs them too."""
+    """An encoder with adapters on it. They are in `encoder.module` itself, so that running the encoder runs them."""
 
     encoder: Encoder
+    """The encoder that was adapted in place."""
     model: Any
-    """peft's PeftModel around `encoder.module`; None where no layer is adapted."""
+    """peft's PeftModel around `encoder.module`; None if no layer is adapted."""
     modules: tuple[str, ...]
     """Names of the adapted modules within `encoder.module`."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained: the adapters and nothing else."""
+        """The parameters that are trained: those of the adapters only."""
         return [p for p in self.encoder.module.parameters() if p.requires_grad]
 
     @property
     def summary(self) -> str:
-        """One line: what is adapted, how, and how much of it is trained."""
+        """One line that says what is adapted, how, and how many parameters are trained."""
         blocks = count_blocks(self.encoder)
         if self.model is None:
             return f"LoRA: no layer adapted; all {blocks} blocks of {self.encoder.name} frozen"
         lora = self.model.peft_config["default"]
         count = sum(p.numel() for p in self.parameters)
+        first = blocks - len(self.modules) // len(ATTENTION_LAYERS)
         return (
             f"LoRA: rank {lora.r}, alpha {lora.lora_alpha:g}, dropout {lora.lora_dropout:g} on attn.qkv and attn.proj "
-            f"of blocks {blocks - len(self.modules) // 2}-{blocks - 1} of {self.encoder.name}: "
+            f"of blocks {first}-{blocks - 1} of {self.encoder.name}: "
             f"{len(self.modules)} modules, {count:,} trainable parameters"
         )
 
 
 def target_names(blocks: int, layers: int) -> tuple[str, ...]:
-    """Modules of a `PooledEncoder` with that many blocks which an adapter of its last `layers` sits on."""
-    return tuple(f"backbone.blocks.{i}.attn.{part}" for i in range(blocks - layers, blocks) for part in PARTS)
+    """Return the names of the modules that are adapted.
+
+    Args:
+        blocks: Number of blocks of a `PooledEncoder`.
+        layers: How many of the last blocks are adapted.
+    """
+    return tuple(
+        f"backbone.blocks.{i}.attn.{layer}" for i in range(blocks - layers, blocks) for layer in ATTENTION_LAYERS
+    )
 
 
 def adapted_names(module: nn.Module) -> tuple[str, ...]:
-    """Modules that do carry an adapter, in the order of the model."""
+    """Return the names of the modules that have an adapter, in the order of the model."""
     from peft.tuners.lora import LoraLayer
 
     return tuple(name for name, part in module.named_modules() if isinstance(part, LoraLayer))
 
 
 def adapt(encoder: Encoder, config: LoraConfig) -> Adapted:
-    """Put fresh adapters on an encoder and freeze all else; its output is unchanged until they are trained.
+    """Put new adapters on an encoder and freeze everything else; its output only changes when they are trained.
 
-    Draws from torch's global random state. The module stays in evaluation mode: `train()` it for the dropout.
+    The adapters' weights are drawn from torch's global random state. The module stays in evaluation mode; dropout needs
+    a call of `train()`.
 
-    Raises
-    ------
-    InputError
-        The encoder is no vision transformer, or has fewer blocks than `config.layers`.
+    Raises:
+        InputError: The encoder is no vision transformer, or has fewer blocks than `config.layers`.
+        HistError: The encoder has an adapter already.
     """
     import peft
 
@@ -101,19 +115,19 @@ def adapt(encoder: Encoder, config: LoraConfig) -> Adapted:
     numbers = "|".join(str(i) for i in range(blocks - config.layers, blocks))
     settings = peft.LoraConfig(
         r=config.rank,
-        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft says int and takes any number
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft declares int but takes any number
         lora_dropout=config.dropout,
         bias="none",
-        # The whole path: "proj" alone would also adapt the convolution patch_embed.proj.
-        target_modules=rf"^backbone\.blocks\.({numbers})\.attn\.({'|'.join(PARTS)})$",
+        # The whole path, because "proj" alone would also adapt the convolution patch_embed.proj.
+        target_modules=rf"^backbone\.blocks\.({numbers})\.attn\.({'|'.join(ATTENTION_LAYERS)})$",
     )
-    return checked(Adapted(encoder, peft.get_peft_model(encoder.module, settings), names))
+    return check_adapted(Adapted(encoder, peft.get_peft_model(encoder.module, settings), names))
 
 
-def hasten(adapted: Adapted) -> None:
-    """Spell out the attention of the adapted blocks on a CPU, where the gradient of a fused one takes twice as long.
+def speed_up_on_cpu(adapted: Adapted) -> None:
+    """Switch off fused attention in the adapted blocks on a CPU, where its gradient takes twice as long.
 
-    The same numbers but for rounding; `remove` undoes it.
+    The output stays the same except for rounding. `remove_adapters` switches it on again.
     """
     if next(adapted.encoder.module.parameters()).device.type == "cpu":
         _fuse_attention(adapted, False)
@@ -121,14 +135,19 @@ def hasten(adapted: Adapted) -> None:
 
 def _fuse_attention(adapted: Adapted, fused: bool) -> None:
     blocks = adapted.encoder.module.backbone.blocks
-    for block in blocks[len(blocks) - len(adapted.modules) // len(PARTS) :]:
+    for block in blocks[len(blocks) - len(adapted.modules) // len(ATTENTION_LAYERS) :]:
         block.attn.fused_attn = fused
 
 
 def check_targets(encoder: Encoder, names: tuple[str, ...]) -> None:
-    """Each target is there, a plain linear layer, and not adapted yet."""
-    if already := adapted_names(encoder.module):
-        raise HistError(f"encoder {encoder.name} carries an adapter already ({already[0]}, ...); remove it first")
+    """Check that each module to adapt exists and is a plain linear layer.
+
+    Raises:
+        InputError: A module is missing, or is no linear layer.
+        HistError: The encoder has an adapter already.
+    """
+    if adapted := adapted_names(encoder.module):
+        raise HistError(f"encoder {encoder.name} carries an adapter already ({adapted[0]}, ...); remove it first")
     modules = dict(encoder.module.named_modules())
     for name in names:
         if not isinstance(modules.get(name), nn.Linear):
@@ -137,15 +156,19 @@ def check_targets(encoder: Encoder, names: tuple[str, ...]) -> None:
             )
 
 
-def checked(adapted: Adapted) -> Adapted:
-    """Hold peft to the list: these modules carry adapters, no other, and only adapters are trained.
+def check_adapted(adapted: Adapted) -> Adapted:
+    """Check that peft did what it was told: it adapted these modules and no others, and only adapters are trained.
 
-    Then evaluation mode, in which peft does not put the dropout that it adds.
+    Returns:
+        The argument, in evaluation mode, which peft does not set for the dropout that it adds.
+
+    Raises:
+        HistError: Other modules are adapted, or something else is trained too.
     """
-    found = adapted_names(adapted.encoder.module)
-    if found != adapted.modules:
-        odd = sorted(set(found) ^ set(adapted.modules))
-        raise HistError(f"peft adapted {len(found)} modules instead of {len(adapted.modules)}; first odd: {odd[0]}")
+    names = adapted_names(adapted.encoder.module)
+    if names != adapted.modules:
+        odd = sorted(set(names) ^ set(adapted.modules))
+        raise HistError(f"peft adapted {len(names)} modules instead of {len(adapted.modules)}; first odd: {odd[0]}")
     trained = [name for name, p in adapted.encoder.module.named_parameters() if p.requires_grad]
     if odd := [name for name in trained if ".lora_" not in name]:
         raise HistError(f"peft left {odd[0]} trainable, which is no adapter")
@@ -153,8 +176,8 @@ def checked(adapted: Adapted) -> Adapted:
     return adapted
 
 
-def remove(adapted: Adapted) -> None:
-    """Take the adapters off; the encoder is as it was before `adapt`."""
+def remove_adapters(adapted: Adapted) -> None:
+    """Take the adapters off, after which the encoder is as it was before `adapt`."""
     if adapted.model is not None:
         adapted.model.unload()
         _fuse_attention(adapted, True)

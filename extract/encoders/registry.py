@@ -1,8 +1,9 @@
-"""Encoders: the table in encoders.toml, and from a name to a module that is ready to run."""
+"""Encoders by name: the table in registry.toml, and loading an encoder so that it is ready to run."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import sys
 import tomllib
 from collections.abc import Sequence
@@ -10,23 +11,32 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import nn
-
-from extract.encoders.encoder import Encoder, Interpolation, PooledEncoder, Pooling
-from extract.encoders.weights import LAYOUTS, State, digest, find_weights, first_line, load_strictly, read_state
-from hist_cache.console import say, warn
+from extract.encoders.weights import (
+    LAYOUTS,
+    StateDict,
+    find_weights,
+    first_line,
+    load_strictly,
+    read_state,
+    weights_digest,
+)
 from hist_cache.errors import InputError
 
-DEFAULT_ENCODER = "uni"
+if TYPE_CHECKING:  # the table can be read without torch
+    from torch import nn
+
+    from extract.encoders.encoder import Encoder, Interpolation, Pooling
+
+log = logging.getLogger(__name__)
+
 SEED = 0  # of random weights
 
 
 @dataclass(frozen=True)
-class Row:
-    """One encoder of encoders.toml, whose head explains the fields."""
+class EncoderEntry:
+    """One encoder of registry.toml, which explains the fields in its first lines."""
 
     repo: str = ""
     files: Sequence[str] = ()
@@ -46,101 +56,93 @@ class Row:
 
     @property
     def terms(self) -> str:
-        """Licence and conditions, for a message."""
+        """Licence and conditions, for messages."""
         return f"licence: {self.licence}" + ("; access has to be requested there" if self.gated else "")
 
 
 @cache
-def table() -> dict[str, Row]:
-    """The rows of encoders.toml by name."""
+def encoder_entries() -> dict[str, EncoderEntry]:
+    """Return the entries of registry.toml by name."""
     rows = tomllib.loads((files("extract") / "encoders/registry.toml").read_text(encoding="utf-8"))
     default = rows.pop("default")
-    return {name: Row(**{**default, **row}) for name, row in rows.items()}
+    return {name: EncoderEntry(**{**default, **row}) for name, row in rows.items()}
 
 
 def encoder_names() -> list[str]:
-    """Names of the table's encoders that can be loaded (besides them: `timm:NAME`)."""
-    return [name for name, row in table().items() if not row.unsupported]
+    """Return the names of the table's encoders that can be loaded; `timm:NAME` can be loaded too."""
+    return [name for name, entry in encoder_entries().items() if not entry.unsupported]
 
 
 def load_encoder(name: str, weights: Path | None = None, random_weights: bool = False) -> Encoder:
     """Load an encoder by name.
 
-    Parameters
-    ----------
-    name
-        One of `encoder_names()`, or `timm:NAME` for any timm model.
-    weights
-        Its weights, as a file or a folder; otherwise they are found as `extract.encoders.weights` says.
-    random_weights
-        Draw the weights from a fixed seed instead, which is said aloud.
+    Args:
+        name: One of `encoder_names()`, or `timm:NAME` for any timm model.
+        weights: Its weights, as a file or a folder; otherwise they are found as `extract.encoders.weights` says.
+        random_weights: Draw the weights from a fixed seed instead, and log a warning that says so.
 
-    Raises
-    ------
-    InputError
-        Unknown name, or weights that are missing, damaged or another model's.
+    Raises:
+        InputError: The name is unknown, or the weights are missing, damaged or those of another model.
     """
-    row = find_row(name)
+    entry = find_entry(name)
     if random_weights and weights is not None:
         raise InputError(f"--weights {weights} and --random-weights exclude each other; give one of them")
     if random_weights:
-        warn(f"encoder {name}: random weights (seed {SEED}), not pretrained; its embeddings know no tissue")
-    elif row.weights == "random" and weights is None:
-        say(f"encoder {name}: random weights (seed {SEED}), not pretrained; for trials, not for results")
+        log.warning(f"encoder {name}: random weights (seed {SEED}), not pretrained; its embeddings know no tissue")
+    elif entry.weights == "random" and weights is None:
+        log.info(f"encoder {name}: random weights (seed {SEED}), not pretrained; for trials, not for results")
         random_weights = True
 
     if random_weights:
-        backbone, source = _seeded(row), f"random, seed {SEED}"
+        backbone, source = _seeded(entry), f"random, seed {SEED}"
     else:
-        found = find_weights(name, row.repo, row.files, weights, row.terms)
-        state = read_state(found.path)
-        backbone, source = _uninitialised(row), found.source
-        if row.pooling == "timm":
+        file = find_weights(name, entry.repo, entry.files, weights, entry.terms)
+        state = read_state(file.path)
+        backbone, source = _uninitialised(entry), file.source
+        if entry.pooling == "timm":
             state = _without_classifier(state, backbone)
-        load_strictly(backbone, LAYOUTS[row.layout](state), found.path, name)
-    return _finish(name, row, backbone, pretrained=not random_weights, source=source)
+        load_strictly(backbone, LAYOUTS[entry.layout](state), file.path, name)
+    return _finish(name, entry, backbone, pretrained=not random_weights, source=source)
 
 
-def find_row(name: str) -> Row:
-    """The row of an encoder, from the table or, for `timm:NAME`, from timm's own configuration.
+def find_entry(name: str) -> EncoderEntry:
+    """Find an encoder in the table or, for `timm:NAME`, in timm's own configuration.
 
-    Raises
-    ------
-    InputError
-        There is no such encoder, or it cannot be used.
+    Raises:
+        InputError: There is no such encoder, or it cannot be used.
     """
     if name.startswith("timm:"):
-        return _timm_row(name)
-    row, names = table().get(name), encoder_names()
-    if row is None:
+        return _timm_entry(name)
+    entry, names = encoder_entries().get(name), encoder_names()
+    if entry is None:
         raise InputError(
-            f"unknown encoder {name!r}{_near(name, names)}; "
+            f"unknown encoder {name!r}{_suggestion(name, names)}; "
             f"choose one of {', '.join(names)}, or timm:NAME for a timm model"
         )
-    if row.unsupported:
-        raise InputError(f"encoder {name} cannot be used: {row.unsupported}; choose one of {', '.join(names)}")
-    return row
+    if entry.unsupported:
+        raise InputError(f"encoder {name} cannot be used: {entry.unsupported}; choose one of {', '.join(names)}")
+    return entry
 
 
-def _timm_row(name: str) -> Row:
+def _timm_entry(name: str) -> EncoderEntry:
     import timm
 
     model = name.removeprefix("timm:")
     try:
         config = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
     except RuntimeError as error:  # a tag that this model does not have
-        near = _near(model, timm.list_pretrained(model.split(".")[0] + ".*"))
-        raise InputError(f"unknown encoder {name!r}: {first_line(error)}{near}") from error
+        suggestion = _suggestion(model, timm.list_pretrained(model.split(".")[0] + ".*"))
+        raise InputError(f"unknown encoder {name!r}: {first_line(error)}{suggestion}") from error
     if config is None:
-        raise InputError(f"unknown encoder {name!r}: timm has no such model{_near(model, timm.list_models())}")
+        raise InputError(f"unknown encoder {name!r}: timm has no such model{_suggestion(model, timm.list_models())}")
     channels, height, width = config.input_size
     if channels != 3 or height != width:
         raise InputError(f"encoder {name} takes {config.input_size} inputs; only square RGB crops are made")
     interpolation: Interpolation = "bilinear" if config.interpolation == "bilinear" else "bicubic"
     if config.interpolation != interpolation:
-        warn(f"encoder {name}: its own way to resize, {config.interpolation}, is not offered; using bicubic")
+        log.warning(f"encoder {name}: its own way to resize, {config.interpolation}, is not offered; using bicubic")
     hub_file = config.hf_hub_filename
-    return Row(
+    return EncoderEntry(
         repo=config.hf_hub_id or "",
         files=[hub_file] if hub_file else ["model.safetensors", "pytorch_model.bin"],
         architecture=model,
@@ -154,57 +156,82 @@ def _timm_row(name: str) -> Row:
     )
 
 
-def build(row: Row) -> Any:
-    """The timm model of a row, its weights as timm initialises them."""
+def count_blocks_of(name: str) -> int:
+    """Count the transformer blocks of an encoder by its name, without its weights.
+
+    Raises:
+        InputError: There is no such encoder, or it is no timm vision transformer.
+    """
+    import torch
+
+    from extract.encoders.encoder import count_vit_blocks
+
+    entry = find_entry(name)
+    try:
+        with torch.device("meta"):  # tensors without memory, which are built in no time
+            backbone = build(entry)
+    except Exception:  # some models compute with values while they are built; any other error is raised again below
+        backbone = _seeded(entry)
+    return count_vit_blocks(backbone, name)
+
+
+def build(entry: EncoderEntry) -> Any:
+    """Build the timm model of an entry, with the weights that timm initialises it with."""
     import timm
     import timm.layers
+    from torch import nn
 
-    arguments = dict(row.arguments)
+    arguments = dict(entry.arguments)
     if "mlp_layer" in arguments:
         arguments["mlp_layer"] = getattr(timm.layers, arguments["mlp_layer"])
     if "act_layer" in arguments:
         arguments["act_layer"] = getattr(nn, arguments["act_layer"])
-    return timm.create_model(row.architecture, pretrained=False, **arguments)
+    return timm.create_model(entry.architecture, pretrained=False, **arguments)
 
 
-def _seeded(row: Row) -> Any:
-    """Build with the same random numbers each time, leaving the caller's random state as it was."""
+def _seeded(entry: EncoderEntry) -> Any:
+    """Build with the same random numbers each time; the caller's random state stays as it was."""
+    import torch
 
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(SEED)  # torch.manual_seed would also reseed the GPUs
-        return build(row)
+        torch.default_generator.manual_seed(SEED)  # torch.manual_seed would also seed the GPUs
+        return build(entry)
 
 
-def _uninitialised(row: Row) -> Any:
-    """Build without drawing the weights that a file then replaces (seconds for a large model)."""
+def _uninitialised(entry: EncoderEntry) -> Any:
+    """Build without drawing random weights, which takes seconds for a large model; a file then replaces them."""
+    import torch
 
-    if row.pooling == "timm":  # may compute buffers that no file holds
-        return _seeded(row)
+    if entry.pooling == "timm":  # the model may compute buffers that no file contains
+        return _seeded(entry)
     try:
         with torch.device("meta"):
-            return build(row).to_empty(device="cpu")
-    except RuntimeError:  # older timm asks for the value of a tensor that has none
-        return _seeded(row)
+            return build(entry).to_empty(device="cpu")
+    except RuntimeError:  # older timm reads the value of a tensor, which has none on this device
+        return _seeded(entry)
 
 
-def _without_classifier(state: State, model: Any) -> State:
-    """A published classifier's tensors, as timm's model without the classifier names them."""
+def _without_classifier(state: StateDict, model: Any) -> StateDict:
+    """Remove the tensors of a published model's classifier; the rest get the names that timm's model has for them."""
     classifiers = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifiers] if isinstance(classifiers, str) else classifiers))
     expected = model.state_dict().keys()
     state = {key: value for key, value in state.items() if key in expected or not key.startswith(heads)}
-    # The first release of some models names its tensors otherwise; timm keeps the translation with the model.
+    # Some models were first published with other tensor names; timm has the translation in the model's own module.
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     return state if translate is None or state.keys() == expected else translate(state, model)
 
 
-def _finish(name: str, row: Row, backbone: nn.Module, pretrained: bool, source: str) -> Encoder:
+def _finish(name: str, entry: EncoderEntry, backbone: nn.Module, pretrained: bool, source: str) -> Encoder:
+    import torch
 
-    module = PooledEncoder(backbone, row.pooling).eval().requires_grad_(False)
-    width = row.width
-    if not width:  # timm has no field that gives it for every model
+    from extract.encoders.encoder import Encoder, PooledEncoder
+
+    module = PooledEncoder(backbone, entry.pooling).eval().requires_grad_(False)
+    width = entry.width
+    if not width:  # timm states it for some models only
         with torch.inference_mode():
-            shape = tuple(module(torch.zeros(1, 3, row.input_size, row.input_size)).shape)
+            shape = tuple(module(torch.zeros(1, 3, entry.input_size, entry.input_size)).shape)
         if len(shape) != 2:
             raise InputError(f"encoder {name} gives {shape} for one crop instead of one vector; choose another")
         width = shape[1]
@@ -212,16 +239,16 @@ def _finish(name: str, row: Row, backbone: nn.Module, pretrained: bool, source: 
         name=name,
         module=module,
         width=width,
-        input_size=row.input_size,
-        mean=(row.mean[0], row.mean[1], row.mean[2]),
-        std=(row.std[0], row.std[1], row.std[2]),
-        interpolation=row.interpolation,
+        input_size=entry.input_size,
+        mean=(entry.mean[0], entry.mean[1], entry.mean[2]),
+        std=(entry.std[0], entry.std[1], entry.std[2]),
+        interpolation=entry.interpolation,
         pretrained=pretrained,
         source=source,
-        digest=digest(backbone),
+        digest=weights_digest(backbone),
     )
 
 
-def _near(name: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name.lower(), names, n=3)
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
+def _suggestion(name: str, names: Sequence[str]) -> str:
+    similar = difflib.get_close_matches(name.lower(), names, n=3)
+    return f" (did you mean {' or '.join(similar)}?)" if similar else ""

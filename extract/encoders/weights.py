@@ -1,12 +1,13 @@
-"""Encoder weights: where they are looked for, how a file is read, what was really loaded.
+"""Encoder weights: where they are looked for, how a file is read, and the digest of what was loaded.
 
-The order, the same for every encoder: `--weights PATH`, `$HIST_WEIGHTS_<NAME>`, the Hugging Face cache, a
-download. The first three make no network call.
+The order is the same for every encoder: `--weights PATH`, `$HIST_WEIGHTS_<NAME>`, the Hugging Face cache, a download.
+The first three make no network call.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import zipfile
@@ -15,71 +16,67 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hist_cache.console import say
 from hist_cache.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-State = dict[str, "Tensor"]
+log = logging.getLogger(__name__)
+
+StateDict = dict[str, "Tensor"]
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A weights file on this machine, and in words where it came from."""
+    """A weights file on this machine."""
 
     path: Path
     source: str
+    """Where it came from, for messages."""
 
 
 def environment_variable(name: str) -> str:
-    """The variable that may hold the path of an encoder's weights: `uni2-h` -> `HIST_WEIGHTS_UNI2_H`."""
+    """Name the variable that may hold the path of an encoder's weights: `uni2-h` -> `HIST_WEIGHTS_UNI2_H`."""
     return "HIST_WEIGHTS_" + re.sub(r"[^A-Z0-9]", "_", name.upper())
 
 
 def find_weights(
     name: str, repo: str, files: Sequence[str], weights: Path | None = None, terms: str = ""
 ) -> WeightsFile:
-    """Find an encoder's weights, downloading them only where nothing on this machine has them.
+    """Find an encoder's weights; they are downloaded only if they are nowhere on this machine.
 
-    Parameters
-    ----------
-    name
-        The encoder, for messages and for its environment variable.
-    repo, files
-        Hugging Face repository, and the names the file has there, best first.
-    weights
-        A file, or a folder that holds one of `files`; looked at before anything else.
-    terms
-        Licence and conditions, shown where a download fails.
+    Args:
+        name: Name of the encoder, for messages and for its environment variable.
+        repo: Hugging Face repository.
+        files: Names that the file may have there, the preferred one first.
+        weights: A file, or a folder that contains one of `files`; no other place is searched if it is given.
+        terms: Licence and conditions, for the message of a failed download.
 
-    Raises
-    ------
-    InputError
-        A path that was given holds no such file, or nothing was found and the download failed.
+    Raises:
+        InputError: A given path has no such file, or no place has it and the download failed.
     """
     variable = environment_variable(name)
     if weights is not None:
         path = _inside(Path(weights).expanduser(), files, f"--weights for encoder {name}")
         return WeightsFile(path, str(path))
-    if given := os.environ.get(variable):
-        path = _inside(Path(given).expanduser(), files, f"${variable}")
+    if from_environment := os.environ.get(variable):
+        path = _inside(Path(from_environment).expanduser(), files, f"${variable}")
         return WeightsFile(path, f"{path} (${variable})")
     if repo and (cached := _in_hub_cache(repo, files)):
         return WeightsFile(cached, f"hub:{repo}")
     return WeightsFile(_download(name, repo, files, terms), f"hub:{repo}")
 
 
-def _inside(path: Path, files: Sequence[str], asked_by: str) -> Path:
-    """The weights file at `path`, which is the file or its folder."""
+def _inside(path: Path, files: Sequence[str], option: str) -> Path:
+    """Return the weights file at `path`, which is the file itself or its folder."""
     if path.is_file():
         return path
     if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder; give {asked_by} the path of {' or '.join(files)}")
+        raise InputError(f"{path}: no such file or folder; give {option} the path of {' or '.join(files)}")
     for file in files:
         if (path / file).is_file():
             return path / file
-    raise InputError(f"{path}: this folder has no {' or '.join(files)}; give {asked_by} the file itself")
+    raise InputError(f"{path}: this folder has no {' or '.join(files)}; give {option} the file itself")
 
 
 def _in_hub_cache(repo: str, files: Sequence[str]) -> Path | None:
@@ -87,31 +84,31 @@ def _in_hub_cache(repo: str, files: Sequence[str]) -> Path | None:
 
     for file in files:
         cached = try_to_load_from_cache(repo, file)
-        if isinstance(cached, str):  # otherwise None, or a marker for a file known not to exist
+        if isinstance(cached, str):  # otherwise None, or a marker that the repository has no such file
             return Path(cached)
     return None
 
 
 def _download(name: str, repo: str, files: Sequence[str], terms: str) -> Path:
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.utils import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     if not repo:
         raise InputError(f"encoder {name}: its weights are not published; give --weights or --random-weights")
-    say(f"encoder {name}: no weights on this machine, downloading from {repo}")
+    log.info(f"encoder {name}: no weights on this machine, downloading from {repo}")
     problem = ""
     for file in files:
         try:
             return Path(hf_hub_download(repo, file))
-        except RepositoryNotFoundError:  # also what a gated repository answers to a stranger
+        except RepositoryNotFoundError:  # a gated repository answers the same to users without access
             problem = "access refused; ask for it there, then log in by hf auth login or $HF_TOKEN"
             break
-        except LocalEntryNotFoundError as error:  # its way to say that the hub was not reached
+        except LocalEntryNotFoundError as error:  # the hub could not be reached
             problem = first_line(error)
             break
         except EntryNotFoundError:
             problem = f"the repository has no {' or '.join(files)}"
-        except Exception as error:  # a full disk, a broken transfer, a proxy: the way out is the same
+        except Exception as error:  # a full disk, a broken transfer, a proxy: the advice is the same
             problem = first_line(error)
             break
     raise InputError(
@@ -122,13 +119,11 @@ def _download(name: str, repo: str, files: Sequence[str], terms: str) -> Path:
     )
 
 
-def read_state(path: Path) -> State:
-    """Read the tensors of a `.safetensors` file, or of a PyTorch one without running any code in it.
+def read_state(path: Path) -> StateDict:
+    """Read the tensors of a `.safetensors` file, or of a PyTorch file without running any code in it.
 
-    Raises
-    ------
-    InputError
-        The file is damaged, is not a weights file, or holds Python objects.
+    Raises:
+        InputError: The file is damaged, is no weights file, or holds Python objects.
     """
     import torch
 
@@ -139,11 +134,11 @@ def read_state(path: Path) -> State:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            state: object = load_file(path)
+            contents: object = load_file(path)
         else:
-            # Mapping spares a copy of the file in memory; PyTorch's format of before 1.6 cannot be mapped.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a damaged file makes its reader fail in a dozen ways
+            # Mapping avoids a copy of the file in memory. The format before PyTorch 1.6 cannot be mapped.
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # a damaged file may raise almost any kind of error
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise InputError(
                 f"{path}: holds Python code ({code[1]}), which is never run; save the weights alone, as "
@@ -153,50 +148,54 @@ def read_state(path: Path) -> State:
             f"{path}: cannot be read as weights, it is incomplete or of another kind ({first_line(error)}); "
             "copy or download it again"
         ) from error
-    for wrapper in ("state_dict", "model"):  # training scripts put the weights beside their own state
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    for wrapper in ("state_dict", "model"):  # training scripts save the weights beside other things
+        if isinstance(contents, Mapping) and isinstance(contents.get(wrapper), Mapping):
+            contents = contents[wrapper]
+    if not isinstance(contents, Mapping) or not all(isinstance(value, torch.Tensor) for value in contents.values()):
         raise InputError(f"{path}: holds something else than named tensors; save model.state_dict() alone")
-    return dict(state)
+    return dict(contents)
 
 
-def load_strictly(module: nn.Module, state: State, path: Path, name: str) -> None:
-    """Copy `state` into `module`: every tensor of the module, none besides, each of its shape.
+def load_strictly(module: nn.Module, state: StateDict, path: Path, name: str) -> None:
+    """Copy tensors into a module, if they are exactly the tensors of the module, each of its shape.
 
-    Raises
-    ------
-    InputError
-        They differ; names the first tensor of each kind of difference.
+    Args:
+        module: The module to fill; left as it is if the tensors do not fit.
+        state: Named tensors.
+        path: The file that they were read from, for the message.
+        name: Name of the encoder, for the message.
+
+    Raises:
+        InputError: They do not fit; the message names the first tensor of each kind of difference.
     """
     expected = module.state_dict()
     missing = sorted(expected.keys() - state.keys())
     unexpected = sorted(state.keys() - expected.keys())
     shared = sorted(expected.keys() & state.keys())
     reshaped = [key for key in shared if expected[key].shape != state[key].shape]
-    found = []
+    problems = []
     if missing:
-        found.append(f"{len(missing)} missing (first {missing[0]})")
+        problems.append(f"{len(missing)} missing (first {missing[0]})")
     if unexpected:
-        found.append(f"{len(unexpected)} unexpected (first {unexpected[0]})")
+        problems.append(f"{len(unexpected)} unexpected (first {unexpected[0]})")
     if reshaped:
         shapes = f"{tuple(state[reshaped[0]].shape)} instead of {tuple(expected[reshaped[0]].shape)}"
-        found.append(f"{len(reshaped)} of another shape (first {reshaped[0]}: {shapes})")
-    if found:
+        problems.append(f"{len(reshaped)} of another shape (first {reshaped[0]}: {shapes})")
+    if problems:
         raise InputError(
-            f"{path}: not the weights of encoder {name}: tensors {', '.join(found)}; "
+            f"{path}: not the weights of encoder {name}: tensors {', '.join(problems)}; "
             "give the file that belongs to this encoder, or name the encoder that belongs to the file"
         )
     module.load_state_dict(state)
 
 
-def digest(module: nn.Module) -> str:
-    """SHA-256, as hex, of a module's tensors: name, type, shape and bytes of each, sorted by name."""
+def weights_digest(module: nn.Module) -> str:
+    """Return the SHA-256, as hex digits, of a module's tensors: name, type, shape and bytes of each, sorted by name."""
     return digest_state(module.state_dict())
 
 
 def digest_state(state: Mapping[str, Tensor]) -> str:
-    """The same of named tensors."""
+    """Return the digest that `weights_digest` gives for a module with these tensors."""
     import torch
 
     total = hashlib.sha256()
@@ -218,14 +217,14 @@ _DINOV2_NAMES = (
 )
 
 
-def from_dinov2(state: State) -> State:
-    """Rename the tensors of transformers' Dinov2Model to those of timm's VisionTransformer (same arithmetic).
+def from_dinov2(state: StateDict) -> StateDict:
+    """Rename the tensors of transformers' Dinov2Model as timm's VisionTransformer names them.
 
-    Query, key and value become one `qkv`; the mask token, which only training uses, is left out.
+    Both compute the same. Query, key and value become one `qkv`; the mask token, which only training uses, is left out.
     """
     import torch
 
-    renamed: State = {}
+    renamed: StateDict = {}
     for key, value in state.items():
         if key == "embeddings.mask_token" or re.search(r"\.attention\.attention\.(key|value)\.", key):
             continue
@@ -238,10 +237,10 @@ def from_dinov2(state: State) -> State:
     return renamed
 
 
-LAYOUTS: dict[str, Callable[[State], State]] = {"timm": dict, "dinov2": from_dinov2}
+LAYOUTS: dict[str, Callable[[StateDict], StateDict]] = {"timm": dict, "dinov2": from_dinov2}
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its type where it has none."""
+    """Return the first line of an exception's text, or its type if it has no text."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""Whole-slide images: reading their tiles, cutting crops from them, and batches of crops."""

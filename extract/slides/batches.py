@@ -1,15 +1,15 @@
-"""From crops to a batch of encoder inputs on the device: the one place that knows CPU from GPU.
+"""From crops to a batch of encoder inputs on the device. Only this file treats CPU and GPU differently.
 
-A CPU resizes where the pixels are, in the threads that cut them, straight into the batch. A GPU gets raw uint8
-pixels from pinned memory and resizes there.
+On a CPU, the threads that cut crops also resize them, directly into the batch. A GPU gets raw uint8 pixels from pinned
+memory and resizes them itself.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -18,83 +18,157 @@ from torch import Tensor
 
 from extract.encoders.encoder import Encoder, Interpolation
 
-Cut = Callable[[np.ndarray], None]  # fills (n, side, side, 3)
+_T = TypeVar("_T")
+Cut = Callable[[np.ndarray], None]  # fills (n, side, side, 3) uint8
+
+MAX_QUEUED_BATCHES = 2
 
 
-@dataclass
-class Inputs:
-    """How crops become input for one encoder on one device."""
+class CropTransform:
+    """Turns crops into the input of one encoder on one device: resized and normalised.
 
-    encoder: Encoder
-    device: torch.device
-    dtype: torch.dtype
-    _normalize: Normalizer = field(init=False)
+    Args:
+        encoder: Its input size, interpolation, mean and standard deviation are used.
+        device: Where the inputs are to be.
+        dtype: Type of the inputs.
+    """
 
-    def __post_init__(self) -> None:
-        e = self.encoder
-        self._normalize = Normalizer(e.mean, e.std, e.input_size, self.device)
+    def __init__(self, encoder: Encoder, device: torch.device, dtype: torch.dtype) -> None:
+        self.encoder, self.device, self.dtype = encoder, device, dtype
+        self._normalize = Normalizer(encoder.mean, encoder.std, encoder.input_size, device)
 
     def fill(self, crops: Tensor, out: Tensor) -> None:
-        """(n, side, side, 3) uint8 on the device -> out (n, 3, S, S), resized and normalised."""
+        """Resize and normalise crops.
+
+        Args:
+            crops: (n, side, side, 3) uint8 on the device.
+            out: (n, 3, S, S), filled; channels last in memory.
+        """
         self._normalize(resize(crops, self.encoder.input_size, self.encoder.interpolation), out)
 
-    def new_batch(self, n: int) -> Batch:
+    def new_batch(self, n: int) -> CropBatch:
+        """Return an empty batch of n inputs, to be filled."""
         return CpuBatch(self, n) if self.device.type == "cpu" else GpuBatch(self, n)
 
     def empty(self, n: int) -> Tensor:
+        """Return memory for n inputs: (n, 3, S, S) on the device, channels last in memory."""
         size = self.encoder.input_size
         return torch.empty((n, 3, size, size), dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
 
 
-class Batch(Protocol):
-    """n inputs in the making."""
+class CropBatch(Protocol):
+    """A batch of n inputs while it is being filled."""
 
     def put(self, start: int, shape: tuple[int, ...], cut: Cut) -> None:
-        """Have `cut` fill pixels of `shape` (k, side, side, 3) and keep them as inputs start..start+k; thread-safe."""
+        """Cut some crops into the batch; several threads may do so at once.
+
+        Args:
+            start: Number of the first crop within the batch.
+            shape: (k, side, side, 3): number and size of the crops.
+            cut: Fills an array of that shape with pixels.
+        """
 
     def take(self) -> Tensor:
-        """(n, 3, S, S) on the device."""
+        """Return the filled batch: (n, 3, S, S) on the device."""
 
 
 class CpuBatch:
-    _scratch = threading.local()  # fresh memory for every crop costs more (page faults) than cutting it
+    """A batch that is resized and normalised by the threads that cut its crops."""
 
-    def __init__(self, inputs: Inputs, n: int) -> None:
-        self._inputs, self._out = inputs, inputs.empty(n)
+    _scratch = threading.local()  # new memory for every crop takes longer (page faults) than cutting it
+
+    def __init__(self, transform: CropTransform, n: int) -> None:
+        self._transform, self._out = transform, transform.empty(n)
 
     def put(self, start: int, shape: tuple[int, ...], cut: Cut) -> None:
+        """Cut crops into the thread's own buffer, then resize and normalise them into the batch."""
         size = int(np.prod(shape))
         scratch = getattr(self._scratch, "pixels", None)
         if scratch is None or scratch.size < size:
             scratch = self._scratch.pixels = np.empty(size, dtype=np.uint8)
         pixels = scratch[:size].reshape(shape)
         cut(pixels)
-        self._inputs.fill(torch.from_numpy(pixels), self._out[start : start + shape[0]])
+        self._transform.fill(torch.from_numpy(pixels), self._out[start : start + shape[0]])
 
     def take(self) -> Tensor:
+        """Return the batch, which is complete already."""
         return self._out
 
 
 class GpuBatch:
-    def __init__(self, inputs: Inputs, n: int) -> None:
-        self._inputs, self._n = inputs, n
+    """A batch of raw pixels that the GPU resizes and normalises."""
+
+    def __init__(self, transform: CropTransform, n: int) -> None:
+        self._transform, self._n = transform, n
         self._chunks: list[tuple[int, Tensor]] = []
 
     def put(self, start: int, shape: tuple[int, ...], cut: Cut) -> None:
+        """Cut crops into pinned memory, from which they can be copied while the GPU computes."""
         pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
         cut(pixels.numpy())
         self._chunks.append((start, pixels))
 
     def take(self) -> Tensor:
-        out = self._inputs.empty(self._n)
+        """Copy the pixels to the GPU, resize and normalise them there."""
+        out = self._transform.empty(self._n)
         for start, pixels in self._chunks:
-            crops = pixels.to(self._inputs.device, non_blocking=True)
-            self._inputs.fill(crops, out[start : start + len(crops)])
+            crops = pixels.to(self._transform.device, non_blocking=True)
+            self._transform.fill(crops, out[start : start + len(crops)])
         return out
 
 
+def in_background(batches: Iterator[_T]) -> Iterator[_T]:
+    """Prepare batches ahead in a thread, which ends together with this iterator.
+
+    Args:
+        batches: Prepares one batch at each step.
+
+    Yields:
+        The same batches. An error of the thread is raised here.
+    """
+    ready: queue.Queue[_T | BaseException | None] = queue.Queue(MAX_QUEUED_BATCHES)
+    stop = threading.Event()
+
+    def offer(entry: _T | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                offer(batch)
+                if stop.is_set():
+                    return
+            offer(None)
+        except BaseException as error:
+            offer(error)
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        while (entry := ready.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry
+    finally:
+        stop.set()
+        thread.join()
+
+
 def resize(crops: Tensor, size: int, interpolation: Interpolation) -> Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, size, size) uint8, channels last in memory."""
+    """Resize crops with antialiasing, on the device where they are.
+
+    Args:
+        crops: (B, H, W, 3) uint8.
+        size: New height and width, px.
+        interpolation: Kind of the filter.
+
+    Returns:
+        (B, 3, size, size) uint8, channels last in memory.
+    """
     images = crops.permute(0, 3, 1, 2)
     if images.shape[-2:] == (size, size):
         return images
@@ -104,7 +178,13 @@ def resize(crops: Tensor, size: int, interpolation: Interpolation) -> Tensor:
 
 
 def resize_float(images: Tensor, size: int, interpolation: Interpolation) -> Tensor:
-    """The same, by the float kernel: along x, then along y, each pass rounded to 0..255 as Pillow's are."""
+    """Resize (B, 3, H, W) uint8 images with torch's float kernel, the only one that GPUs have.
+
+    It resizes along x, then along y, and rounds to 0..255 after each, as Pillow does.
+
+    Returns:
+        (B, 3, size, size) uint8.
+    """
     for shape in ((images.shape[2], size), (size, size)):
         scaled = F.interpolate(images.float(), shape, mode=interpolation, antialias=True, align_corners=False)
         images = scaled.round_().clamp_(0, 255)
@@ -112,30 +192,41 @@ def resize_float(images: Tensor, size: int, interpolation: Interpolation) -> Ten
 
 
 class Normalizer:
-    """(x / 255 - mean) / std, written into a batch; mean and std (3,), of values in 0..1.
+    """Computes (x / 255 - mean) / std.
 
-    Works on whole rows of interleaved RGB (broadcasting over a last axis of 3 is ten times slower on a CPU), in a
-    buffer that each thread keeps (fresh memory costs more than the arithmetic).
+    It works on whole rows of interleaved RGB, because broadcasting over a last axis of 3 is ten times slower on a CPU.
+    Each thread keeps a buffer, because new memory takes longer than the arithmetic.
+
+    Args:
+        mean: (3,) in 0..1.
+        std: (3,) in 0..1.
+        size: Height and width of the images, px.
+        device: Where the images are.
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], size: int, device: torch.device) -> None:
         m, s = torch.tensor(mean, dtype=torch.float64), torch.tensor(std, dtype=torch.float64)
         self._scale = (1 / (255 * s)).float().repeat(size).to(device)
         self._shift = (-m / s).float().repeat(size).to(device)
-        self._kept = threading.local()
+        self._buffers = threading.local()
 
     def __call__(self, images: Tensor, out: Tensor) -> None:
-        """images (n, 3, S, S) uint8 -> out (n, 3, S, S) of any float type; both channels last in memory."""
+        """Normalise images.
+
+        Args:
+            images: (n, 3, S, S) uint8, channels last in memory.
+            out: (n, 3, S, S) of any float type, channels last in memory, filled.
+        """
         width = len(self._scale)
         rows, out_rows = (
             images.permute(0, 2, 3, 1).reshape(-1, width),
             out.permute(0, 2, 3, 1).view(-1, width),
         )
-        # A CPU goes image by image, so that the buffer stays in the cache.
+        # A CPU works image by image, so that the buffer stays in its cache.
         block = images.shape[2] if images.device.type == "cpu" else len(rows)
-        buffer = getattr(self._kept, "rows", None)
+        buffer = getattr(self._buffers, "rows", None)
         if buffer is None or len(buffer) < block:
-            buffer = self._kept.rows = torch.empty((block, width), dtype=torch.float32, device=images.device)
-        for part, target in zip(rows.split(block), out_rows.split(block), strict=True):
+            buffer = self._buffers.rows = torch.empty((block, width), dtype=torch.float32, device=images.device)
+        for part, target in zip(torch.split(rows, block), torch.split(out_rows, block), strict=True):
             values = buffer[: len(part)].copy_(part)
             target.copy_(torch.addcmul(self._shift, values, self._scale, out=values))

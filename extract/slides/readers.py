@@ -1,7 +1,7 @@
 """Whole-slide images as grids of tiles at level 0, decoded one tile at a time.
 
-Tiled TIFF goes through tifffile and imagecodecs (about ten times OpenSlide's rate), vendors' formats through
-OpenSlide, plain pictures through Pillow. Readers differ in pixels, so the reader's name is part of a cache's
+Tiled TIFF is read by tifffile and imagecodecs (about ten times as fast as OpenSlide), vendors' formats by OpenSlide,
+and plain pictures by Pillow. The pixels differ a little between readers, so the name of the reader is part of a cache's
 fingerprint.
 """
 
@@ -16,14 +16,14 @@ import numpy as np
 from hist_cache.errors import SlideError
 
 WHITE = 255
-THUMBNAIL_PX = 1024
-OPENSLIDE_TILE = 1024  # px; OpenSlide has no tiles of its own to offer, and large reads cost it least
+THUMBNAIL_PX = 1024  # longer side
+OPENSLIDE_TILE = 1024  # px; OpenSlide does not tell the file's own tiles, and reads large regions fastest
 TIFF_SUFFIXES = (".tif", ".tiff", ".svs")
 PLAIN_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 class Image(Protocol):
-    """A slide's image: `width` x `height` px of RGB, cut into tiles of `tile_width` x `tile_height`."""
+    """A slide's image: `width` x `height` px of RGB, cut into tiles of `tile_width` x `tile_height` px."""
 
     reader: str
     width: int
@@ -32,16 +32,25 @@ class Image(Protocol):
     tile_height: int
 
     def read_tile(self, column: int, row: int) -> np.ndarray:
-        """(h, w, 3) uint8; tiles at the right and lower border may be smaller. May be called from several threads."""
+        """Decode one tile; several threads may do so at once.
+
+        Returns:
+            (h, w, 3) uint8; tiles at the right and lower border may be smaller than the others.
+        """
 
     def overview(self) -> np.ndarray:
-        """(h, w, 3) uint8: the whole slide at a lower resolution, at least THUMBNAIL_PX long where it has that."""
+        """Read the whole slide at a lower resolution.
 
-    def close(self) -> None: ...
+        Returns:
+            (h, w, 3) uint8; the longer side has at least THUMBNAIL_PX, unless the slide itself is smaller.
+        """
+
+    def close(self) -> None:
+        """Close the file."""
 
 
-def thumbnail(image: Image) -> np.ndarray:
-    """(h, w, 3) uint8: the whole slide, its longer side THUMBNAIL_PX at most."""
+def make_thumbnail(image: Image) -> np.ndarray:
+    """Make a small picture of the whole slide: (h, w, 3) uint8, the longer side THUMBNAIL_PX or less."""
     import PIL.Image
 
     shrink = min(1.0, THUMBNAIL_PX / max(image.width, image.height))
@@ -52,7 +61,15 @@ def thumbnail(image: Image) -> np.ndarray:
 
 
 def open_image(slide: str, path: Path) -> Image:
-    """Open by suffix; `SlideError` where the file is damaged, truncated or of no known kind."""
+    """Open a slide's image with the reader for its suffix.
+
+    Args:
+        slide: ID of the slide, for messages.
+        path: The image file.
+
+    Raises:
+        SlideError: The file is damaged, truncated or of an unknown kind.
+    """
     suffix = path.suffix.lower()
     try:
         if suffix in PLAIN_SUFFIXES:
@@ -65,7 +82,7 @@ def open_image(slide: str, path: Path) -> Image:
         return OpenSlideImage(slide, path)
     except SlideError:
         raise
-    except Exception as error:  # each library has its own, e.g. openslide.OpenSlideError is no OSError
+    except Exception as error:  # each library has errors of its own; openslide.OpenSlideError is no OSError
         raise SlideError(slide, path, f"not a readable image ({error})", "copy or download it again") from error
 
 
@@ -89,12 +106,12 @@ class TiffImage:
         self._across = -(-self.width // self.tile_width)
         self._descriptor = os.open(path, os.O_RDONLY)
         end = max((o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)), default=0)
-        if end > (have := path.stat().st_size):
-            raise SlideError(slide, path, f"truncated ({have:,} of {end:,} bytes)", "copy or download it again")
+        if end > (size := path.stat().st_size):
+            raise SlideError(slide, path, f"truncated ({size:,} of {end:,} bytes)", "copy or download it again")
 
     @property
     def readable(self) -> bool:
-        """Whether this is 8-bit grey, RGB or RGBA in a compression that imagecodecs decodes."""
+        """Whether the image is 8-bit grey, RGB or RGBA, in a compression that imagecodecs decodes."""
         page = self._page
         plain = page.planarconfig == 1 and page.bitspersample == 8 and page.samplesperpixel in (1, 3, 4)
         return (
@@ -104,11 +121,12 @@ class TiffImage:
         )
 
     def read_tile(self, column: int, row: int) -> np.ndarray:
+        """Decode one tile: (h, w, 3) uint8."""
         i = row * self._across + column
         offset, count = self._page.dataoffsets[i], self._page.databytecounts[i]
         width = min(self.tile_width, self.width - column * self.tile_width)
         height = min(self.tile_height, self.height - row * self.tile_height)
-        if count == 0:  # a sparse file leaves out empty tiles
+        if count == 0:  # sparse files omit empty tiles
             return np.full((height, width, 3), WHITE, dtype=np.uint8)
         try:
             data = os.pread(self._descriptor, count, offset)
@@ -122,9 +140,10 @@ class TiffImage:
             ) from error
         if pixels is None:
             return np.full((height, width, 3), WHITE, dtype=np.uint8)
-        return rgb(pixels[0, :height, :width])
+        return to_rgb(pixels[0, :height, :width])
 
     def overview(self) -> np.ndarray:
+        """Read the whole slide at a lower resolution: (h, w, 3) uint8."""
         shape = (self.height, self.width)
         pages: list[Any] = list(self._file.pages)
         levels = [
@@ -136,7 +155,7 @@ class TiffImage:
         ]
         if levels:
             page = min(levels, key=lambda p: p.shape[0])
-            return rgb(page.asarray().reshape(*page.shape[:2], -1))
+            return to_rgb(page.asarray().reshape(*page.shape[:2], -1))
         step = max(1, max(shape) // (2 * THUMBNAIL_PX))
         out = np.empty((-(-self.height // step), -(-self.width // step), 3), dtype=np.uint8)
         for row in range(-(-self.height // self.tile_height)):
@@ -148,6 +167,7 @@ class TiffImage:
         return out
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
         os.close(self._descriptor)
 
@@ -166,10 +186,11 @@ class OpenSlideImage:
         self.width, self.height = self._file.dimensions
 
     def read_tile(self, column: int, row: int) -> np.ndarray:
+        """Decode one tile: (h, w, 3) uint8."""
         x, y = column * self.tile_width, row * self.tile_height
         size = (min(self.tile_width, self.width - x), min(self.tile_height, self.height - y))
         try:
-            return rgb(np.asarray(self._file.read_region((x, y), 0, size)))
+            return to_rgb(np.asarray(self._file.read_region((x, y), 0, size)))
         except Exception as error:
             raise SlideError(
                 self._slide,
@@ -179,42 +200,53 @@ class OpenSlideImage:
             ) from error
 
     def overview(self) -> np.ndarray:
+        """Read the whole slide at a lower resolution: (h, w, 3) uint8."""
         return np.asarray(self._file.get_thumbnail((2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX)).convert("RGB"))
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 class PlainImage:
-    """A JPEG or PNG, decoded whole: the format allows nothing else, so memory grows with the picture."""
+    """A JPEG or PNG, which can only be decoded as a whole, so that it takes memory for all its pixels."""
 
     reader = "pillow"
 
     def __init__(self, slide: str, path: Path) -> None:
         import PIL.Image
 
-        # Pillow refuses pictures over 179 Mpx as possible bombs; slides are that large, and the user's own.
+        # Pillow refuses pictures above 179 Mpx as possible attacks, but slides are that large.
         limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
         try:
             with PIL.Image.open(path) as picture:
-                self._pixels = rgb(np.asarray(picture.convert("RGBA" if "A" in picture.getbands() else "RGB")))
+                self._pixels = to_rgb(np.asarray(picture.convert("RGBA" if "A" in picture.getbands() else "RGB")))
         finally:
             PIL.Image.MAX_IMAGE_PIXELS = limit
         self.height, self.width = self._pixels.shape[:2]
         self.tile_width, self.tile_height = self.width, self.height
 
     def read_tile(self, column: int, row: int) -> np.ndarray:
+        """Return the only tile, which is the whole picture: (h, w, 3) uint8."""
         return self._pixels
 
     def overview(self) -> np.ndarray:
+        """Return the whole picture: (h, w, 3) uint8."""
         return self._pixels
 
     def close(self) -> None:
-        pass
+        """Do nothing, because the file is closed already."""
 
 
-def rgb(pixels: np.ndarray) -> np.ndarray:
-    """(h, w, 1 | 3 | 4) uint8 -> (h, w, 3): grey repeated, transparency laid over white."""
+def to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Convert grey, RGB or RGBA pixels to RGB; transparent pixels are shown on white.
+
+    Args:
+        pixels: (h, w, 1 | 3 | 4) uint8.
+
+    Returns:
+        (h, w, 3) uint8.
+    """
     if pixels.shape[-1] == 3:
         return pixels
     if pixels.shape[-1] == 1:

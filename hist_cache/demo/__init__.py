@@ -1,0 +1,1 @@
+"""The demo dataset: generated sections with known tissue and expression."""

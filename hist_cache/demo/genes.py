@@ -1,20 +1,21 @@
-"""Expression for a generated section: gene programmes that follow what a spot, or its surroundings, hold.
+"""Gene expression of a generated section, in programmes: groups of genes that depend on the same parts of the tissue.
 
-Some programmes read the 55 um spot itself (markers of what lies in it), some the ring of neighbours around
-it (what a spot crop cannot show and a niche crop can), some nothing: those genes cannot be predicted.
+Some programmes depend on the tissue in the 55 um spot. Some depend on the ring of neighbours around it, which a niche
+crop shows and a spot crop does not. Other genes depend on nothing, so they cannot be predicted.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from hist_cache.demo.tissue import FAT, GRID_PX, IMMUNE, NUCLEI, REGIONS, STROMA, TUMOUR, Tissue
 
-RING_UM = (35.0, 130.0)  # distances from the centre: what lies in ring 1 and outside the spot
-FAR_UM = (130.0, 230.0)  # ring 2
+RING_UM = (35.0, 130.0)  # distances from the centre of a spot: ring 1 without the spot itself
+FAR_UM = (130.0, 230.0)  # distances from the centre of a spot: ring 2
 
-# What a programme's genes do: their weights on the drivers below (natural log units), then their names.
+# Programme -> weights of the drivers (see `drivers`) in units of the natural logarithm, and names of the genes.
 PROGRAMMES: dict[str, tuple[dict[str, float], str]] = {
     "epithelial": (
         {"tumour_nuclei": 2.6, "fat": -0.8},
@@ -66,34 +67,53 @@ PROGRAMMES: dict[str, tuple[dict[str, float], str]] = {
     ),
 }
 MITOCHONDRIAL = "ND1 ND2 ND3 ND4 ND4L ND5 ND6 CO1 CO2 CO3 ATP6 ATP8 CYB"
-N_RIBOSOMAL, N_FLAT, N_RARE = 12, 60, 60  # genes that follow nothing: abundant, middling, nearly absent
+N_RIBOSOMAL, N_FLAT, N_RARE = 12, 60, 60  # genes of no programme: with many, some and almost no counts
 
 
 def demo_genes() -> list[str]:
-    """(G,) gene symbols, the same for every slide."""
+    """List the symbols of the 400 genes, the same for every slide."""
     genes = [g for _, names in PROGRAMMES.values() for g in names.split()]
     genes += [f"MT-{g}" for g in MITOCHONDRIAL.split()] + [f"RPL{i + 3}" for i in range(N_RIBOSOMAL)]
     return genes + [f"LINC{i:05d}" for i in range(101, 101 + N_FLAT + N_RARE)]
 
 
-def composition(tissue: Tissue, coords: np.ndarray, inner_um: float, outer_um: float, um_per_px: float) -> np.ndarray:
-    """(N, 5) share of each of `REGIONS` between two distances from `coords` (N, 2; px, x then y).
+def composition(
+    tissue: Tissue, coords: NDArray[np.float64], inner_um: float, outer_um: float, um_per_px: float
+) -> NDArray[np.float64]:
+    """Compute which regions there are between two distances from each spot; the area outside the slide is background.
 
-    Off-slide is background.
+    Args:
+        tissue: The section.
+        coords: (N, 2) spot centres in px, x then y.
+        inner_um: The smaller distance.
+        outer_um: The larger distance.
+        um_per_px: Pixel size.
+
+    Returns:
+        (N, 5) share of each of `REGIONS`, 0 to 1.
     """
     reach = int(np.ceil(outer_um / um_per_px / GRID_PX)) + 1
     y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
     distance = np.hypot(x, y) * GRID_PX * um_per_px
     keep = (distance >= inner_um) & (distance < outer_um)
-    at = (np.round(coords / GRID_PX - 0.5).astype(int) + reach)[:, ::-1, None]
+    cells = (np.round(coords / GRID_PX - 0.5).astype(int) + reach)[:, ::-1, None]
     padded = np.pad(tissue.regions, reach)
-    at = np.clip(at, reach, np.array(padded.shape)[:, None] - reach - 1)
-    values = padded[at[:, 0] + y[keep], at[:, 1] + x[keep]]
+    cells = np.clip(cells, reach, np.array(padded.shape)[:, None] - reach - 1)
+    values = padded[cells[:, 0] + y[keep], cells[:, 1] + x[keep]]
     return np.stack([(values == r).mean(axis=1) for r in range(len(REGIONS))], axis=1)
 
 
-def nuclei_in_spots(tissue: Tissue, coords: np.ndarray, radius_px: float) -> dict[int, np.ndarray]:
-    """{kind of nucleus: (N,) how many lie within `radius_px` of each of `coords` (N, 2)}."""
+def nuclei_in_spots(tissue: Tissue, coords: NDArray[np.float64], radius_px: float) -> dict[int, NDArray[np.float64]]:
+    """Count the nuclei within a radius of each spot.
+
+    Args:
+        tissue: The section.
+        coords: (N, 2) spot centres in px, x then y.
+        radius_px: The radius.
+
+    Returns:
+        Kind of nucleus -> (N,) counts.
+    """
     counts = {}
     for kind in NUCLEI:
         tree = cKDTree(tissue.nuclei[tissue.kinds == kind])
@@ -101,19 +121,31 @@ def nuclei_in_spots(tissue: Tissue, coords: np.ndarray, radius_px: float) -> dic
     return counts
 
 
-def drivers(tissue: Tissue, coords: np.ndarray, spot_um: float, um_per_px: float) -> dict[str, np.ndarray]:
-    """{name: (N,) values of about 0..1} that the programmes' weights refer to."""
+def drivers(
+    tissue: Tissue, coords: NDArray[np.float64], spot_um: float, um_per_px: float
+) -> dict[str, NDArray[np.float64]]:
+    """Compute the properties of the tissue at each spot that drive the programmes.
+
+    Args:
+        tissue: The section.
+        coords: (N, 2) spot centres in px, x then y.
+        spot_um: Diameter of a spot.
+        um_per_px: Pixel size.
+
+    Returns:
+        Driver -> (N,) values of about 0 to 1.
+    """
     spot = composition(tissue, coords, 0, spot_um / 2, um_per_px)
     ring = composition(tissue, coords, *RING_UM, um_per_px)
     far = composition(tissue, coords, *FAR_UM, um_per_px)
     nuclei = nuclei_in_spots(tissue, coords, spot_um / 2 / um_per_px)
-    # Counts over what a spot holds where such nuclei are densest.
+    # Divide by the number of nuclei in a spot where nuclei of this kind are densest.
     area = np.pi * spot_um**2 / 4
-    packed = {kind: n / (area / (0.866 * NUCLEI[kind][0] ** 2)) for kind, n in nuclei.items()}
+    packing = {kind: n / (area / (0.866 * NUCLEI[kind][0] ** 2)) for kind, n in nuclei.items()}
     return {
-        "tumour_nuclei": packed[TUMOUR],
-        "immune_nuclei": packed[IMMUNE],
-        "nuclei": packed[TUMOUR] + 0.8 * packed[IMMUNE] + 0.3 * packed[STROMA],
+        "tumour_nuclei": packing[TUMOUR],
+        "immune_nuclei": packing[IMMUNE],
+        "nuclei": packing[TUMOUR] + 0.8 * packing[IMMUNE] + 0.3 * packing[STROMA],
         "stroma": spot[:, STROMA],
         "fat": spot[:, FAT],
         "ring_tumour": ring[:, TUMOUR],
@@ -124,33 +156,43 @@ def drivers(tissue: Tissue, coords: np.ndarray, spot_um: float, um_per_px: float
     }
 
 
-def draw_counts(drivers: dict[str, np.ndarray], seed: int, slide_rng: np.random.Generator) -> np.ndarray:
-    """(N, G) int64 counts, genes as in `demo_genes`.
+def draw_counts(
+    drivers: dict[str, NDArray[np.float64]], seed: int, slide_rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw the counts of all genes at all spots of a slide.
 
-    What genes do depends on `seed` alone, so that it is learnt on one slide and holds on another; `slide_rng`
-    gives the noise: batch effect per gene, library size per spot, negative binomial counts.
+    Args:
+        drivers: Driver -> (N,) values.
+        seed: Seed of the genes' properties. They are the same for all slides, so that a model can learn them.
+        slide_rng: Generator of the slide's noise: batch effect of each gene, library size of each spot, and negative
+            binomial counts.
+
+    Returns:
+        (N, G) counts, genes in the order of `demo_genes`.
     """
     gene_rng = np.random.default_rng([seed, 1])
     n = len(drivers["fat"])
-    columns, level = [], []
+    log_effects, level = [], []
     for weights, names in PROGRAMMES.values():
         for _ in names.split():
             strength = gene_rng.uniform(0.55, 1.15)
-            follow = sum(w * strength * gene_rng.uniform(0.8, 1.2) * drivers[d] for d, w in weights.items())
-            columns.append(follow + gene_rng.normal(0, 0.15) * drivers["nuclei"])
+            effect = sum(w * strength * gene_rng.uniform(0.8, 1.2) * drivers[d] for d, w in weights.items())
+            log_effects.append(effect + gene_rng.normal(0, 0.15) * drivers["nuclei"])
             level.append(gene_rng.normal(np.log(10.5), 0.55))
-    quiet = gene_rng.normal(0, 0.1, len(demo_genes()) - len(columns))
-    columns += [q * drivers["nuclei"] for q in quiet]
-    n_mt = len(MITOCHONDRIAL.split())
-    quiet_kinds = ((60, 0.5, n_mt), (40, 0.4, N_RIBOSOMAL), (6, 0.5, N_FLAT), (0.15, 0.7, N_RARE))
-    for mean, spread, number in quiet_kinds:
+    other_weights = gene_rng.normal(0, 0.1, len(demo_genes()) - len(log_effects))
+    log_effects += [weight * drivers["nuclei"] for weight in other_weights]
+    n_mitochondrial = len(MITOCHONDRIAL.split())
+    # Mean count, spread of its logarithm, and number of genes, for each kind of gene outside the programmes.
+    other_kinds = ((60, 0.5, n_mitochondrial), (40, 0.4, N_RIBOSOMAL), (6, 0.5, N_FLAT), (0.15, 0.7, N_RARE))
+    for mean, spread, number in other_kinds:
         level += list(gene_rng.normal(np.log(mean), spread, number))
-    genes = len(level)
+    n_genes = len(level)
 
-    # More nuclei, more RNA; fat and acellular stroma give little.
+    # A spot with more nuclei has more RNA; fat and stroma without cells have little.
     library = 0.35 + 0.65 * np.clip(drivers["nuclei"], 0, 1)
     library = library * np.exp(slide_rng.normal(0, 0.25, n) + slide_rng.normal(0, 0.08))
-    batch = slide_rng.normal(0, 0.12, genes)
-    rate = np.exp(np.stack(columns, axis=1) + np.array(level) + batch) * library[:, None]
+    batch = slide_rng.normal(0, 0.12, n_genes)
+    rate = np.exp(np.stack(log_effects, axis=1) + np.array(level) + batch) * library[:, None]
     dispersion = 0.2  # variance = rate + 0.2 rate^2
-    return slide_rng.poisson(rate * slide_rng.gamma(1 / dispersion, dispersion, rate.shape))
+    counts: NDArray[np.int64] = slide_rng.poisson(rate * slide_rng.gamma(1 / dispersion, dispersion, rate.shape))
+    return counts

@@ -1,4 +1,4 @@
-"""The demo dataset: six generated sections in the HEST-1k layout, to try everything without a download."""
+"""The demo dataset: six generated sections in the layout of HEST-1k, for a trial without a download."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hist_cache.errors import InputError
 from hist_cache.files import atomic_write, write_json
@@ -14,18 +15,28 @@ from hist_cache.files import atomic_write, write_json
 DEMO_IDS = ("DEMO1", "DEMO2", "DEMO3", "DEMO4", "DEMO5", "DEMO6")
 PITCH_UM = 100.0
 SPOT_UM = 55.0
-SIDE_UM = 1900.0  # about: of the image
+SIDE_UM = 1900.0  # approximate width and height of the image
 TILE_PX = 256
 JPEG_QUALITY = 82
-MIN_TISSUE = 0.5  # of a spot's area
+MIN_TISSUE = 0.5  # share of a spot's area
 
 
 def write_demo(root: Path, ids: Sequence[str] = DEMO_IDS, seed: int = 0) -> list[str]:
-    """Generate `ids` of the six slides under `root` (`st/`, `wsis/`, `metadata/`); return those written now.
+    """Generate slides of the demo dataset below `root`, in `st/`, `wsis/` and `metadata/`.
 
-    A slide whose three files are there is left alone, whatever its seed. The same seed and library versions
-    give the same counts and pixels, whichever other slides are asked for. A slide a patient; each has
-    about 280 spots of 55 um, 400 genes and 2 MB.
+    Each slide is from another patient and has about 280 spots of 55 um, 400 genes and 2 MB. The same seed and library
+    versions give the same counts and pixels, whichever other slides are generated.
+
+    Args:
+        root: The data root.
+        ids: Slides to generate. A slide whose three files exist is not changed, whatever its seed.
+        seed: Seed of the dataset.
+
+    Returns:
+        IDs of the slides that were written.
+
+    Raises:
+        InputError: An ID is not one of the six.
     """
     unknown = [i for i in ids if i not in DEMO_IDS]
     if unknown:
@@ -37,12 +48,12 @@ def write_demo(root: Path, ids: Sequence[str] = DEMO_IDS, seed: int = 0) -> list
 
 
 def missing_slides(root: Path, ids: Sequence[str] = DEMO_IDS) -> list[str]:
-    """Those of `ids` that lack a file under `root`."""
+    """List those of `ids` that lack a file below `root`."""
     return [i for i in ids if not all(p.exists() for p in demo_files(root, i))]
 
 
 def demo_files(root: Path, slide: str) -> tuple[Path, Path, Path]:
-    """Table, image and metadata of a slide; the metadata are written last."""
+    """Return the paths of a slide's table, image and metadata; the metadata are written last."""
     return root / "st" / f"{slide}.h5ad", root / "wsis" / f"{slide}.tif", root / "metadata" / f"{slide}.json"
 
 
@@ -57,51 +68,60 @@ def _write_slide(root: Path, slide: str, seed: int) -> None:
     tissue = grow_tissue(rng, width, height, um_per_px)
 
     coords, array = hex_lattice(rng, width, height, PITCH_UM / um_per_px)
-    under = composition(tissue, coords, 0, SPOT_UM / 2, um_per_px)
-    keep = under[:, BACKGROUND] < 1 - MIN_TISSUE
-    coords, array, under = coords[keep], array[keep], under[keep]
-    region = np.array(REGIONS)[1:][under[:, 1:].argmax(axis=1)]
+    shares = composition(tissue, coords, 0, SPOT_UM / 2, um_per_px)
+    keep = shares[:, BACKGROUND] < 1 - MIN_TISSUE
+    coords, array, shares = coords[keep], array[keep], shares[keep]
+    region = np.array(REGIONS)[1:][shares[:, 1:].argmax(axis=1)]
     counts = draw_counts(drivers(tissue, coords, SPOT_UM, um_per_px), seed, rng)
     barcodes = ["".join(b) + "-1" for b in rng.choice(list("ACGT"), (len(coords), 16))]
 
     table, image, metadata = demo_files(root, slide)
-    with atomic_write(table) as aside:
-        _write_table(aside, counts, demo_genes(), barcodes, coords, array, region)
-    with atomic_write(image) as aside:
-        _write_pyramid(aside, tissue.pixels, um_per_px)
+    with atomic_write(table) as partial_path:
+        _write_table(partial_path, counts, demo_genes(), barcodes, coords, array, region)
+    with atomic_write(image) as partial_path:
+        _write_pyramid(partial_path, tissue.pixels, um_per_px)
     write_json(metadata, _metadata(slide, um_per_px, width, height, counts))
 
 
-def hex_lattice(rng: np.random.Generator, width: int, height: int, pitch_px: float) -> tuple[np.ndarray, np.ndarray]:
-    """Visium's lattice over an image: coords (N, 2) float64, px, x then y; array (N, 2) int64 row and column.
+def hex_lattice(
+    rng: np.random.Generator, width: int, height: int, pitch_px: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Place the lattice of Visium over an image, rotated by up to 1.5 degrees as slides in a scanner are.
 
-    Columns count half pitches: neighbours in a row are 2 apart, even rows have even columns and odd rows odd
-    ones. Turned by up to 1.5 degrees, as slides lie in a scanner.
+    Args:
+        rng: Generator of shift and rotation.
+        width: Width of the image in px.
+        height: Height of the image in px.
+        pitch_px: Distance between the centres of neighbouring spots.
+
+    Returns:
+        (N, 2) spot centres in px, x then y; and (N, 2) array row and array column. Columns count half pitches:
+        neighbours in a row differ by 2, even rows have even columns and odd rows have odd columns.
     """
     rows, columns = int(height / pitch_px / 0.866) + 4, int(width / pitch_px * 2) + 4
     row, column = np.mgrid[:rows, :columns].reshape(2, -1)
-    on = (row + column) % 2 == 0
-    row, column = row[on], column[on]
+    same_parity = (row + column) % 2 == 0
+    row, column = row[same_parity], column[same_parity]
     x = (column - columns / 2) * pitch_px / 2 + width / 2 + rng.uniform(-0.2, 0.2) * pitch_px
     y = (row - rows / 2) * pitch_px * np.sqrt(0.75) + height / 2 + rng.uniform(-0.2, 0.2) * pitch_px
-    turn = np.deg2rad(rng.uniform(-1.5, 1.5))
-    cos, sin = np.cos(turn), np.sin(turn)
+    angle = np.deg2rad(rng.uniform(-1.5, 1.5))
+    cos, sin = np.cos(angle), np.sin(angle)
     u, v = x - width / 2, y - height / 2
     coords = np.stack([cos * u - sin * v + width / 2, sin * u + cos * v + height / 2], axis=1)
     inside = ((coords >= 0) & (coords < (width, height))).all(axis=1)
-    # A capture area has 78 rows and 128 columns: the section lies somewhere in it.
+    # A capture area has 78 rows and 128 columns, and the section is somewhere in it.
     start = 2 * rng.integers(4, 18, 2)
     return coords[inside], np.stack([row + start[0], column + start[1]], axis=1)[inside]
 
 
 def _write_table(
     path: Path,
-    counts: np.ndarray,
+    counts: NDArray[np.int64],
     genes: list[str],
     barcodes: list[str],
-    coords: np.ndarray,
-    array: np.ndarray,
-    region: np.ndarray,
+    coords: NDArray[np.float64],
+    array: NDArray[np.int64],
+    region: NDArray[np.str_],
 ) -> None:
     import anndata
     import pandas as pd
@@ -128,8 +148,8 @@ def _write_table(
     table.write_h5ad(path, compression="gzip")
 
 
-def _write_pyramid(path: Path, pixels: np.ndarray, um_per_px: float) -> None:
-    """Tiled JPEG pages, each half the one before (floored), down to one tile: OpenSlide's generic-tiff."""
+def _write_pyramid(path: Path, pixels: NDArray[np.uint8], um_per_px: float) -> None:
+    """Write tiled JPEG pages, each half as large as the one before, down to one tile: OpenSlide's generic-tiff."""
     import tifffile
 
     with tifffile.TiffWriter(path) as tiff:
@@ -139,7 +159,7 @@ def _write_pyramid(path: Path, pixels: np.ndarray, um_per_px: float) -> None:
             tiff.write(
                 pixels,
                 tile=(TILE_PX, TILE_PX),
-                photometric="rgb",  # as given; JPEG stores it as YCbCr
+                photometric="rgb",  # the colours of `pixels`; JPEG stores them as YCbCr
                 subsampling=(2, 2),
                 compression="jpeg",
                 compressionargs={"level": JPEG_QUALITY},
@@ -157,7 +177,7 @@ def _write_pyramid(path: Path, pixels: np.ndarray, um_per_px: float) -> None:
             level += 1
 
 
-def _metadata(slide: str, um_per_px: float, width: int, height: int, counts: np.ndarray) -> dict[str, Any]:
+def _metadata(slide: str, um_per_px: float, width: int, height: int, counts: NDArray[np.int64]) -> dict[str, Any]:
     number = DEMO_IDS.index(slide)
     patient = "ABCDEF"[number]
     return {

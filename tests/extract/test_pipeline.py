@@ -8,7 +8,7 @@ from torch import nn
 
 from extract.encoders.encoder import Encoder
 from extract.encoders.registry import load_encoder
-from extract.pipeline import Pipeline, in_background
+from extract.pipeline import Pipeline
 from extract.slides.crops import niche_side_um, plan_crops
 from extract.slides.readers import WHITE, open_image
 from hist_cache.errors import HistError
@@ -96,13 +96,14 @@ def embed_tiny(pipeline: Pipeline, root: Path) -> dict[str, np.ndarray]:
     return pipeline.embed(open_image("TINY1", files.image), coords, [plan_crops("spot", coords, 55, 2.0)])
 
 
-def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_halves_the_batch_and_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_slide(tmp_path, "TINY1")
     whole = embed_tiny(Pipeline(fake(Narrow(1000)), CPU, torch.float32, 16, 2), tmp_path)
     pipeline = Pipeline(fake(Narrow(5)), CPU, torch.float32, 16, 2)
     np.testing.assert_array_equal(embed_tiny(pipeline, tmp_path)["spot"], whole["spot"])
     assert pipeline.batch_size == 4
-    assert "going on with batches of 4" in capsys.readouterr().err
+    assert caplog.records[-1].levelname == "WARNING"
+    assert "going on with batches of 4" in caplog.text
     with pytest.raises(HistError, match="batch of one crop"):
         embed_tiny(Pipeline(fake(Narrow(0)), CPU, torch.float32, 4, 2), tmp_path)
 
@@ -117,24 +118,10 @@ def test_non_finite_embeddings_are_refused(tmp_path: Path) -> None:
         embed_tiny(Pipeline(fake(Broken()), CPU, torch.float32, 4, 2), tmp_path)
 
 
-def test_background_batches_pass_errors_on_and_end_early() -> None:
-    def items(n: int, fail: bool):  # type: ignore[no-untyped-def]
-        yield from ((i, i) for i in range(n))
-        if fail:
-            raise HistError("in the thread")
-
-    assert [a for a, _ in in_background(items(5, False))] == [0, 1, 2, 3, 4]  # type: ignore[arg-type]
-    with pytest.raises(HistError, match="in the thread"):
-        list(in_background(items(2, True)))
-    early = in_background(items(1000, False))
-    assert next(early) == (0, 0)
-    early.close()  # type: ignore[attr-defined]
-
-
 def test_large_crops_make_smaller_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_slide(tmp_path, "TINY1")
     whole = embed_tiny(Pipeline(fake(Narrow(1000)), CPU, torch.float32, 16, 2), tmp_path)
-    monkeypatch.setattr("extract.pipeline.BATCH_BYTES", 3 * 3 * 28**2)
+    monkeypatch.setattr("extract.pipeline.MAX_BATCH_BYTES", 3 * 3 * 28**2)
     pipeline = Pipeline(fake(Narrow(4)), CPU, torch.float32, 16, 2)  # 28 px spots: four go beyond the bytes of three
     np.testing.assert_array_equal(embed_tiny(pipeline, tmp_path)["spot"], whole["spot"])
     assert pipeline.batch_size == 16

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from extract.cli import main
-from hist_cache.cache import Cache, open_cache, read_slide, verify_slide
+from hist_cache.cache import Cache, open_cache, read_slide
 from hist_cache.slides import slides_on_disk
+from hist_cache.verify import verify_slide
 from tests.conftest import REPOSITORY, SHARED, TINY_ENCODER, needs_shared, write_slide
 
 Run = Callable[..., tuple[int, str]]

@@ -15,14 +15,15 @@ import torch
 
 from extract.cli import main
 from extract.encoders.adapters import adapter_digest, save_adapter
-from extract.encoders.encoder import Encoder, after
+from extract.encoders.encoder import Encoder, FirstBlocks, blocks_after, blocks_before
 from extract.encoders.lora import LoraConfig, adapt
 from extract.encoders.registry import load_encoder
 from extract.identity import common_identity, folder_name
-from extract.tokens import LARGEST, least_spot_um, make_tokens
+from extract.tokens import MAX_FLOAT16, make_tokens
 from hist_cache.cache import open_cache
 from hist_cache.errors import InputError, StaleCacheError
-from hist_cache.token_files import open_tokens, token_files, verify_tokens
+from hist_cache.token_files import open_tokens, token_files
+from hist_cache.verify import verify_tokens
 from tests.conftest import TINY_ENCODER, write_slide
 from tests.extract.test_scheduler import IDS, Run, cache_of, environment, options
 
@@ -40,7 +41,7 @@ def continued(where: Path, encoder: Encoder, slide: str, name: str) -> np.ndarra
     size = int(name.removeprefix("niche/")) if name != "spot" else 6
     with open_tokens(cache_of(where), slide, BLOCK, [size]) as tokens, torch.inference_mode():
         stored = torch.from_numpy(tokens.read(name, range(len(tokens)))).float()
-        return after(encoder.module, stored, BLOCK).numpy()
+        return blocks_after(encoder.module, stored, BLOCK).numpy()
 
 
 def test_tokens_continue_to_the_embeddings(hest_root: Path, run_command: Run, tmp_path: Path, encoder: Encoder) -> None:
@@ -157,7 +158,7 @@ def test_wrong_input(hest_root: Path, run_command: Run, more: list[object], says
 
 def test_killed_while_writing_tokens(hest_root: Path, tmp_path: Path, run_command: Run) -> None:
     """SIGKILL amid the crops, and between the last byte and the rename: embeddings whole, no tokens to be read."""
-    amid = "import hist_cache.token_files as t\nput = t.TokenWriter.put\nleft = iter(range(2))\n" + (
+    amid = "import hist_cache.token_writer as t\nput = t.TokenWriter.put\nleft = iter(range(2))\n" + (
         "t.TokenWriter.put = lambda *a: put(*a) if next(left, None) is not None else kill()\n"
     )
     late = "replace = os.replace\nos.replace = lambda a, b: kill() if '.tokens' in str(a) else replace(a, b)\n"
@@ -182,13 +183,11 @@ def test_killed_while_writing_tokens(hest_root: Path, tmp_path: Path, run_comman
 def test_what_float16_cannot_hold_is_said(
     hest_root: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from extract.encoders.encoder import Prefix, before
-
-    monkeypatch.setattr(Prefix, "forward", lambda self, crops: before(self, crops, self.block) * 1e5)
+    monkeypatch.setattr(FirstBlocks, "forward", lambda self, crops: blocks_before(self, crops, self.block) * 1e5)
     code, text = run_command(main, *options(hest_root, *AT))
     assert code == 1
     assert "do not fit float16 (up to " in text
-    assert f"it ends at {LARGEST:,})" in text
+    assert f"it ends at {MAX_FLOAT16:,})" in text
     assert "hist-train --no-token-cache" in text
     assert token_files(cache_of(tmp_path).folder) == []
     assert list(cache_of(tmp_path).folder.glob("*.partial")) == []
@@ -206,7 +205,7 @@ def test_tokens_for_whoever_has_the_cache(hest_root: Path, run_command: Run, tmp
         for name in ("spot", "niche/6"):
             np.testing.assert_array_equal(a.read(name, range(30)), b.read(name, range(30)))
     assert {p.dtype for p in encoder.module.parameters()} == {torch.float32}
-    assert least_spot_um(two.fingerprint().common) == 80
+    assert two.fingerprint().common["crop_rule"] == {"min_spot_um": 80.0}
     other = load_encoder("timm:test_vit2", random_weights=True)
     with pytest.raises(StaleCacheError, match='encoder "timm:test_vit" -> "timm:test_vit2"'):
         make_tokens(two, ["TINY2"], [6], other, BLOCK, hest_root)

@@ -7,7 +7,7 @@ import pytest
 
 from hist_cache.datasets import custom_dataset, dataset_names, get_dataset, parse_ids
 from hist_cache.errors import InputError
-from hist_cache.splits import published
+from hist_cache.splits import published_splits
 
 METADATA = Path(__file__).resolve().parents[3] / "shared" / "hest_metadata.csv"
 SLIDES = {
@@ -46,8 +46,8 @@ def test_patients_cover_all_slides_or_none(name):
 @pytest.mark.parametrize("name", ["kidney", "colorectum", "skin", "lung"])
 def test_published_splits_use_exactly_the_presets_slides(name):
     for kind in ("slide", "patient"):
-        assert published(name, kind)
-        for split in published(name, kind) or ():
+        assert published_splits(name, kind)
+        for split in published_splits(name, kind) or ():
             assert set(split.ids) == set(get_dataset(name).ids)
 
 
@@ -116,7 +116,7 @@ def test_ids_as_typed(text, ids):
 
 
 def test_a_known_name_is_not_read_as_a_range():
-    assert parse_ids("P1-2,P3-4", known={"P1-2"}) == ["P1-2", "P3", "P4"]
+    assert parse_ids("P1-2,P3-4", existing_ids={"P1-2"}) == ["P1-2", "P3", "P4"]
 
 
 @pytest.mark.parametrize("text", ["", " , ", "SPA141-138", "SPA1-99999999999"])

@@ -67,8 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.refusal or not self.server.api_works:
             return self.answer(*(self.server.refusal or (500, "")))
         assert self.path == "/api/datasets/MahmoodLab/hest/paths-info/main"
-        known = [file for file in form["paths"] if file in self.server.files]
-        infos = [{"type": "file", "path": f, "size": len(self.server.files[f]), "oid": "0"} for f in known]
+        files = [file for file in form["paths"] if file in self.server.files]
+        infos = [{"type": "file", "path": f, "size": len(self.server.files[f]), "oid": "0"} for f in files]
         self.answer(200, "", json.dumps(infos).encode())
 
     def answer(self, status, code, body=b""):
@@ -99,25 +99,27 @@ def test_three_files_a_slide():
     assert needed_files(["A"]) == ["metadata/A.json", "st/A.h5ad", "wsis/A.tif"]
 
 
-def test_fetches_exactly_the_slides_files(hub, tmp_path, capsys):
+def test_fetches_exactly_the_slides_files(hub, tmp_path, caplog):
+    caplog.set_level("INFO")
     hub.files["wsis/SPA140.tif"] = b"not asked for"
     fetched = download(IDS, tmp_path, endpoint=hub.url)
     assert fetched == [tmp_path / file for file in needed_files(IDS)]
     assert sorted(hub.fetched) == sorted(needed_files(IDS))
     assert all((tmp_path / file).read_bytes() == hub.files[file] for file in needed_files(IDS))
-    out = capsys.readouterr().out
+    out = caplog.text
     total = sum(len(hub.files[file]) for file in needed_files(IDS))
     assert f"fetching 6 files ({total / 1000:.1f} kB) from MahmoodLab/hest" in out
     assert "6/6 files: wsis/SPA139.tif" in out
     assert "ETA" in out
 
 
-def test_a_second_call_fetches_nothing(hub, tmp_path, capsys):
+def test_a_second_call_fetches_nothing(hub, tmp_path, caplog):
+    caplog.set_level("INFO")
     download(IDS, tmp_path, endpoint=hub.url)
     hub.fetched.clear()
     assert download(IDS, tmp_path, endpoint=hub.url) == []
     assert hub.fetched == []
-    assert "all 6 files of 2 slides are in" in capsys.readouterr().out
+    assert "all 6 files of 2 slides are in" in caplog.text
 
 
 def test_only_what_is_missing_is_fetched(hub, tmp_path):
@@ -136,14 +138,15 @@ def test_a_file_that_is_not_there_does_not_cost_the_others(hub, tmp_path):
     assert missing_files(IDS, tmp_path) == ["st/SPA138.h5ad"]
 
 
-def test_sizes_are_not_needed(hub, tmp_path, capsys):
+def test_sizes_are_not_needed(hub, tmp_path, caplog):
+    caplog.set_level("INFO")
     hub.api_works = False
     assert len(download(IDS, tmp_path, endpoint=hub.url)) == 6
-    assert "fetching 6 files (size unknown)" in capsys.readouterr().out
+    assert "fetching 6 files (size unknown)" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("refusal", "says"),
+    ("refusal", "message"),
     [
         (
             (401, "GatedRepo"),
@@ -159,11 +162,11 @@ def test_sizes_are_not_needed(hub, tmp_path, capsys):
         ((404, "RevisionNotFound"), "no such revision"),
     ],
 )
-def test_refusals_say_what_to_do(hub, tmp_path, refusal, says):
+def test_refusals_say_what_to_do(hub, tmp_path, refusal, message):
     hub.refusal = refusal
     with pytest.raises(InputError) as error:
         download(IDS, tmp_path, endpoint=hub.url)
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -203,14 +206,14 @@ def in_a_new_process(hub, root, **environment):
     )
     home = Path(__file__).resolve().parents[2]
     environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(root / "hf"), "PYTHONPATH": str(home)}
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, str(root)],
         env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=120,
     )
-    return done.returncode, done.stdout, done.stderr
+    return result.returncode, result.stdout, result.stderr
 
 
 def test_the_hubs_environment_variables_are_heeded(hub, tmp_path):

@@ -28,26 +28,28 @@ def within(xy: np.ndarray, radius: float) -> list[set[int]]:
     return [set(near) - {i} for i, near in enumerate(cKDTree(xy).query_ball_point(xy, radius))]
 
 
-@pytest.mark.parametrize(("m", "radius"), [(1, 137.0), (2, 230.0), (3, 323.0)])
-@pytest.mark.parametrize("known", [True, False])
-def test_hex_rings_are_the_spots_within_their_radius(m: int, radius: float, known: bool) -> None:
+@pytest.mark.parametrize(("n_rings", "radius"), [(1, 137.0), (2, 230.0), (3, 323.0)])
+@pytest.mark.parametrize("has_array", [True, False])
+def test_hex_rings_are_the_spots_within_their_radius(n_rings: int, radius: float, has_array: bool) -> None:
     xy, array = hexagons(12, 24)
-    lattice = find_lattice(xy, array if known else np.full_like(array, -1), 100.0)
-    assert (lattice.kind, lattice.source) == ("hex", "array" if known else "positions")
-    near = ring_neighbors(lattice, xy, 100.0, m)
-    assert near.shape == (len(xy), {1: 6, 2: 18, 3: 36}[m])
+    lattice = find_lattice(xy, array if has_array else np.full_like(array, -1), 100.0)
+    assert (lattice.kind, lattice.source) == ("hex", "array" if has_array else "positions")
+    near = ring_neighbors(lattice, xy, 100.0, n_rings)
+    assert near.shape == (len(xy), {1: 6, 2: 18, 3: 36}[n_rings])
     assert [set(row) - {-1} for row in near] == within(xy, radius)
 
 
-@pytest.mark.parametrize("m", [1, 2, 3])
-@pytest.mark.parametrize("known", [True, False])
-def test_square_rings_are_squares(m: int, known: bool) -> None:
+@pytest.mark.parametrize("n_rings", [1, 2, 3])
+@pytest.mark.parametrize("has_array", [True, False])
+def test_square_rings_are_squares(n_rings: int, has_array: bool) -> None:
     xy, array = squares(9, 11)
-    lattice = find_lattice(xy, array if known else np.full_like(array, -1), 100.0)
-    near = ring_neighbors(lattice, xy, 100.0, m)
-    assert near.shape[1] == full_ring_size("square", m) == {1: 8, 2: 24, 3: 48}[m]
+    lattice = find_lattice(xy, array if has_array else np.full_like(array, -1), 100.0)
+    near = ring_neighbors(lattice, xy, 100.0, n_rings)
+    assert near.shape[1] == full_ring_size("square", n_rings) == {1: 8, 2: 24, 3: 48}[n_rings]
     chebyshev = np.abs(xy[:, None] - xy[None]).max(-1) / 100
-    assert [set(row) - {-1} for row in near] == [set(np.flatnonzero((d > 0.5) & (d < m + 0.5))) for d in chebyshev]
+    assert [set(row) - {-1} for row in near] == [
+        set(np.flatnonzero((d > 0.5) & (d < n_rings + 0.5))) for d in chebyshev
+    ]
 
 
 @settings(max_examples=40, deadline=None)
@@ -62,10 +64,10 @@ def test_positions_alone_give_the_neighbours_of_the_array(angle, mirror, jitter,
     xy, array = xy[keep], array[keep]
     moved = rotated(xy * ([1, -1] if mirror else [1, 1]), angle) + rng.uniform(-jitter, jitter, xy.shape) * 100
     exact = find_lattice(xy, array, 100.0)
-    found = find_lattice(moved, np.full_like(array, -1), 100.0)
-    assert found.kind == exact.kind
-    for m in (1, 3):
-        a, b = ring_neighbors(exact, xy, 100.0, m), ring_neighbors(found, moved, 100.0, m)
+    estimate = find_lattice(moved, np.full_like(array, -1), 100.0)
+    assert estimate.kind == exact.kind
+    for n_rings in (1, 3):
+        a, b = ring_neighbors(exact, xy, 100.0, n_rings), ring_neighbors(estimate, moved, 100.0, n_rings)
         assert [set(r) for r in a] == [set(r) for r in b]
 
 
@@ -82,11 +84,11 @@ def test_no_lattice_takes_the_nearest_within_reach() -> None:
     near = ring_neighbors(lattice, xy, 100.0, 1)
     assert near.shape == (200, 6)
     for i, row in enumerate(near):
-        found = row[row >= 0]
+        others = row[row >= 0]
         distance = np.linalg.norm(xy - xy[i], axis=1)
-        assert i not in found
-        assert (distance[found] <= 150).all()
-        assert set(found) == set([j for j in np.argsort(distance) if j != i and distance[j] <= 150][:6])
+        assert i not in others
+        assert (distance[others] <= 150).all()
+        assert set(others) == set([j for j in np.argsort(distance) if j != i and distance[j] <= 150][:6])
 
 
 @needs_shared

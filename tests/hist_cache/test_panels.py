@@ -93,13 +93,13 @@ def test_panels_from_files(tmp_path: Path) -> None:
     bench = tmp_path / "var_50genes.json"
     bench.write_text('{"genes": ["GENE0009"]}')
     assert choose_panel(str(bench), None, slides) == ["GENE0009"]
-    for text, says in (
+    for text, message in (
         ("GENE0001\nGENE0001\n", "twice"),
         ("NONE\n", "A lacks 1 genes of the panel .NONE"),
         ("", "no gene names"),
     ):
         file.write_text(text)
-        with pytest.raises(InputError, match=says):
+        with pytest.raises(InputError, match=message):
             choose_panel(str(file), None, slides)
     with pytest.raises(InputError, match="neither hmhvg, hvg nor"):
         choose_panel("hmvg", None, slides)

@@ -46,7 +46,7 @@ def test_counts_of_any_type(hest_root: Path, kind: type, dense: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "message"),
     [
         (lambda t: t[:0].copy(), "it has no spots"),
         (lambda t: renamed(t), "duplicate barcodes (000x000 and 0 more)"),
@@ -57,12 +57,12 @@ def test_counts_of_any_type(hest_root: Path, kind: type, dense: bool) -> None:
         (lambda t: no_positions(t), "no obsm['spatial']"),
     ],
 )
-def test_bad_tables_get_one_line_that_names_slide_and_file(hest_root: Path, spoil, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_bad_tables_get_one_line_that_names_slide_and_file(hest_root: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
     path = hest_root / "st/TINY1.h5ad"
     spoil(anndata.read_h5ad(path)).write_h5ad(path)
     with pytest.raises(SlideError) as error:
         read(hest_root)
-    assert says in str(error.value)
+    assert message in str(error.value)
     assert "TINY1" in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -131,16 +131,19 @@ def test_metadata_from_the_table_with_a_byte_order_mark(hest_root: Path) -> None
     assert (files.um_per_px, files.pitch_um, files.spot_um) == (0.5, 100.0, 55.0)
 
 
-def test_embedded_pixel_size_that_contradicts_is_said(hest_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_embedded_pixel_size_that_contradicts_gives_a_warning(
+    hest_root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = hest_root / "metadata/TINY1.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"pixel_size_um_embedded": 0.2}))
     assert find_slide(hest_root, "TINY1").um_per_px == 2.0
-    assert "embedded pixel size 0.2 um differs" in capsys.readouterr().err
+    assert caplog.records[-1].levelname == "WARNING"
+    assert "embedded pixel size 0.2 um differs" in caplog.text
 
 
 def test_not_a_hest_folder(tmp_path: Path) -> None:
-    for folder, says in ((tmp_path, "not a HEST folder"), (tmp_path / "none", "no such folder")):
-        with pytest.raises(InputError, match=says):
+    for folder, message in ((tmp_path, "not a HEST folder"), (tmp_path / "none", "no such folder")):
+        with pytest.raises(InputError, match=message):
             table_folder(folder)
 
 

@@ -16,7 +16,7 @@ from hist_cache.splits import (
     leave_one_slide_out,
     make_splits,
     patient_leaks,
-    published,
+    published_splits,
     seeded_patient_splits,
     seeded_slide_splits,
 )
@@ -33,7 +33,7 @@ def parts(split):
 
 
 def the_published(name, kind):
-    splits = published(name, kind)
+    splits = published_splits(name, kind)
     assert splits is not None
     return splits
 
@@ -50,8 +50,8 @@ def test_published_splits_are_the_authors(name, kind):
 
 def test_published_splits_are_draws_not_folds():
     assert len({slide for split in the_published("kidney", "slide") for slide in split.test}) == 9
-    assert published("her2st", "slide") is None
-    assert published("mine", "patient") is None
+    assert published_splits("her2st", "slide") is None
+    assert published_splits("mine", "patient") is None
 
 
 @pytest.mark.parametrize("name", ["colorectum", "skin", "lung"])
@@ -115,7 +115,7 @@ def test_leaving_one_out_tests_each_slide_once(ids):
 
 
 @pytest.mark.parametrize(
-    ("train", "val", "test", "says"),
+    ("train", "val", "test", "message"),
     [
         (("a",), ("b",), ("a",), "a listed twice"),
         (("a", "a"), ("b",), ("c",), "a listed twice"),
@@ -123,8 +123,8 @@ def test_leaving_one_out_tests_each_slide_once(ids):
         ((), ("b",), ("c",), "no slides in train"),
     ],
 )
-def test_a_wrong_split_is_refused(train, val, test, says):
-    with pytest.raises(InputError, match=says):
+def test_a_wrong_split_is_refused(train, val, test, message):
+    with pytest.raises(InputError, match=message):
         Split(train, val, test, "mine")
 
 
@@ -141,8 +141,8 @@ def test_what_cannot_be_drawn_is_refused():
 
 def test_make_splits_prefers_the_published_ones():
     kidney = get_dataset("kidney")
-    assert make_splits("kidney", kidney.ids, kidney.patients) == published("kidney", "slide")
-    assert make_splits("kidney", kidney.ids, kidney.patients, "patient") == published("kidney", "patient")
+    assert make_splits("kidney", kidney.ids, kidney.patients) == published_splits("kidney", "slide")
+    assert make_splits("kidney", kidney.ids, kidney.patients, "patient") == published_splits("kidney", "patient")
     assert make_splits("kidney", kidney.ids, {}, "slide", folds=2) == the_published("kidney", "slide")[:2]
 
 
@@ -160,15 +160,17 @@ def test_make_splits_draws_where_nothing_is_published():
     assert make_splits("mine", list("abcdef"), {})[0].name == "slide-seed42-0"
 
 
-def test_few_slides_are_left_out_in_turn_and_it_says_so(capsys):
+def test_few_slides_are_left_out_in_turn_and_it_says_so(caplog):
+    caplog.set_level("INFO")
     ids = ["SPA138", "SPA139", "SPA140", "SPA141"]
     assert make_splits("her2st", ids, get_dataset("her2st").patients) == leave_one_slide_out(ids)
-    assert "only 4 slides: leaving one slide out" in capsys.readouterr().out
+    assert "only 4 slides: leaving one slide out" in caplog.text
 
 
-def test_asking_for_more_folds_than_there_are_says_so(capsys):
+def test_asking_for_more_folds_than_there_are_says_so(caplog):
+    caplog.set_level("INFO")
     assert len(make_splits("mine", list("abcd"), {}, "loso", folds=9)) == 4
-    assert "4 splits, not the 9 asked for" in capsys.readouterr().out
+    assert "4 splits, not the 9 asked for" in caplog.text
     with pytest.raises(InputError, match="--folds 0"):
         make_splits("mine", list("abcd"), {}, "loso", folds=0)
 

@@ -47,8 +47,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def postgres_programs() -> Path | None:
     """Where initdb and pg_ctl are: on the path, or where Debian keeps them."""
-    found = shutil.which("pg_ctl")
-    folders = [*([Path(found).resolve().parent] if found else []), *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
+    program = shutil.which("pg_ctl")
+    folders = [
+        *([Path(program).resolve().parent] if program else []),
+        *sorted(Path("/usr/lib/postgresql").glob("*/bin")),
+    ]
     return next((f for f in reversed(folders) if (f / "initdb").exists() and (f / "pg_ctl").exists()), None)
 
 

@@ -27,9 +27,9 @@ def test_the_seed_decides_and_a_stop_in_between_does_not() -> None:
 
 
 def test_it_finds_what_is_good() -> None:
-    found = drawn(3, 60)
-    assert min(abs(x - 0.3) for x in found[-20:]) < 0.02
-    assert sum(abs(x - 0.3) for x in found[-20:]) < sum(abs(x - 0.3) for x in found[:20])
+    values = drawn(3, 60)
+    assert min(abs(x - 0.3) for x in values[-20:]) < 0.02
+    assert sum(abs(x - 0.3) for x in values[-20:]) < sum(abs(x - 0.3) for x in values[:20])
 
 
 def run_fold(trial: optuna.Trial, fold: int, value: float, rungs: int = RUNGS) -> None:

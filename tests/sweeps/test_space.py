@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
 
 from hist_cache.errors import InputError
-from sweeps.options import Config
-from sweeps.space import TABLE, _read, read_space
+from hist_cache.options import all_option_names
+from sweeps.options import SweepOptions
+from sweeps.space import SPACES_FILE, _read, read_space
 from sweeps.study import objective_named
 
 
+def options_with(**values: Any) -> SweepOptions:
+    """Options as if these had been given."""
+    return SweepOptions().with_values(values)
+
+
 def test_the_default_space_is_alpha_beta_and_curvature_learned_or_fixed() -> None:
-    space = read_space(Config())
+    space = read_space(SweepOptions())
     assert {p.name for p in space} == {"alpha", "beta", "curvature", "fixed_curvature"}
     assert next(p for p in space if p.name == "curvature").log
     assert next(p for p in space if p.name == "fixed_curvature").choices == (False, True)
 
 
 def test_every_row_can_be_searched_and_is_an_option_of_hist_train() -> None:
-    names = set(_read(TABLE))
-    assert names <= set(vars(Config()))
-    found = read_space(Config(space=",".join(names)))
-    assert {p.name for p in found} == names
+    names = set(_read(SPACES_FILE))
+    assert names <= set(all_option_names(SweepOptions))
+    space = read_space(options_with(space=",".join(names)))
+    assert {p.name for p in space} == names
     trial = optuna.create_study().ask()
-    for p in found:
+    for p in space:
         assert p.holds(p.suggest(trial))
 
 
 def test_an_option_that_is_given_is_held_not_searched() -> None:
-    assert "alpha" not in {p.name for p in read_space(Config(alpha=0.3))}
-    assert "fixed_curvature" not in {p.name for p in read_space(Config(space="curvature", fixed_curvature=True))}
+    assert "alpha" not in {p.name for p in read_space(options_with(alpha=0.3))}
+    assert "fixed_curvature" not in {p.name for p in read_space(options_with(space="curvature", fixed_curvature=True))}
     with pytest.raises(InputError, match=r"--alpha 0\.3: also named in --space; leave one out"):
-        read_space(Config(space="alpha,beta", alpha=0.3))
+        read_space(options_with(space="alpha,beta", alpha=0.3))
 
 
 @pytest.mark.parametrize("ending", [".toml", ".yaml"])
@@ -43,7 +50,7 @@ def test_a_file_of_ones_own(ending: str, tmp_path: Path) -> None:
             ".yaml": "lr: {low: 1e-4, high: 1e-2, log: true}\ndepth: {low: 1, high: 3, int: true}\n"}  # fmt: skip
     file = tmp_path / f"mine{ending}"
     file.write_text(text[ending])
-    lr, depth = sorted(read_space(Config(space=str(file))), key=lambda p: p.name, reverse=True)
+    lr, depth = sorted(read_space(options_with(space=str(file))), key=lambda p: p.name, reverse=True)
     assert (lr.name, lr.low, lr.high, lr.log) == ("lr", 1e-4, 1e-2, True)
     assert (depth.low, depth.high, depth.integer) == (1, 3, True)
 
@@ -68,16 +75,16 @@ def test_a_wrong_file_is_one_clear_sentence(text: str, says: str, tmp_path: Path
     file = tmp_path / "space.toml"
     file.write_text(text)
     with pytest.raises(InputError, match=says) as caught:
-        read_space(Config(space=str(file)))
+        read_space(options_with(space=str(file)))
     assert "space.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_and_an_unknown_name() -> None:
     with pytest.raises(InputError, match=r"no\.toml: not readable"):
-        read_space(Config(space="no.toml"))
+        read_space(options_with(space="no.toml"))
     with pytest.raises(InputError, match="--space: gamma cannot be searched; there are alpha"):
-        read_space(Config(space="alpha,gamma"))
+        read_space(options_with(space="alpha,gamma"))
 
 
 def test_the_objective_is_what_the_smallest_panel_has() -> None:

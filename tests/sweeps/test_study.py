@@ -20,13 +20,13 @@ import train.cli
 from hist_cache import load_run
 from hist_cache.options import parse
 from sweeps.cli import main
-from sweeps.objective import TrialData, run_trial
-from sweeps.options import Config
-from sweeps.storage import open_place
-from sweeps.trials import work_of
-from sweeps.workers import prepare, work
+from sweeps.objective import fold_data, run_trial
+from sweeps.options import SweepOptions
+from sweeps.storage import open_study
+from sweeps.trials import study_work
+from sweeps.workers import prepare, run_trials
 from tests.sweeps.conftest import SMALL
-from train.options import Config as TrainConfig
+from train.options import TrainOptions
 
 Run = Callable[..., tuple[int, str]]
 TRIED = ["trial", "state", "pcc@10", "alpha", "beta", "curvature", "fixed_curvature", "epochs"]
@@ -37,22 +37,22 @@ def study_of(runs: Path) -> Path:
     return folder
 
 
-def settings(cache: Path, runs: Path, **more: Any) -> Config:
+def settings(cache: Path, runs: Path, **more: Any) -> SweepOptions:
     """What SMALL is, on one fold."""
-    given = {"epochs": 3, "trials": 4, "n_genes": 20, "lr": 1e-3, "fold": 0}
-    return Config(
-        dataset="tiny", cache=str(cache), runs=str(runs), split="loso", width=8, depth=1, batch_size=16, jobs=1,
-        **(given | more),
-    )  # fmt: skip
+    values = {
+        "dataset": "tiny", "cache": str(cache), "runs": str(runs), "split": "loso", "width": 8, "depth": 1,
+        "batch_size": 16, "jobs": 1, "epochs": 3, "trials": 4, "n_genes": 20, "lr": 1e-3, "fold": 0,
+    } | more  # fmt: skip
+    return SweepOptions().with_values({name: value for name, value in values.items() if value is not None})
 
 
-def searched(config: Config) -> list[tuple[Any, ...]]:
+def searched(options: SweepOptions) -> list[tuple[Any, ...]]:
     """The trials of a study, run here and now."""
-    plan, workspace = prepare(config)
-    place = open_place(plan)
-    work(plan, place, workspace, torch.device("cpu"))
-    place.close()
-    return [(t.number, t.state, t.values, t.params) for t in place.study.trials]
+    plan, workspace = prepare(options)
+    storage = open_study(plan)
+    run_trials(plan, storage, workspace, torch.device("cpu"))
+    storage.close()
+    return [(t.number, t.state, t.values, t.params) for t in storage.study.trials]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_the_printed_command_is_the_run_that_was_tested(done: Path, run_command:
     best = json.loads((study_of(done) / "best.json").read_text())
     words = shlex.split(best["command"])
     assert words[0] == "hist-train"
-    parse(TrainConfig, "hist-train", "", words[1:])
+    parse(TrainOptions, "hist-train", "", words[1:])
     code, text = run_command(train.cli.main, *words[1:])
     assert code == 0, text
     assert "2 folds, 2 done before, not run again" in text
@@ -126,8 +126,8 @@ def test_the_printed_command_is_the_run_that_was_tested(done: Path, run_command:
 
 
 def test_a_trials_value_is_what_hist_train_has_on_validation(cache: Path, tmp_path: Path) -> None:
-    config = settings(cache, tmp_path, objective="mse", trials=1, epochs=5)
-    [(_, _, [value], _)] = searched(config)
+    options = settings(cache, tmp_path, objective="mse", trials=1, epochs=5)
+    [(_, _, [value], _)] = searched(options)
     argv = ("--cache", cache, "--dataset", "tiny", "--runs", tmp_path / "t", *SMALL[:4], "--epochs", 5, *SMALL[6:12])
     assert train.cli.main([*map(str, argv), "--split", "loso", "--fold", "0", "--jobs", "1"]) == 0
     [run] = (tmp_path / "t/tiny").iterdir()
@@ -162,8 +162,8 @@ def test_no_test_spot_is_read_by_trials(cache: Path, tmp_path: Path) -> None:
     """The test slide's embeddings are NaN and its counts others: the trials are the same."""
     spoilt = tmp_path / "cache"
     shutil.copytree(cache, spoilt)
-    config = settings(cache, tmp_path / "a", panel_from="train", n_genes=10, objective="pcc@10")
-    plan, workspace = prepare(config)
+    options = settings(cache, tmp_path / "a", panel_from="train", n_genes=10, objective="pcc@10")
+    plan, workspace = prepare(options)
     [split] = {job.split for job in plan.jobs(workspace, {})}
     [test] = split.test
     [file] = spoilt.glob(f"tiny/*/{test}.h5")
@@ -171,35 +171,35 @@ def test_no_test_spot_is_read_by_trials(cache: Path, tmp_path: Path) -> None:
         slide["embeddings"][:] = np.nan
         slide["niche/6"][:] = np.nan
         slide["counts/data"][:] = slide["counts/data"][:][::-1] * 3
-    clean = searched(config)
+    clean = searched(options)
     assert searched(settings(spoilt, tmp_path / "b", panel_from="train", n_genes=10, objective="pcc@10")) == clean
     assert all(t[1] == TrialState.COMPLETE for t in clean)
 
     jobs = plan.jobs(workspace, {})
-    data = TrialData(workspace, torch.device("cpu")).of_fold(jobs[0], jobs)
+    data = fold_data(workspace, torch.device("cpu"), jobs[0], jobs)
     assert {data.slides[i] for i in data.slide.tolist()} == {*split.train, *split.val}
 
 
 def test_several_folds_have_their_own_test_slides_taken_out(cache: Path, tmp_path: Path) -> None:
-    config = settings(cache, tmp_path, fold=None)
-    plan, workspace = prepare(config)
-    jobs, data = plan.jobs(workspace, {}), TrialData(workspace, torch.device("cpu"))
+    options = settings(cache, tmp_path, fold=None)
+    plan, workspace = prepare(options)
+    jobs = plan.jobs(workspace, {})
     for job in jobs:
-        of_fold = data.of_fold(job, jobs)
-        assert {of_fold.slides[i] for i in of_fold.slide.tolist()} == {*job.split.train, *job.split.val}
+        data = fold_data(workspace, torch.device("cpu"), job, jobs)
+        assert {data.slides[i] for i in data.slide.tolist()} == {*job.split.train, *job.split.val}
 
 
 def test_a_hopeless_trial_is_pruned_and_counted(cache: Path, tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text("[lr]\nlow = 1e-9\nhigh = 1e-2\nlog = true\n")
-    config = settings(cache, tmp_path, space=str(file), lr=None, trials=10, epochs=10, objective="mse")
-    found = searched(config)
-    pruned = [t for t in found if t[1] == TrialState.PRUNED]
+    options = settings(cache, tmp_path, space=str(file), lr=None, trials=10, epochs=10, objective="mse")
+    outcomes = searched(options)
+    pruned = [t for t in outcomes if t[1] == TrialState.PRUNED]
     assert pruned
-    assert len(found) == 10
-    plan, _ = prepare(config)
-    trials = open_place(plan).study.trials
-    work = work_of(plan, trials)
+    assert len(outcomes) == 10
+    plan, _ = prepare(options)
+    trials = open_study(plan).study.trials
+    work = study_work(plan, trials)
     assert work.pruned == len(pruned)
     assert 0 < work.by_pruning <= 10 * len(pruned)
     assert work.epochs == sum(sum(t.user_attrs["epochs"]) for t in trials) < 10 * 10
@@ -208,11 +208,11 @@ def test_a_hopeless_trial_is_pruned_and_counted(cache: Path, tmp_path: Path) -> 
 def test_a_trial_that_diverges_is_a_bad_one_not_an_error(cache: Path, tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text("[lr]\nlow = 1e28\nhigh = 1e30\nlog = true\n")
-    config = settings(cache, tmp_path, space=str(file), lr=None, trials=3)
-    found = searched(config)
-    assert [t[1] for t in found] == [TrialState.PRUNED] * 3  # the default lies outside of this space
-    plan, _ = prepare(config)
-    assert "diverged" in open_place(plan).study.trials[0].user_attrs["problem"]
+    options = settings(cache, tmp_path, space=str(file), lr=None, trials=3)
+    trials = searched(options)
+    assert [t[1] for t in trials] == [TrialState.PRUNED] * 3  # the default lies outside of this space
+    plan, _ = prepare(options)
+    assert "diverged" in open_study(plan).study.trials[0].user_attrs["problem"]
 
 
 def test_other_neighbours_and_panels_in_one_study(cache: Path, tmp_path: Path) -> None:
@@ -220,10 +220,10 @@ def test_other_neighbours_and_panels_in_one_study(cache: Path, tmp_path: Path) -
     file.write_text("[neighbors]\nchoices = [6, 18]\n[n_genes]\nchoices = [12, 20]\n")
     genes = tmp_path / "genes.txt"
     genes.write_text("\n".join(f"GENE{i}" for i in range(20)))
-    config = settings(cache, tmp_path, space=str(file), genes=str(genes), n_genes=None, trials=6, epochs=2)
-    found = searched(config)
-    assert len({(t[3]["neighbors"], t[3]["n_genes"]) for t in found}) > 2
-    assert all(t[1] in (TrialState.COMPLETE, TrialState.PRUNED) for t in found)
+    options = settings(cache, tmp_path, space=str(file), genes=str(genes), n_genes=None, trials=6, epochs=2)
+    trials = searched(options)
+    assert len({(t[3]["neighbors"], t[3]["n_genes"]) for t in trials}) > 2
+    assert all(t[1] in (TrialState.COMPLETE, TrialState.PRUNED) for t in trials)
 
 
 @pytest.mark.parametrize(
@@ -274,9 +274,8 @@ def test_a_dry_run_writes_nothing(cache: Path, tmp_path: Path, run_command: Run)
 
 def test_nothing_is_written_by_a_trial(cache: Path, tmp_path: Path) -> None:
     plan, workspace = prepare(settings(cache, tmp_path))
-    place = open_place(plan)
-    data = TrialData(workspace, torch.device("cpu"))
+    storage = open_study(plan)
     before = sorted(tmp_path.rglob("*"))
-    place.run_next(lambda trial, values: run_trial(trial, values, plan, data))
+    storage.run_next(lambda trial, values: run_trial(trial, values, plan, workspace, torch.device("cpu")))
     assert sorted(tmp_path.rglob("*")) == before
-    place.close()
+    storage.close()

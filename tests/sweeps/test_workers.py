@@ -15,8 +15,8 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hist_cache.options import parse
-from sweeps.options import Config
-from sweeps.storage import FINISHED, Place, open_place
+from sweeps.options import SweepOptions
+from sweeps.storage import FINISHED, StudyStorage, open_study
 from sweeps.workers import prepare
 from tests.conftest import REPOSITORY
 from tests.sweeps.conftest import SMALL, wait_for
@@ -46,22 +46,22 @@ def arguments(cache: Path, runs: Path, *more: object) -> list[str]:
     return [str(a) for a in ("--cache", cache, "--dataset", "tiny", "--runs", runs, *SMALL, *LONG, *more)]
 
 
-def opened(argv: list[str]) -> Place:
-    plan, _ = prepare(parse(Config, "hist-sweep", "", argv))
-    return open_place(plan)
+def opened(argv: list[str]) -> StudyStorage:
+    plan, _ = prepare(parse(SweepOptions, "hist-sweep", "", argv))
+    return open_study(plan)
 
 
-def running(place: Place, pid: int | None = None) -> list[FrozenTrial]:
-    found = place.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+def running(storage: StudyStorage, pid: int | None = None) -> list[FrozenTrial]:
+    found = storage.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     return [t for t in found if pid is None or t.user_attrs.get("process", "").endswith(f":{pid}")]
 
 
-def check_whole(place: Place, wanted: int, killed: FrozenTrial) -> None:
+def check_whole(storage: StudyStorage, wanted: int, killed: FrozenTrial) -> None:
     """As many finished trials as were wanted, none twice, none left; the killed one was tried again."""
-    trials = place.study.get_trials()
+    trials = storage.study.get_trials()
     finished = [t for t in trials if t.state in FINISHED]
     assert len(finished) == wanted
-    assert not running(place)
+    assert not running(storage)
     assert len({tuple(sorted(t.params.items())) for t in finished}) == wanted
     assert trials[killed.number].state == TrialState.FAIL
     [retry] = [t for t in trials if t.system_attrs.get("failed_trial") == killed.number]
@@ -73,16 +73,16 @@ def check_whole(place: Place, wanted: int, killed: FrozenTrial) -> None:
 @pytest.mark.slow
 def test_two_processes_on_a_journal_and_one_is_killed(cache: Path, tmp_path: Path) -> None:
     argv = arguments(cache, tmp_path / "runs", "--trials", 5, "--jobs", 2)
-    place = opened(argv)
+    storage = opened(argv)
     process = start(argv, tmp_path / "one.py")
-    wait_for(lambda: len({t.user_attrs.get("worker") for t in running(place)} - {None}) == 2)
-    [killed] = running(place)[:1]
+    wait_for(lambda: len({t.user_attrs.get("worker") for t in running(storage)} - {None}) == 2)
+    [killed] = running(storage)[:1]
     os.kill(int(killed.user_attrs["process"].split(":")[1]), signal.SIGKILL)
     text, _ = process.communicate(timeout=200)
     assert process.returncode == 0, text
-    check_whole(place, 5, killed)
+    check_whole(storage, 5, killed)
     assert "testing the best setting beside the default" in text
-    place.close()
+    storage.close()
 
 
 @pytest.mark.slow
@@ -90,35 +90,35 @@ def test_two_commands_on_postgres_and_one_is_killed(cache: Path, tmp_path: Path,
     both = [
         arguments(cache, tmp_path / where, "--trials", 5, "--jobs", 1, "--storage", postgres) for where in ("a", "b")
     ]
-    place = opened(both[0])
+    storage = opened(both[0])
     one, two = (start(argv, tmp_path / f"{i}.py") for i, argv in enumerate(both))
-    wait_for(lambda: running(place, one.pid) and running(place, two.pid))
-    [killed] = running(place, one.pid)
+    wait_for(lambda: running(storage, one.pid) and running(storage, two.pid))
+    [killed] = running(storage, one.pid)
     one.send_signal(signal.SIGKILL)
     one.wait()
     text, _ = two.communicate(timeout=200)
     assert two.returncode == 0, text
-    check_whole(place, 5, killed)
-    hosts = {t.user_attrs["process"] for t in place.study.get_trials() if t.state in FINISHED}
+    check_whole(storage, 5, killed)
+    hosts = {t.user_attrs["process"] for t in storage.study.get_trials() if t.state in FINISHED}
     assert any(h.endswith(f":{two.pid}") for h in hosts)
     assert (next((tmp_path / "b/tiny").glob("sweep-*")) / "report.html").exists()
-    place.close()
+    storage.close()
 
 
 @pytest.mark.parametrize("kind", ["journal", "postgres"])
 def test_many_workers_never_run_too_many_nor_the_same(
     kind: str, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    storage = ("--storage", request.getfixturevalue("postgres")) if kind == "postgres" else ()
-    argv = arguments(cache, tmp_path / "runs", "--trials", 17, "--name", f"race-{kind}", *storage)
-    plan, _ = prepare(parse(Config, "hist-sweep", "", argv))
+    storage_flags = ("--storage", request.getfixturevalue("postgres")) if kind == "postgres" else ()
+    argv = arguments(cache, tmp_path / "runs", "--trials", 17, "--name", f"race-{kind}", *storage_flags)
+    plan, _ = prepare(parse(SweepOptions, "hist-sweep", "", argv))
     ran: list[int] = []
 
     def worker() -> None:
-        place = open_place(plan)
-        while place.run_next(run) is not None:
+        storage = open_study(plan)
+        while storage.run_next(run) is not None:
             pass
-        place.close()
+        storage.close()
 
     def run(trial: Any, values: dict[str, Any]) -> float:
         ran.append(trial.number)
@@ -130,17 +130,17 @@ def test_many_workers_never_run_too_many_nor_the_same(
     for thread in threads:
         thread.join()
     assert sorted(ran) == list(range(17))
-    place = open_place(plan)
-    trials = place.study.get_trials()
+    storage = open_study(plan)
+    trials = storage.study.get_trials()
     assert [t.state for t in trials] == [TrialState.COMPLETE] * 17
     assert len({tuple(sorted(t.params.items())) for t in trials}) == 17
-    place.close()
+    storage.close()
 
 
 def test_ctrl_c_between_asking_and_beginning_leaves_nothing_running(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = opened(arguments(cache, tmp_path / "runs", "--trials", 1))
+    storage = opened(arguments(cache, tmp_path / "runs", "--trials", 1))
     ask = optuna.Study.ask
 
     def interrupted(study: optuna.Study, *more: Any) -> None:
@@ -149,10 +149,10 @@ def test_ctrl_c_between_asking_and_beginning_leaves_nothing_running(
 
     monkeypatch.setattr(optuna.Study, "ask", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        place.run_next(lambda trial, values: 0.5)
-    states = [t.state for t in place.study.get_trials()]
+        storage.run_next(lambda trial, values: 0.5)
+    states = [t.state for t in storage.study.get_trials()]
     assert states == [TrialState.FAIL, TrialState.WAITING]
-    place.close()
+    storage.close()
 
 
 @pytest.mark.slow
@@ -161,35 +161,35 @@ def test_stopped_trials_wait_and_the_same_command_goes_on(
     jobs: int, how: signal.Signals, cache: Path, tmp_path: Path
 ) -> None:
     argv = arguments(cache, tmp_path / "runs", "--trials", 2, "--jobs", jobs)
-    place = opened(argv)
+    storage = opened(argv)
     process = start(argv, tmp_path / "one.py")
-    wait_for(lambda: len([t for t in running(place) if "worker" in t.user_attrs]) == jobs)
+    wait_for(lambda: len([t for t in running(storage) if "worker" in t.user_attrs]) == jobs)
     process.send_signal(how)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 130, text
     assert "the same command goes on" in text
-    trials = place.study.get_trials()
+    trials = storage.study.get_trials()
     waiting = [t for t in trials if t.state == TrialState.WAITING]
     assert len(waiting) == jobs
-    assert not running(place)
+    assert not running(storage)
     process = start(argv, tmp_path / "one.py")
     text, _ = process.communicate(timeout=200)
     assert process.returncode == 0, text
-    states = [t.state for t in place.study.get_trials()]
+    states = [t.state for t in storage.study.get_trials()]
     assert sum(s in FINISHED for s in states) == 2
     assert states.count(TrialState.FAIL) == jobs
-    place.close()
+    storage.close()
 
 
 def test_a_trial_that_kills_its_workers_is_given_up(cache: Path, tmp_path: Path) -> None:
     """Nobody runs the same trial for ever."""
     argv = arguments(cache, tmp_path / "runs", "--trials", 1)
-    place = opened(argv)
+    storage = opened(argv)
     for _ in range(4):
-        lost = place.study.ask()
+        lost = storage.study.ask()
         lost.set_user_attr("worker", "0" * 32)
-        with place.alone():
-            place.fail_lost()
-    states = [t.state for t in place.study.get_trials()]
+        with storage.lock():
+            storage.fail_lost_trials()
+    states = [t.state for t in storage.study.get_trials()]
     assert states == [TrialState.FAIL] * 4
-    place.close()
+    storage.close()

@@ -23,7 +23,7 @@ from hist_cache.errors import InputError
 from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
 from train.cli import main
 from train.data import assemble, read_slides
-from train.experiments.fold import load_model
+from train.experiments.outputs import load_model
 from train.fit.loop import predict
 from train.metrics import summarize
 

@@ -1,48 +1,62 @@
-"""Two processes with half a batch each are one process with the batch."""
+"""Two processes with half a batch each give the results of one process with the whole batch."""
 
 from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.multiprocessing as mp
-from torch import nn
+from torch import Tensor, nn
 
 from tests.train.fit.test_loop import make_data, make_model
 from train import distributed
-from train.data import SpotData
-from train.fit.loop import FitConfig, fit, step
+from train.data import CachedEmbeddings, SpotData
+from train.fit.batches import read_batch
+from train.fit.checkpoints import trained_state
+from train.fit.config import FitConfig
+from train.fit.loop import fit
+from train.fit.step import make_optimizer, step, trained_parameters
 from train.models.hist import HistModel
 
 CONFIG = FitConfig(epochs=3, batch_size=16, lr=1e-3, patience=50)
 
 
-def tiny(variant: str, encoder: bool) -> tuple[HistModel, SpotData]:
+class EncodedEmbeddings(CachedEmbeddings):
+    """Embeddings that pass through an encoder, which is trained with the model."""
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        assert self.encoder is not None
+        return self.encoder(inputs)
+
+
+def tiny(variant: str, with_encoder: bool) -> tuple[HistModel, SpotData]:
     data = make_data()
     model = make_model(data, variant, dropout=0.0)
-    if encoder:
+    if with_encoder:
         torch.manual_seed(5)
-        model.encoder = nn.Linear(12, 12)
+        inputs = EncodedEmbeddings(data.spot, data.niche, nn.Linear(12, 12))
+        data = replace(data, encoder_inputs=inputs)
     return model, data
 
 
-def train(variant: str, encoder: bool, folder: Path) -> dict[str, object]:
-    """A step's logged loss and weights, then some epochs; on this process's share of every batch."""
-    model, data = tiny(variant, encoder)
-    rows = distributed.shard(torch.arange(20))
-    batch = (data.spot[rows].float(), data.niche[rows].float(), data.expression[rows], data.niche_expression[rows])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, fused=True)
-    log = step(model, optimizer, batch, micro_batch=3 if encoder else None)
-    first = {k: v.clone() for k, v in model.state_dict().items()}
-    gradients = {k: p.grad.clone() for k, p in model.named_parameters() if p.grad is not None}
+def train(variant: str, with_encoder: bool, folder: Path) -> dict[str, object]:
+    """The logged loss and the weights of one step, then some epochs, on the rows of this process of every batch."""
+    model, data = tiny(variant, with_encoder)
+    optimizer = make_optimizer(model, data.inputs, FitConfig(lr=1e-2))
+    micro_batch = 3 if with_encoder else None
+    log = step(model, data.inputs, optimizer, read_batch(data, distributed.shard(torch.arange(20))), micro_batch)
+    first_weights = {k: v.clone() for k, v in trained_state(model, data.inputs).items()}
+    parameters = enumerate(trained_parameters(model, data.inputs))
+    gradients = {i: p.grad.clone() for i, p in parameters if p.grad is not None}
     mse = distributed.all_reduce_sum(log["mse"].clone()) / distributed.world_size()
-    model, data = tiny(variant, encoder)
+    model, data = tiny(variant, with_encoder)
     progress = fit(model, data, data.rows(("A", "C")), data.rows(("B",)), CONFIG, folder / "checkpoint.pt")
     return {
-        "first": first,
+        "first_weights": first_weights,
         "gradients": gradients,
         "hca": log["hca"],
         "mse": mse,
@@ -50,31 +64,31 @@ def train(variant: str, encoder: bool, folder: Path) -> dict[str, object]:
     }
 
 
-def work(number: int, port: int, variant: str, encoder: bool, folder: Path) -> None:
+def work(number: int, port: int, variant: str, with_encoder: bool, folder: Path) -> None:
     os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "LOCAL_RANK": str(number)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     assert distributed.init() == torch.device("cpu")
-    torch.save(train(variant, encoder, folder), folder / f"rank{number}.pt")
+    torch.save(train(variant, with_encoder, folder), folder / f"rank{number}.pt")
     distributed.destroy()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "encoder"), [("full", False), ("full", True), ("no_hha", False)])
-def test_two_are_as_one(variant: str, encoder: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("variant", "with_encoder"), [("full", False), ("full", True), ("no_hha", False)])
+def test_two_are_as_one(variant: str, with_encoder: bool, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(work, (port, variant, encoder, tmp_path), nprocs=2, start_method="spawn")
+    mp.start_processes(work, (port, variant, with_encoder, tmp_path), nprocs=2, start_method="spawn")
     a, b = (torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2))
-    one = train(variant, encoder, tmp_path / "one")
-    for name, weight in a["first"].items():
-        assert torch.equal(weight, b["first"][name]), name
-    for name, gradient in one["gradients"].items():  # type: ignore[attr-defined]
+    single = train(variant, with_encoder, tmp_path / "one")
+    for name, weight in a["first_weights"].items():
+        assert torch.equal(weight, b["first_weights"][name]), name
+    for name, gradient in single["gradients"].items():  # type: ignore[attr-defined]
         torch.testing.assert_close(a["gradients"][name], gradient, rtol=1e-4, atol=1e-6)
     for key in ("hca", "mse"):
-        torch.testing.assert_close(a[key], one[key], rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(torch.tensor(a["history"]), torch.tensor(one["history"]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(a[key], single[key], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(a["history"]), torch.tensor(single["history"]), rtol=1e-4, atol=1e-5)
 
 
 def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

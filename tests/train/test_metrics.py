@@ -1,13 +1,18 @@
+"""Metrics against scipy and scikit-learn, and the baselines."""
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
+from train.data import Images, SpotData
 from train.metrics import gene_pcc, mean_of, std_of, summarize
 from train.metrics import test_metrics as all_metrics
-from train.models.baselines import permuted, ridge, train_mean
+from train.models.baselines import RidgeModel, permuted, train_mean
+from train.models.configs import RidgeConfig
 
 
 @settings(max_examples=30, deadline=None)
@@ -58,13 +63,15 @@ def test_pooled_and_per_slide() -> None:
     t, p = rng.normal(size=(2, 30, 12))
     slide = np.array(["A"] * 10 + ["B"] * 20)
     complete = np.arange(30) % 3 == 0
-    found = all_metrics(p, t, slide, complete)
-    assert found["pooled"] == summarize(p, t)
-    assert found["complete_niches"] == summarize(p[::3], t[::3])
-    assert (found["n_spots"], found["n_complete_niches"]) == (30, 10)
+    metrics = all_metrics(p, t, slide, complete)
+    assert metrics["pooled"] == summarize(p, t)
+    assert metrics["complete_niches"] == summarize(p[::3], t[::3])
+    assert (metrics["n_spots"], metrics["n_complete_niches"]) == (30, 10)
     assert all_metrics(p, t, slide, np.zeros(30, bool))["complete_niches"] is None
-    assert found["slides"] == {"A": summarize(p[:10], t[:10]), "B": summarize(p[10:], t[10:])}
-    assert found["slide_mean"]["mse"] == pytest.approx((found["slides"]["A"]["mse"] + found["slides"]["B"]["mse"]) / 2)
+    assert metrics["slides"] == {"A": summarize(p[:10], t[:10]), "B": summarize(p[10:], t[10:])}
+    assert metrics["slide_mean"]["mse"] == pytest.approx(
+        (metrics["slides"]["A"]["mse"] + metrics["slides"]["B"]["mse"]) / 2
+    )
 
 
 def test_mean_and_sample_standard_deviation() -> None:
@@ -74,13 +81,19 @@ def test_mean_and_sample_standard_deviation() -> None:
     assert std_of(rows[:1])["mse"] == 0
 
 
-def test_controls() -> None:
+def test_baselines() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 40))
     y = x[:, :15] @ rng.normal(size=(15, 25)) + rng.normal(size=(300, 25)) * 0.1
-    predicted = ridge(x[:200], y[:200], x[200:250], y[200:250], x[250:], seed=0)
+    spot, niche = torch.from_numpy(x).chunk(2, dim=1)
+    expression, rows = torch.from_numpy(y), torch.arange(300)
+    slide, complete = torch.zeros(300, dtype=torch.int64), torch.ones(300, dtype=torch.bool)
+    data = SpotData(spot, niche, expression, expression, slide, rows, complete, ["A"], [f"G{i}" for i in range(25)])
+    ridge = RidgeModel(RidgeConfig(embedding_width=20, n_genes=25))
+    ridge.prepare(data, rows[:200], rows[200:250], seed=0)
+    predicted = ridge.predict(Images(spot[250:], niche[250:], rows[250:])).numpy()
     assert summarize(predicted, y[250:])["pcc@10"] > 0.99
     assert permuted(predicted, y[250:], seed=0)["pcc@10"] < 0.5
-    floor = train_mean(y[:200], y[250:])
-    assert floor["pcc@10"] == 0
-    assert floor["mse"] == pytest.approx(((y[:200].mean(0) - y[250:]) ** 2).mean())
+    mean_baseline = train_mean(y[:200], y[250:])
+    assert mean_baseline["pcc@10"] == 0
+    assert mean_baseline["mse"] == pytest.approx(((y[:200].mean(0) - y[250:]) ** 2).mean())

@@ -1,286 +1,177 @@
-"""Running folds: train one, test it, write its folder. Folds are independent, and a finished one is not run again."""
+"""A fold: train a model on its train slides, test it on its test slides, write its folder."""
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 
 from hist_cache import runs as files
 from hist_cache.cache import CachedSlide
 from hist_cache.errors import HistError
-from hist_cache.files import atomic_write, write_json, write_text
-from hist_cache.fingerprint import provenance
+from hist_cache.files import write_json
 from hist_cache.splits import Split
-from train import distributed as distributed
-from train.data import UNITS, SpotData
-from train.experiments.setting import Setting
-from train.figures import plot_geometry, plot_maps, plot_training
+from train import distributed
+from train.data import Images, SpotData
+from train.experiments.fold_figures import plot_geometry, plot_maps, plot_training
+from train.experiments.jobs import Job
+from train.experiments.outputs import (
+    fold_cost,
+    make_model,
+    prediction_table,
+    save_model,
+    write_history,
+    write_start,
+)
+from train.finetune.encoder import Finetuner
+from train.fit.batches import encode_rows, make_batch
 from train.fit.checkpoints import Progress
-from train.fit.loop import OUT_OF_MEMORY, Reading, decode, encode, fit
-from train.metrics import mean_of, std_of, summarize, test_metrics
-from train.models import baselines as controls
-from train.models.hist import CURVATURE_RANGE, HistConfig, HistModel
-from train.models.projection import TangentProjection, tangent_projection
-from train.models.variants import Variant
+from train.fit.loop import fit, predict_embedded
+from train.metrics import summarize, test_metrics
+from train.models import baselines
+from train.models.base import Model
+from train.models.configs import RidgeConfig
+from train.workspace import DataKey
 
-if TYPE_CHECKING:
-    from train.finetune.encoder import Finetuner
+OUT_OF_MEMORY = "out of memory; give a smaller --width"
+OUT_OF_MEMORY_ENCODER = (
+    "out of memory while tuning the encoder: give --micro-batch N to encode N spots at once (the loss stays that of "
+    "the whole batch), or --grad-checkpoint"
+)
 
-MODEL_KEY = "hist"  # the row of the table; controls have names of their own
 
+@dataclass
+class FoldRunner:
+    """What folds that are run in one process share.
 
-def run_fold(
-    folder: Path,
-    setting: Setting,
-    data: SpotData,
-    slides: dict[str, CachedSlide],
-    split: Split,
-    device: torch.device,
-    on_epoch: Callable[[dict[str, float]], None],
-    tuner: Finetuner | None = None,
-) -> dict[str, Any]:
-    """Train and test one fold, writing its folder; returns its metrics. Seeded: the same call, the same numbers.
-
-    tuner: tunes the encoder with the model, where the setting asks for it and `data` has a frontier. Prints nothing,
-    so that many may run at once. Interrupted, it leaves the best weights and a checkpoint. Of several processes on one
-    batch the first writes and tests; the others return {}.
+    Attributes:
+        slides: By id, for tables and maps.
+        device: To train on.
+        finetuner: Fine-tunes the encoder, for settings that ask for it.
     """
-    torch.manual_seed(setting.loop.seed)
-    model = HistModel(setting.model, setting.variant).to(device)
-    if tuner is not None:
-        assert setting.tuning is not None
-        assert data.frontier is not None
-        model.encoder = tuner.start(setting.tuning, data.frontier)
-    reading = tuner.reading if tuner else None
-    leads = distributed.rank() == 0
-    if leads:
-        write_start(folder, setting, data.panel, slides, split, device)
-    else:
-        torch.manual_seed(setting.loop.seed + distributed.rank())  # the same weights, other dropout
-    train, val = data.rows(split.train), data.rows(split.val)
-    tested = setting.protocol.tested
 
-    def save() -> None:
-        save_model(folder / files.MODEL, model)
-        if tuner is not None:
-            tuner.save(folder)
+    slides: dict[str, CachedSlide]
+    device: torch.device
+    finetuner: Finetuner | None = None
+    _baselines: dict[tuple[DataKey, Split, int], dict[str, dict[str, float]]] = field(default_factory=dict)
 
-    try:
-        progress = fit(model, data, train, val, setting.loop, folder / files.CHECKPOINT, on_epoch, tested, reading)
-    except KeyboardInterrupt:
+    def run(
+        self, job: Job, data: SpotData, on_epoch: Callable[[dict[str, float]], None] = lambda row: None
+    ) -> dict[str, Any]:
+        """Train and test one fold and write its folder. The same call gives the same numbers.
+
+        Interrupted, it leaves the best weights and a checkpoint. Of several processes on one batch the first one writes
+        and tests.
+
+        Args:
+            job: The fold.
+            data: All spots, as `job.data` describes them.
+            on_epoch: Called with each row of the history.
+
+        Returns:
+            The fold's metrics; {} in all processes but the first.
+
+        Raises:
+            HistError: Training diverged, memory did not suffice, or the checkpoint cannot be used.
+        """
+        setting, folder = job.setting, job.folder
+        torch.manual_seed(setting.fit.seed)
+        model = make_model(setting).to(self.device)
+        finetuner = self.finetuner if setting.finetuning is not None else None
+        if finetuner is not None and setting.finetuning is not None:
+            finetuner.start(setting.finetuning)
+        leads = distributed.rank() == 0
         if leads:
-            save()
-        raise
-    except torch.OutOfMemoryError as error:
-        raise HistError(f"{folder}: {OUT_OF_MEMORY if tuner else 'out of memory; give a smaller --width'}") from error
-    if not leads:
-        return {}
-    save()
-    return test_fold(folder, setting, model, data, slides, split, progress, reading)
+            write_start(folder, setting, data.panel, self.slides, job.split, self.device)
+        else:
+            torch.manual_seed(setting.fit.seed + distributed.rank())  # the same weights, other dropout
+        try:
+            progress = self._train(job, model, data, on_epoch)
+        except KeyboardInterrupt:
+            if leads:
+                self._save(folder, model, finetuner)
+            raise
+        except torch.OutOfMemoryError as error:
+            raise HistError(f"{folder}: {OUT_OF_MEMORY_ENCODER if finetuner else OUT_OF_MEMORY}") from error
+        if not leads:
+            return {}
+        self._save(folder, model, finetuner)
+        return self._test(job, model, data, progress)
+
+    def _train(self, job: Job, model: Model, data: SpotData, on_epoch: Callable[[dict[str, float]], None]) -> Progress:
+        setting, checkpoint = job.setting, job.folder / files.CHECKPOINT
+        train, val = data.rows(job.split.train), data.rows(job.split.val)
+        model.prepare(data, train, val, setting.fit.seed)
+        if not model.learns:
+            return Progress()
+        encoding = self.finetuner.encoding if self.finetuner else None
+        return fit(model, data, train, val, setting.fit, checkpoint, on_epoch, setting.protocol.tested, encoding)
+
+    def _save(self, folder: Path, model: Model, finetuner: Finetuner | None) -> None:
+        save_model(folder / files.MODEL, model)
+        if finetuner is not None:
+            finetuner.save(folder)
+
+    def _test(self, job: Job, model: Model, data: SpotData, progress: Progress) -> dict[str, Any]:
+        """Predict the test spots and write all that a finished fold has, metrics.json last."""
+        folder, test, seed = job.folder, data.rows(job.split.test), job.setting.fit.seed
+        micro_batch = self.finetuner.encoding.micro_batch if self.finetuner else None
+        started = time.monotonic()
+        images = encode_rows(data, test, micro_batch)
+        predicted = predict_embedded(model, images, test).cpu().numpy()
+        write_json(folder / files.COST, fold_cost(progress, time.monotonic() - started, test.device))
+        model.eval()
+        with torch.no_grad():
+            projection = model.project(make_batch(data, test, images))
+        table = prediction_table(predicted, data, test, self.slides, projection)
+        files.write_predictions(folder / files.PREDICTIONS, table)
+
+        truth = np.asarray(table.layers["truth"])
+        metrics = test_metrics(predicted, truth, table.obs["slide"].to_numpy(), table.obs["complete_niche"].to_numpy())
+        metrics["controls"] = {"permuted": baselines.permuted(predicted, truth, seed)}
+        metrics["controls"] |= self._baseline_metrics(job, data)
+        metrics |= training_metrics(model, progress, job.setting.protocol.tested)
+        if progress.history:
+            write_history(folder / files.HISTORY, progress.history)
+            plot_training(folder / files.TRAINING, pd.DataFrame(progress.history), progress.best_epoch)
+        plot_maps(folder / files.MAPS, table)
+        if projection is not None:
+            plot_geometry(folder / files.GEOMETRY, table)
+        write_json(folder / files.METRICS, metrics)  # last: from here on the fold is finished
+        (folder / files.CHECKPOINT).unlink(missing_ok=True)
+        return metrics
+
+    def _baseline_metrics(self, job: Job, data: SpotData) -> dict[str, dict[str, float]]:
+        """Metrics of the baselines that no model enters, computed once for all folds on the same data."""
+        key = (job.data, job.split, job.setting.fit.seed)
+        if key not in self._baselines:
+            self._baselines[key] = baseline_metrics(data, job.split, job.setting.fit.seed)
+        return self._baselines[key]
 
 
-def write_start(
-    folder: Path,
-    setting: Setting,
-    panel: list[str],
-    slides: dict[str, CachedSlide],
-    split: Split,
-    device: torch.device,
-) -> None:
-    """What a fold will be, before its first epoch."""
-    folder.mkdir(parents=True, exist_ok=True)
-    patients = {s: str(slides[s].attributes["patient"]) for s in split.ids if "patient" in slides[s].attributes}
-    config = setting.as_dict() | {
-        "split": asdict(split),
-        "split_kind": setting.split,
-        "patients": patients if len(patients) == len(split.ids) else {},
-        "provenance": provenance(device=str(device), threads=torch.get_num_threads()),
-    }
-    write_json(folder / files.CONFIG, config)
-    write_text(folder / files.PANEL, "".join(f"{g}\n" for g in panel))
-
-
-def test_fold(
-    folder: Path,
-    setting: Setting,
-    model: HistModel,
-    data: SpotData,
-    slides: dict[str, CachedSlide],
-    split: Split,
-    progress: Progress,
-    reading: Reading | None,
-) -> dict[str, Any]:
-    """Predict the test spots with a trained model; write all that a finished fold has, metrics.json last."""
-    test, tested = data.rows(split.test), setting.protocol.tested
-    write_history(folder / files.HISTORY, progress.history)
-    started = time.monotonic()
-    embedded = encode(model, data, test, reading)
-    predicted = decode(model, embedded).cpu().numpy()
-    write_json(folder / files.COST, cost(progress, time.monotonic() - started, test.device))
-    table = prediction_table(predicted, data, test, slides, test_plane(model, data, test, embedded))
-    files.write_predictions(folder / files.PREDICTIONS, table)
-
-    truth = np.asarray(table.layers["truth"])
-    metrics = test_metrics(predicted, truth, table.obs["slide"].to_numpy(), table.obs["complete_niche"].to_numpy())
-    metrics["controls"] = {"permuted": controls.permuted(predicted, truth, setting.loop.seed)}
-    metrics["controls"] |= data_controls(data, split, setting.loop.seed)
-    metrics["best_epoch"], metrics["epochs"] = progress.best_epoch, progress.epoch
-    tested_epoch = progress.best_epoch if tested == "best" else progress.epoch - 1
-    metrics["warnings"] = collapsed(progress.history[tested_epoch], setting.variant)
-    plot_training(folder / files.TRAINING, pd.DataFrame(progress.history), progress.best_epoch)
-    plot_maps(folder / files.MAPS, table)
-    plot_geometry(folder / files.GEOMETRY, table)
-    write_json(folder / files.METRICS, metrics)  # last: from here on the fold is finished
-    (folder / files.CHECKPOINT).unlink(missing_ok=True)
-    return metrics
-
-
-def cost(progress: Progress, inference_s: float, device: torch.device) -> dict[str, Any]:
-    """What the fold took: seconds an epoch (median, with its validation), seconds for all test spots, peak memory.
-
-    Memory is the device's on a GPU and the whole process's on a CPU.
-    """
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 1e9
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    return {
-        "train_s_per_epoch": float(np.median([row["seconds"] for row in progress.history])),
-        "inference_s": inference_s,
-        "peak_memory_gb": peak,
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def data_controls(data: SpotData, split: Split, seed: int) -> dict[str, dict[str, float]]:
-    """The pooled metrics, on the split's test spots, of the controls that no model enters; computed once a split."""
-    key = ("controls", split, seed)
-    if key not in data.memo:
-        train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
-
-        def features(rows: torch.Tensor) -> np.ndarray:
-            return torch.cat([data.spot[rows], data.niche[rows]], dim=1).float().cpu().numpy()
-
-        y_train, y_val, truth = (data.expression[rows].cpu().numpy() for rows in (train, val, test))
-        ridge = controls.ridge(features(train), y_train, features(val), y_val, features(test), seed)
-        data.memo[key] = {
-            "train_mean": controls.train_mean(y_train, truth),
-            "ridge": summarize(ridge, truth),
-        }
-    return data.memo[key]
-
-
-@torch.no_grad()
-def test_plane(
-    model: HistModel, data: SpotData, rows: torch.Tensor, embedded: tuple[torch.Tensor, torch.Tensor]
-) -> TangentProjection:
-    """Where the test spots' four embeddings lie; the genes' come from their counts, which no prediction reads."""
-    model.eval()
-    genes = model.genes(data.expression[rows], data.niche_expression[rows])
-    return tangent_projection(model.embed(model.images(*embedded), genes), model.variant.terms.geometry)
-
-
-def prediction_table(
-    predicted: np.ndarray, data: SpotData, rows: torch.Tensor, slides: dict[str, CachedSlide], plane: TangentProjection
-) -> anndata.AnnData:
-    """Test spots x genes, as scanpy and squidpy read it, with the slides' thumbnails where these look for them."""
-    index = data.row[rows].cpu().numpy()
-    slide = np.array(data.slides)[data.slide[rows].cpu().numpy()]
-    order = list(dict.fromkeys(slide))
-    barcodes = np.concatenate([np.array(slides[s].barcodes, dtype=object)[index[slide == s]] for s in order])
-    obs = pd.DataFrame(
-        {"slide": pd.Categorical(slide), "barcode": barcodes, "complete_niche": data.complete[rows].cpu().numpy()},
-        index=[f"{s}_{b}" for s, b in zip(slide, barcodes, strict=True)],
-    )
-    for name, radius in plane.radii.items():
-        obs[f"radius_{name}"] = radius
-    coords = np.concatenate([slides[s].coords[index[slide == s]] for s in order])
-    return anndata.AnnData(
-        X=predicted.astype(np.float32),
-        obs=obs,
-        var=pd.DataFrame(index=data.panel),
-        layers={"truth": data.expression[rows].cpu().numpy()},
-        obsm={"spatial": coords} | {f"plane_{name}": points for name, points in plane.points.items()},
-        uns={
-            "expression": UNITS[data.transform],
-            "plane": {"geometry": plane.geometry, "explained": plane.explained},
-            "spatial": {s: thumbnail(slides[s]) for s in order},
-        },
-    )
-
-
-def thumbnail(slide: CachedSlide) -> dict[str, Any]:
-    """A slide's picture and scale, as squidpy keeps them in `uns["spatial"]`."""
-    scale = {
-        "tissue_lowres_scalef": 1 / float(slide.attributes["thumbnail_downsample"]),
-        "spot_diameter_fullres": float(slide.attributes["spot_um"]) / float(slide.attributes["um_per_px"]),
-    }
-    return {"images": {"lowres": slide.thumbnail}, "scalefactors": scale}
-
-
-def collapsed(row: dict[str, float], variant: Variant) -> list[str]:
-    """Signs that the geometry has collapsed, in words; empty where it is sound."""
-    problems = []
-    if variant.terms.geometry == "lorentz" and variant.alpha_scale:
-        low, high = CURVATURE_RANGE
-        if not low * 1.01 < row["c"] < high / 1.01:
-            problems.append(f"geometry: curvature at its limit ({row['c']:.3g})")
-        if any(variant.terms.entail) and row["hea"] < 1e-4:
-            problems.append("geometry: entailment loss is 0, every cone holds its child")
-        if min(v for k, v in row.items() if k.startswith("radius_")) < 1e-2:
-            problems.append("geometry: an embedding has collapsed into the origin")
+def training_metrics(model: Model, progress: Progress, tested: str) -> dict[str, Any]:
+    """How training went: its epochs, and warnings about the epoch that is tested."""
+    if not progress.history:
+        return {"best_epoch": None, "epochs": 0, "warnings": []}
+    row = progress.history[progress.best_epoch if tested == "best" else progress.epoch - 1]
+    problems = model.warnings(row)
     if row["skipped"]:
         problems.append(f"{row['skipped']:.0f} steps of the best epoch had a non-finite gradient and were skipped")
-    return problems
+    return {"best_epoch": progress.best_epoch, "epochs": progress.epoch, "warnings": problems}
 
 
-def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    with atomic_write(path) as aside:
-        table = pd.DataFrame(history)
-        table["epoch"] = table["epoch"].astype(int)
-        table.to_csv(aside, index=False)
-
-
-def save_model(path: Path, model: HistModel) -> None:
-    with atomic_write(path) as aside:
-        own = {k: v.contiguous().cpu() for k, v in model.state_dict().items() if not k.startswith("encoder.")}
-        save_file(own, aside)
-
-
-def load_model(folder: Path) -> HistModel:
-    """The model of a finished fold, in evaluation mode on the CPU; of a tuned fold without its encoder, so that it
-    takes embeddings of `hist-extract --lora`."""
-    config = files.Fold(folder).config
-    model = HistModel(HistConfig(**config["model"]), Variant.from_dict(config["variant"]))
-    model.load_state_dict(load_file(folder / files.MODEL))
-    return model.eval()
-
-
-def write_summary(run: Path) -> dict[str, Any]:
-    """Mean and standard deviation over the finished folds, of the run and of its controls; also `summary.json`."""
-    metrics = {fold.folder.name: fold.metrics for fold in files.Run(run).folds}
-    rows = {
-        MODEL_KEY: [m["pooled"] for m in metrics.values()],
-        f"{MODEL_KEY} (slide mean)": [m["slide_mean"] for m in metrics.values()],
-    }
-    for control in next(iter(metrics.values()))["controls"]:
-        rows[control] = [m["controls"][control] for m in metrics.values()]
-    summary = {
-        "folds": list(metrics),
-        "mean": {name: mean_of(values) for name, values in rows.items()},
-        "std": {name: std_of(values) for name, values in rows.items()},
-    }
-    write_json(run / files.SUMMARY, summary)
-    return summary
+def baseline_metrics(data: SpotData, split: Split, seed: int) -> dict[str, dict[str, float]]:
+    """Pooled metrics, on the split's test spots, of the train mean and of ridge on the cached embeddings."""
+    train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
+    ridge = baselines.RidgeModel(RidgeConfig(data.spot.shape[1], len(data.panel)))
+    ridge.prepare(data, train, val, seed)
+    with torch.no_grad():
+        predicted = ridge.predict(Images(data.spot[test].float(), data.niche[test].float(), test)).cpu().numpy()
+    y_train, truth = data.expression[train].cpu().numpy(), data.expression[test].cpu().numpy()
+    return {"train_mean": baselines.train_mean(y_train, truth), "ridge": summarize(predicted, truth)}

@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from hist_cache.errors import InputError
 from hist_cache.lattice import RINGS
+from hist_cache.options import flag
 from train.data import Transform
 from train.experiments.protocols import get_protocol
+from train.models.registry import DEFAULT_MODEL, ModelEntry, named_models
 from train.models.variants import named_variants
+from train.options import TrainOptions
 
-TABLES = Path(__file__).with_name("tables.toml")
+O = TypeVar("O", bound=TrainOptions)  # noqa: E741
+TABLES_FILE = Path(__file__).with_name("tables.toml")
+TABLE_OPTIONS = ("ablation", "neighbors", "genes", "n_genes", "split", "test_dataset", "finetune_lora", "lora_layers")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One combination of the options that may be lists."""
+    """One combination of the options that may be lists.
+
+    Attributes:
+        ablation: A variant's name; "" for a model that has none.
+        n_genes: None takes the panel's own size.
+        split: None takes the protocol's, or the dataset's.
+        lora_layers: Blocks of the encoder that are fine-tuned. 0 trains on the cache; None takes as many as there are,
+            11 at most.
+        model: Its name.
+    """
 
     ablation: str
     neighbors: int
@@ -28,58 +43,80 @@ class Point:
     split: str | None
     protocol: str
     transform: Transform
-    lora_layers: int = 0
-    """Blocks of the encoder that are tuned; 0 trains on the cache."""
+    lora_layers: int | None = 0
+    model: str = DEFAULT_MODEL
 
 
-def points(config: Any) -> list[Point]:
-    """Every combination of the listed options; variants vary fastest. `InputError` names the option and the value."""
-    every = product(
-        *(_list(config.protocol), _list(config.split), _list(config.genes), _numbers("n_genes", config.n_genes)),
-        *(_list(config.transform), _numbers("neighbors", config.neighbors)),
-        *(_numbers("lora_layers", config.lora_layers, least=0), named_variants(str(config.ablation))),
+def points(options: TrainOptions) -> list[Point]:
+    """Every combination of the listed options, in which models and variants vary fastest.
+
+    Raises:
+        InputError: Names the option and the value that is wrong.
+    """
+    combinations = product(
+        *(_values(options.protocol), _values(options.split), _values(options.genes), _numbers("n_genes", options)),
+        *(_values(options.transform), _numbers("neighbors", options), _lora_layers(options), _methods(options)),
     )
-    found = [
-        Point(variant.name, neighbors, genes, n_genes, split, protocol, transform, layers * config.finetune_lora)
-        for protocol, split, genes, n_genes, transform, neighbors, layers, variant in every
+    grid = [
+        Point(ablation, neighbors, genes, n_genes, split, protocol, transform, layers, model)
+        for protocol, split, genes, n_genes, transform, neighbors, layers, (model, ablation) in combinations
     ]
-    for point in found:
+    for point in grid:
         get_protocol(point.protocol)
         if point.neighbors not in RINGS:
             raise InputError(f"--neighbors {point.neighbors}: one of {', '.join(map(str, RINGS))} (rings 1, 2, 3)")
         if point.transform not in get_args(Transform):
             raise InputError(f"--transform {point.transform}: one of {', '.join(get_args(Transform))}")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(grid))
 
 
-def _list(value: Any) -> list[Any]:
+def _methods(options: TrainOptions) -> list[tuple[str, str]]:
+    """Each model with each of its variants, or with none."""
+
+    def variants(entry: ModelEntry) -> Iterable[str]:
+        return (v.name for v in named_variants(str(options.ablation))) if entry.has_variants else ("",)
+
+    entries = named_models(options.model)
+    if "ablation" in options.given and not any(entry.has_variants for entry in entries):
+        raise InputError(f"--ablation {options.ablation}: --model {options.model} has no variants; leave one out")
+    return [(entry.name, variant) for entry in entries for variant in variants(entry)]
+
+
+def _lora_layers(options: TrainOptions) -> list[int | None]:
+    layers = _numbers("lora_layers", options, least=0)
+    return layers if options.finetune_lora else [0]
+
+
+def _values(value: Any) -> list[Any]:
     """`a,b` -> ["a", "b"]; None, an option that was not given, is one value."""
     if value is None:
         return [None]
     return [part.strip() for part in str(value).split(",") if part.strip()] or [""]
 
 
-def _numbers(name: str, value: Any, least: int = 1) -> list[Any]:
+def _numbers(name: str, options: TrainOptions, least: int = 1) -> list[int | None]:
+    value = getattr(options, name)
     try:
-        numbers = [v if v is None else int(v) for v in _list(value)]
+        numbers = [v if v is None else int(v) for v in _values(value)]
     except ValueError:
-        raise InputError(f"--{name.replace('_', '-')} {value}: a whole number, or several with commas") from None
+        raise InputError(f"{flag(name)} {value}: a whole number, or several with commas") from None
     if any(n is not None and n < least for n in numbers):
-        raise InputError(f"--{name.replace('_', '-')} {value}: must be {least} or more")
+        raise InputError(f"{flag(name)} {value}: must be {least} or more")
     return numbers
 
 
 def table_row(number: int) -> dict[str, Any]:
     """A row of tables.toml; `InputError` for a table that is not there."""
-    rows = tomllib.loads(TABLES.read_text("utf-8"))
+    rows = tomllib.loads(TABLES_FILE.read_text("utf-8"))
     if str(number) not in rows:
         raise InputError(f"--table {number}: there are {', '.join(rows)}")
-    row = rows[str(number)]
+    row: dict[str, Any] = rows[str(number)]
     return row
 
 
-def table_options(number: int, given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The options that a table sets, without those given as something other than their default."""
-    row = table_row(number)
-    names = ("ablation", "neighbors", "genes", "n_genes", "split", "test_dataset", "finetune_lora", "lora_layers")
-    return {k: row[k] for k in names if k in row and given[k] == defaults[k]}
+def with_table(options: O) -> O:
+    """The options with those that `--table` sets; one that was given beside it keeps its value."""
+    if options.table is None:
+        return options
+    row = table_row(options.table)
+    return options.with_values({k: row[k] for k in TABLE_OPTIONS if k in row and k not in options.given})

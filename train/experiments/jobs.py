@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from extract.encoders.lora import LoraConfig
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.runs import Fold
@@ -15,13 +15,12 @@ from hist_cache.splits import Split, make_splits
 from train.experiments.grid import Point
 from train.experiments.protocols import Protocol, get_protocol
 from train.experiments.setting import Setting
-from train.fit.loop import FitConfig
-from train.models.hist import HistConfig
+from train.finetune.encoder import Finetuning, default_layers, default_precision
+from train.fit.config import FitConfig
+from train.models.registry import get_model
 from train.models.variants import get_variant
-from train.workspace import DataKey, Workspace, digest_of
-
-if TYPE_CHECKING:
-    from train.finetune.encoder import Finetuning
+from train.options import TrainOptions
+from train.workspace import DataKey, Workspace, panel_digest
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Job:
 
     @property
     def title(self) -> str:
+        """The run's name and the fold's number."""
         return f"{self.setting.name} fold {self.fold}"
 
     @property
@@ -44,31 +44,42 @@ class Job:
         fold = Fold(self.folder)
         if not fold.finished:
             return False
-        if {k: set(v) for k, v in fold.config["split"].items()} != {
-            k: set(v) for k, v in dataclasses.asdict(self.split).items()
-        }:
+        own = {k: set(v) for k, v in dataclasses.asdict(self.split).items()}
+        if {k: set(v) for k, v in fold.config["split"].items()} != own:
             raise InputError(f"{fold.folder}: was run on other slides than this split has; give another --runs folder")
         return True
 
     @property
     def stopped(self) -> bool:
+        """Whether it was begun and there is a checkpoint to go on from."""
         return Fold(self.folder).stopped
 
 
-def make_jobs(points: Sequence[Point], config: Any, workspace: Workspace, runs: Path) -> list[Job]:
-    """All folds of all points, in order. `InputError` before anything is run."""
+def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspace, runs: Path) -> list[Job]:
+    """All folds of all points, in order; `InputError` before anything is run.
+
+    Args:
+        points: Of the grid.
+        options: Of the command.
+        workspace: The cache, with the neighbourhood sizes of all points.
+        runs: Folder of the runs.
+    """
     jobs = []
+    layers: dict[int | None, int] = {}  # counted once, because it is logged
     for point in points:
+        if point.lora_layers not in layers:
+            name = workspace.common["encoder"]
+            layers[point.lora_layers] = default_layers(name) if point.lora_layers is None else point.lora_layers
         protocol = get_protocol(point.protocol).with_options(
-            panel_from=config.panel_from, edge_spots=config.edge_spots, tested=config.tested
+            panel_from=options.panel_from, edge_spots=options.edge_spots, tested=options.tested
         )
-        splits = splits_of(point, protocol, config, workspace)
-        folds = choose_folds(splits, config.fold)
+        folds = choose_folds(splits_of(point, protocol, options, workspace), options.fold)
         panels = {
-            i: workspace.panel(point.genes, point.n_genes, chosen_on(protocol, split, workspace))
+            i: workspace.panel(point.genes, point.n_genes, panel_slides(protocol, split, workspace))
             for i, split in folds.items()
         }
-        setting = make_setting(point, protocol, config, workspace, next(iter(panels.values())))
+        point = dataclasses.replace(point, lora_layers=layers[point.lora_layers])
+        setting = make_setting(point, protocol, options, workspace, next(iter(panels.values())))
         for i, split in folds.items():
             key = DataKey(point.neighbors, tuple(panels[i]), point.transform, protocol.edge_spots == "drop")
             folder = runs / workspace.dataset / setting.name / f"fold{i}"
@@ -76,69 +87,61 @@ def make_jobs(points: Sequence[Point], config: Any, workspace: Workspace, runs: 
     return jobs
 
 
-def splits_of(point: Point, protocol: Protocol, config: Any, workspace: Workspace) -> list[Split]:
+def splits_of(point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace) -> list[Split]:
     """The splits, with the test dataset's slides in place of their own test slides where there is one."""
     kind = point.split or protocol.split or None
     ids = list(workspace.slides)
-    splits = make_splits(workspace.dataset, ids, workspace.patients, kind, config.folds, config.seed)
+    splits = make_splits(workspace.dataset, ids, workspace.patients, kind, options.folds, options.seed)
     if workspace.test_dataset is None:
         return splits
-    elsewhere = tuple(workspace.test_slides)
-    return [dataclasses.replace(s, test=elsewhere, name=f"{s.name}-{workspace.test_dataset}") for s in splits]
+    test = tuple(workspace.test_slides)
+    return [dataclasses.replace(s, test=test, name=f"{s.name}-{workspace.test_dataset}") for s in splits]
 
 
 def choose_folds(splits: list[Split], fold: int | None) -> dict[int, Split]:
+    """All splits by number, or one of them; `InputError` where there is none of that number."""
     if fold is not None and not 0 <= fold < len(splits):
         raise InputError(f"--fold {fold}: there are splits 0 to {len(splits) - 1}")
     return {i: s for i, s in enumerate(splits) if fold is None or i == fold}
 
 
-def chosen_on(protocol: Protocol, split: Split, workspace: Workspace) -> tuple[str, ...]:
+def panel_slides(protocol: Protocol, split: Split, workspace: Workspace) -> tuple[str, ...]:
     """The slides whose counts choose the gene panel."""
     return split.train if protocol.panel_from == "train" else tuple(workspace.slides)
 
 
-def make_setting(point: Point, protocol: Protocol, config: Any, workspace: Workspace, panel: Sequence[str]) -> Setting:
-    """Options over the dataset's defaults over the paper's."""
+def make_setting(
+    point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace, panel: Sequence[str]
+) -> Setting:
+    """Resolve a point: options that were given, over the dataset's defaults, over the paper's."""
     preset = dataset_named(workspace.dataset).training
-
-    def resolve(kind: Any, **fixed: Any) -> Any:
-        values = dict(fixed)
-        for field in dataclasses.fields(kind):
-            asked = getattr(config, field.name, None)
-            if field.name not in values and asked is not None and asked is not False:
-                values[field.name] = asked
-            elif field.name not in values and field.name in preset:
-                values[field.name] = preset[field.name]
-        return kind(**values)
-
+    entry = get_model(point.model)
     embedding_width = next(iter(workspace.slides.values())).embeddings.shape[1]
     return Setting(
         dataset=workspace.dataset,
         test_dataset=workspace.test_dataset,
-        variant=protocol.apply(get_variant(point.ablation)),
+        variant=protocol.apply(get_variant(point.ablation)) if entry.has_variants else None,
         protocol=protocol,
         cache=workspace.common,
         slides=tuple(workspace.slides),
         neighbors=point.neighbors,
         genes=point.genes,
         n_genes=len(panel),
-        panel=digest_of(panel) if protocol.panel_from == "all" else "",
+        panel=panel_digest(panel) if protocol.panel_from == "all" else "",
         split=point.split or protocol.split or "default",
         transform=point.transform,
-        model=resolve(HistConfig, embedding_width=embedding_width, n_genes=len(panel)),
-        loop=resolve(FitConfig),
-        tuning=make_tuning(point.lora_layers, config) if point.lora_layers else None,
+        model=options.resolve(entry.config, preset, embedding_width=embedding_width, n_genes=len(panel)),
+        fit=options.resolve(FitConfig, preset),
+        finetuning=make_finetuning(point.lora_layers, options) if point.lora_layers and entry.learns else None,
+        model_name=point.model,
     )
 
 
-def make_tuning(layers: int, config: Any) -> Finetuning:
-    from extract.encoders.lora import LoraConfig
-    from train.finetune.encoder import Finetuning, default_precision
-
+def make_finetuning(layers: int, options: TrainOptions) -> Finetuning:
+    """How the encoder is fine-tuned, from the options."""
     return Finetuning(
-        lora=LoraConfig(layers, config.lora_rank, config.lora_alpha, config.lora_dropout),
-        start="crops" if config.no_token_cache or config.augment else "tokens",
-        augment=config.augment,
-        precision=config.precision or default_precision(),
+        lora=LoraConfig(layers, options.lora_rank, options.lora_alpha, options.lora_dropout),
+        start="crops" if options.no_token_cache or options.augment else "tokens",
+        augment=options.augment,
+        precision=options.precision or default_precision(),
     )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import tomllib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from hist_cache.errors import InputError
+from hist_cache.fingerprint import CropRule
+from train.fit.config import Tested
 from train.models.variants import Variant
 
-TABLE = Path(__file__).with_name("protocols.toml")
+PROTOCOLS_FILE = Path(__file__).with_name("protocols.toml")
 
 PanelFrom = Literal["all", "train"]
 EdgeSpots = Literal["keep", "drop"]
-Tested = Literal["best", "last"]
 
 
 @dataclass(frozen=True)
@@ -42,26 +43,33 @@ class Protocol:
         return replace(variant, terms=replace(variant.terms, entail=(a, b, c, d), etas=self.etas))
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values, as config.json holds them."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The reverse."""
+        return cls(**(values | {"etas": tuple(values["etas"])}))
 
 
 def get_protocol(name: str) -> Protocol:
     """The protocol called `name`; `InputError` listing the names on an unknown one."""
-    rows = tomllib.loads(TABLE.read_text("utf-8"))
+    rows = tomllib.loads(PROTOCOLS_FILE.read_text("utf-8"))
     if name not in rows:
         raise InputError(f"--protocol {name}: there are {', '.join(rows)}")
     row = {k: v for k, v in rows[name].items() if k != "description"}
     return Protocol(name=name, **(row | {"etas": tuple(map(float, row["etas"]))}))
 
 
-def check_crops(protocol: Protocol, spot_crop: str) -> str | None:
-    """None where the cache's spot crops are the protocol's, else what to say.
+def check_crops(protocol: Protocol, rule: CropRule) -> str | None:
+    """Return what to say if the spot crops of a cache are not those of the protocol, else None.
 
-    spot_crop: the fingerprint's `spot_crop_um`, "spot diameter" or "spot diameter, at least 112".
+    Args:
+        protocol: The protocol that a run follows.
+        rule: How wide the crops of the cache are.
     """
-    least = float(spot_crop.rpartition("at least ")[2]) if "at least" in spot_crop else 0.0
-    if least == protocol.min_spot_um:
+    expected = CropRule(protocol.min_spot_um)
+    if rule == expected:
         return None
-    wanted = f"at least {protocol.min_spot_um:g} um" if protocol.min_spot_um else "the spot's diameter"
-    more = f" --min-spot-um {protocol.min_spot_um:g}" if protocol.min_spot_um else ""
-    return f"protocol {protocol.name} has spot crops of {wanted}, the cache {spot_crop} um: run hist-extract{more}"
+    option = f" --min-spot-um {expected.min_spot_um:g}" if expected.min_spot_um else ""
+    return f"protocol {protocol.name} has spot crops of {expected}, the cache of {rule}: run hist-extract{option}"

@@ -1,86 +1,198 @@
-"""What hist-train checks and says before it runs, and as each fold ends."""
+"""Running folds, in this process or in several, with one progress display for all."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from hist_cache.console import say, warn
-from hist_cache.errors import InputError
-from hist_cache.splits import patient_leaks
-from train.experiments import protocols
+import torch
 
-if TYPE_CHECKING:
-    import torch
+from hist_cache.cache import CachedSlide
+from hist_cache.console import progress
+from hist_cache.executor import Events, Failure, Report, SerialExecutor, Worker
+from hist_cache.fingerprint import short_hash
+from hist_cache.processes import ProcessExecutor, cores
+from train import distributed
+from train.data import SpotData, TensorCache
+from train.experiments.announcements import announce_result
+from train.experiments.fold import FoldRunner
+from train.experiments.jobs import Job
+from train.finetune.encoder import Finetuner, find_data_root, load_cached_encoder
+from train.fit.config import EncodingConfig
+from train.options import TrainOptions
+from train.workspace import DataKey, Workspace
 
-    from train.experiments.jobs import Job
-    from train.workspace import Workspace
+log = logging.getLogger(__name__)
 
+MAX_WORKERS = 4
 
-def say_crops(jobs: list[Job], workspace: Workspace) -> None:
-    """Where the cache's spot crops are not those of the protocol."""
-    found = (protocols.check_crops(job.setting.protocol, workspace.common["spot_crop_um"]) for job in jobs)
-    for sentence in dict.fromkeys(filter(None, found)):
-        warn(sentence)
-
-
-def check_genes(names: str | None, jobs: list[Job]) -> list[str] | None:
-    """The genes to draw; `InputError` where a panel lacks one."""
-    if names is None:
-        return None
-    genes = [name.strip() for name in names.split(",")]
-    for job in jobs:
-        if missing := [g for g in genes if g not in job.data.panel]:
-            raise InputError(f"--genes-to-plot {', '.join(missing)}: not in the panel of {job.title}")
-    return genes
-
-
-def check_resumable(jobs: list[Job]) -> None:
-    if not any(job.stopped for job in jobs):
-        raise InputError(
-            f"--resume: no stopped run in {jobs[0].folder.parent}; leave it out, or give the options of the run "
-            "that stopped"
-        )
+OnEpoch = Callable[[Job, dict[str, float]], None]
+OnDone = Callable[[Job, dict[str, Any]], None]
 
 
-def say_splits(jobs: list[Job], patients: dict[str, str]) -> None:
-    """Each split once; then the patients that parts of a split share."""
-    leaks: dict[str, list[str]] = {}
-    for split in dict.fromkeys(job.split for job in jobs):
-        folds = ", ".join(str(i) for i in sorted({job.fold for job in jobs if job.split == split}))
-        say(f"fold {folds}: train {len(split.train)}, validate {', '.join(split.val)}, test {', '.join(split.test)}")
-        if shared := patient_leaks(split, patients):
-            leaks.setdefault(", ".join(shared), []).append(folds)
-    for shared_by, where in leaks.items():
-        warn(
-            f"fold {', '.join(where)}: {shared_by} in train and test: the metrics are optimistic "
-            "(--split patient avoids it)"
-        )
+def default_workers(jobs: int, device: torch.device) -> int:
+    """Folds to train at once: on a CPU one a core, 4 at most (each holds a model and its optimizer); one on a GPU."""
+    return 1 if device.type == "cuda" else max(1, min(jobs, len(cores()), MAX_WORKERS))
 
 
-def say_grid(jobs: list[Job], left: list[Job], device: torch.device, workers: int) -> None:
-    import torch
+def make_finetuner(options: TrainOptions, workspace: Workspace, jobs: list[Job], device: torch.device) -> Finetuner:
+    """The cache's encoder, ready to be fine-tuned; tokens that it starts from are made now where they are missing.
 
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU (no GPU found)"
-    settings = {job.setting.name: job for job in jobs}
-    for job in settings.values():
-        s = job.setting
-        tuned = f", last {s.tuning.lora.layers} blocks tuned from {s.tuning.start}" if s.tuning else ""
-        say(
-            f"{s.variant.name}: {s.n_genes} genes, {s.neighbors} neighbours, width {s.model.width}, protocol "
-            f"{s.protocol.name}{tuned}; {job.folder.parent}"
-        )
-    count = f"{len(settings)} settings x folds = {len(jobs)} runs" if len(settings) > 1 else f"{len(jobs)} folds"
-    done = f", {len(jobs) - len(left)} done before, not run again" if len(left) < len(jobs) else ""
-    say(f"{count}{done}" + (f"; on {where}, {workers} at once" if left else ""))
+    Args:
+        options: Of the command.
+        workspace: The cache.
+        jobs: Those that fine-tune; at least one.
+        device: To run on.
+    """
+    encoder = load_cached_encoder(workspace.common, Path(options.weights) if options.weights else None)
+    data_root = find_data_root(workspace.cache, options.data_root)
+    encoding = EncodingConfig(options.micro_batch, options.augment)
+    finetuner = Finetuner(workspace.cache, encoder, device, data_root, encoding, options.grad_checkpoint)
+    finetunings = [job.setting.finetuning for job in jobs if job.setting.finetuning]
+    layers = max(finetuning.lora.layers for finetuning in finetunings)
+    finetuner.check(layers)
+    if any(finetuning.start == "tokens" for finetuning in finetunings):
+        finetuner.provide_tokens(list(workspace.slides), sorted({job.setting.neighbors for job in jobs}), layers)
+    return finetuner
 
 
-def say_done(job: Job, metrics: dict[str, Any]) -> None:
-    controls = metrics["controls"]
-    best = max((k for k in metrics["pooled"] if k.startswith("pcc@")), key=lambda k: k == "pcc@50", default="mse")
-    say(
-        f"{job.title}: best epoch {metrics['best_epoch']} of {metrics['epochs']}, {best.upper()} "
-        f"{metrics['pooled'][best]:.3f} "
-        f"(ridge {controls['ridge'][best]:.3f}, permuted {controls['permuted'][best]:.3f})"
+@dataclass
+class FoldContext:
+    """What one process needs to run folds: their tensors, and what folds share."""
+
+    load: Callable[[DataKey], SpotData]
+    runner: FoldRunner
+
+    def run(self, job: Job, report: Report) -> dict[str, Any]:
+        """Run one fold; its epochs are reported, its metrics returned."""
+        data = self.load(job.data)
+        if self.runner.finetuner is not None and job.setting.finetuning is not None:
+            data = self.runner.finetuner.data(data, job.data.neighbors, job.setting.finetuning)
+        return self.runner.run(job, data, report)
+
+
+def run_job(context: FoldContext, job: Job, report: Report) -> dict[str, Any]:
+    """Run one fold: the work of an executor."""
+    return context.run(job, report)
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    workspace: Workspace,
+    device: torch.device,
+    workers: int,
+    on_epoch: OnEpoch,
+    on_done: OnDone,
+    finetuner: Finetuner | None = None,
+) -> list[Failure[Job]]:
+    """Run all jobs and return those that failed, with why.
+
+    Args:
+        jobs: To run.
+        workspace: Their data.
+        device: To train on.
+        workers: How many run at once.
+        on_epoch: Called with each row of a fold's history.
+        on_done: Called with the metrics of each fold that has ended.
+        finetuner: For jobs that fine-tune the encoder, which are run one after the other.
+
+    Raises:
+        KeyboardInterrupt: The user asked to stop; what ran has a checkpoint.
+    """
+    events: Events[Job, dict[str, Any]] = Events(
+        on_epoch, lambda job, metrics: on_done(job, metrics) if metrics else None
     )
-    for problem in metrics["warnings"]:
-        warn(f"{job.title}: {problem}")
+    if finetuner is None and workers > 1 and len(jobs) > 1:
+        with tempfile.TemporaryDirectory(prefix="hist-train-") as folder:
+            shared = SharedTensors(workspace, Path(folder))
+            worker = Worker(start_worker, run_job, WorkerSetup(workspace.pictures, device, Path(folder)))
+            return ProcessExecutor(min(workers, len(jobs)), shared.write).run(jobs, worker, events)
+    context = FoldContext(lambda key: workspace.data(key, device), FoldRunner(workspace.pictures, device, finetuner))
+    # Of several processes on one batch, the others must not wait for one that has failed.
+    executor = SerialExecutor(stop_at_failure=distributed.world_size() > 1)
+    return executor.run(jobs, Worker(lambda setup: setup, run_job, context), events)
+
+
+@dataclass(frozen=True)
+class SharedTensors:
+    """Tensors in files that all workers map into memory: one copy, however many workers there are."""
+
+    workspace: Workspace
+    folder: Path
+
+    def write(self, job: Job) -> None:
+        """Write the tensors of a job, unless they are there."""
+        file = tensor_file(self.folder, job.data)
+        if not file.exists():
+            data = self.workspace.data(job.data, torch.device("cpu"))
+            torch.save({k: v for k, v in vars(data).items() if k != "encoder_inputs"}, file)
+
+
+def tensor_file(folder: Path, key: DataKey) -> Path:
+    """Where the tensors of a key are shared."""
+    return folder / f"{short_hash(asdict(key))}.pt"
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What a worker process is given at its start."""
+
+    slides: dict[str, CachedSlide]
+    device: torch.device
+    folder: Path
+
+
+def start_worker(setup: WorkerSetup) -> FoldContext:
+    """What a worker process needs for many folds."""
+    tensors: TensorCache[SpotData] = TensorCache()
+
+    def load(key: DataKey) -> SpotData:
+        return tensors.get(key, lambda: map_tensors(tensor_file(setup.folder, key), setup.device))
+
+    return FoldContext(load, FoldRunner(setup.slides, setup.device))
+
+
+def map_tensors(file: Path, device: torch.device) -> SpotData:
+    """Tensors that another process has written, mapped into memory."""
+    stored: dict[str, Any] = torch.load(file, mmap=True, weights_only=True)
+    moved: dict[str, Any] = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in stored.items()}
+    return SpotData(**moved)
+
+
+def run_with_progress(
+    left: list[Job], workspace: Workspace, device: torch.device, workers: int, finetuner: Finetuner | None = None
+) -> list[Failure[Job]]:
+    """`run_jobs` with one progress display for all, and a line as each fold ends."""
+    for job in left:
+        if job.stopped:
+            log.info(f"{job.title}: going on with the stopped run ({job.folder}; delete it to start over)")
+    shares = dict.fromkeys((job.folder for job in left), 0.0)  # of each fold that count as done
+    lengths: list[int] = []  # epochs of the folds that have ended: most stop early
+    with progress("folds", len(left), "folds") as meter:
+
+        def advance(job: Job, share: float, note: str | None = None) -> None:
+            meter.advance(share - shares[job.folder], note)
+            shares[job.folder] = share
+
+        def on_epoch(job: Job, row: dict[str, float]) -> None:
+            epoch = int(row["epoch"]) + 1
+            expected = sum(lengths) / len(lengths) if lengths else job.setting.fit.epochs
+            note = f"{job.title}: epoch {epoch}, validation MSE {row['val_mse']:.4f}"
+            advance(job, min(epoch / max(expected, 1), 0.95), note)
+
+        def on_done(job: Job, metrics: dict[str, Any]) -> None:
+            lengths.append(metrics["epochs"])
+            advance(job, 1.0)
+            announce_result(job, metrics)
+
+        try:
+            return run_jobs(left, workspace, device, workers, on_epoch, on_done, finetuner)
+        except KeyboardInterrupt:
+            for job in left:
+                if job.stopped:
+                    log.info(f"kept the best weights so far and a checkpoint in {job.folder}; the same command goes on")
+            raise

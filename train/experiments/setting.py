@@ -1,53 +1,143 @@
-"""What decides a run's numbers, resolved; its hash names the run."""
+"""What decides a run's numbers, resolved. Its hash names the run; config.json holds it, and it is read back there."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
 
-from hist_cache.fingerprint import short_hash
+from hist_cache.errors import InputError
+from hist_cache.fingerprint import as_version_0_1, from_version_0_1, short_hash
 from train.data import Transform
 from train.experiments.protocols import Protocol
-from train.fit.loop import FitConfig
-from train.models.hist import HistConfig
+from train.finetune.encoder import Finetuning
+from train.fit.config import FitConfig
+from train.models.configs import ModelConfig
+from train.models.registry import DEFAULT_MODEL, get_model
 from train.models.variants import Variant
 
-if TYPE_CHECKING:
-    from train.finetune.encoder import Finetuning
+# Names in config.json and in the hash that differ from those here.
+FILE_NAMES = {"fit": "loop", "finetuning": "tuning"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One experiment, over all its folds."""
+    """One experiment, over all its folds.
+
+    Attributes:
+        dataset: Trained on.
+        test_dataset: Tested on all slides of this dataset instead of the split's own test slides.
+        variant: Of HiST, with the protocol's weights and cones; None for a model without variants.
+        protocol: Resolved.
+        cache: The common part of the cache's fingerprint.
+        slides: Trained, validated or tested on, over all folds.
+        neighbors: Neighbourhood size of the niches.
+        genes: The kind of the gene panel, or its file.
+        n_genes: Its size.
+        panel: Digest of its names; "" where each fold chooses its own.
+        split: The kind of the splits.
+        transform: Of the counts.
+        model: The model's options.
+        fit: The training loop's options.
+        finetuning: How the encoder is fine-tuned with the model; None on cached embeddings.
+        model_name: As `--model` takes it.
+    """
 
     dataset: str
     test_dataset: str | None
-    """Tested on all slides of this dataset instead of the split's own test slides."""
-    variant: Variant
-    """With the protocol's weights and cones."""
+    variant: Variant | None
     protocol: Protocol
     cache: dict[str, Any]
-    """The common part of the cache's fingerprint."""
     slides: tuple[str, ...]
     neighbors: int
     genes: str
     n_genes: int
     panel: str
-    """Digest of the names; "" where each fold chooses its own."""
     split: str
     transform: Transform
-    model: HistConfig
-    loop: FitConfig
-    tuning: Finetuning | None = None
-    """How the encoder is tuned with it; None on cached embeddings."""
+    model: ModelConfig
+    fit: FitConfig
+    finetuning: Finetuning | None = None
+    model_name: str = DEFAULT_MODEL
+
+    @property
+    def method(self) -> str:
+        """What is compared: the variant of HiST, or the model."""
+        return self.variant.name if self.variant else self.model_name
 
     @property
     def name(self) -> str:
-        """`full-1a2b3c4d`, `full-lora11-1a2b3c4d`: the variant, tuned blocks, and 8 hex digits of everything."""
-        tuned = f"-lora{self.tuning.lora.layers}" if self.tuning else ""
-        return f"{self.variant.name}{tuned}-{short_hash(self.as_dict())}"
+        """`full-1a2b3c4d`, `full-lora11-1a2b3c4d`: the method, fine-tuned blocks, and 8 hex digits of everything."""
+        tuned = f"-lora{self.finetuning.lora.layers}" if self.finetuning else ""
+        return f"{self.method}{tuned}-{short_hash(self.identity())}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as config.json holds them."""
-        values = asdict(self) | {"variant": self.variant.as_dict()}
-        return values if self.tuning else {k: v for k, v in values.items() if k != "tuning"}
+        values = asdict(self) | {"variant": self.variant.as_dict() if self.variant else None}
+        values = {FILE_NAMES.get(name, name): value for name, value in values.items()}
+        absent = [] if self.finetuning else ["tuning"]
+        absent += ["model_name"] if self.model_name == DEFAULT_MODEL else []
+        return {name: value for name, value in values.items() if name not in absent}
+
+    def identity(self) -> dict[str, Any]:
+        """What is hashed: `as_dict` in the form of version 0.1, without later options at their defaults.
+
+        A model that does not learn by gradient steps depends on nothing of the training loop but the seed.
+        """
+        values = self.as_dict() | {"cache": as_version_0_1(self.cache)}
+        values["model"] = without_new_defaults(self.model)
+        values["loop"] = without_new_defaults(self.fit)
+        if not get_model(self.model_name).learns:
+            values["loop"] = {"seed": self.fit.seed}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read back the content of a config.json, of this version or of 0.1; other entries in it are ignored.
+
+        Raises:
+            KeyError: An entry is missing.
+            TypeError: An entry has another form.
+        """
+        entry = get_model(values.get("model_name", DEFAULT_MODEL))
+        plain = {f.name for f in fields(cls)} - {
+            *FILE_NAMES,
+            "variant",
+            "protocol",
+            "cache",
+            "slides",
+            "model",
+            "split",
+        }
+        return cls(
+            **{name: values[name] for name in plain if name in values},
+            variant=Variant.from_dict(values["variant"]) if values["variant"] else None,
+            protocol=Protocol.from_dict(values["protocol"]),
+            cache=from_version_0_1(values["cache"]),
+            slides=tuple(values["slides"]),
+            split=values["split_kind"],
+            model=entry.config(**values["model"]),
+            fit=FitConfig(**values["loop"]),
+            finetuning=Finetuning.from_dict(values["tuning"]) if values.get("tuning") else None,
+        )
+
+
+def without_new_defaults(config: Any) -> dict[str, Any]:
+    """A config's values but for options added since version 0.1 that have their defaults."""
+    new = {
+        f.name for f in dataclasses.fields(config) if f.metadata.get("since") and getattr(config, f.name) == f.default
+    }
+    return {name: value for name, value in asdict(config).items() if name not in new}
+
+
+def read_setting(file: Path, values: Mapping[str, Any]) -> Setting:
+    """The setting in the content of a config.json; `InputError` with its path where that is not one."""
+    try:
+        return Setting.from_dict(values)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{file}: not the configuration of a run ({type(error).__name__}: {error}); it was written by another "
+            "version, run it anew"
+        ) from None

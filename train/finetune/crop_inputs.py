@@ -1,4 +1,4 @@
-"""Crops decoded once, for fine-tuning that starts at them: the pixels that hist-extract encodes, kept as uint8."""
+"""Crops as inputs: the pixels that hist-extract encodes, decoded once and kept as uint8."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ from torch import Tensor, nn
 
 from extract.encoders.encoder import Encoder, PooledEncoder
 from extract.identity import crop_sides_um, slide_identity
-from extract.pipeline import Pipeline, start_pipeline
-from extract.slides.crops import SPOT, Crops, plan_crops
+from extract.pipeline import Pipeline, Precision, start_pipeline
+from extract.slides.batches import CropTransform
+from extract.slides.crops import Crops, plan_crops
 from extract.slides.readers import open_image
-from extract.tokens import least_spot_um
 from hist_cache.cache import Cache, open_complete, read_fingerprint
 from hist_cache.console import Meter, progress, size
 from hist_cache.errors import HistError, SlideError
-from hist_cache.fingerprint import differences
+from hist_cache.fingerprint import CropRule, differences
 from hist_cache.slides import SlideFiles, find_slide
-from train.data import SpotData
+from hist_cache.token_files import SPOT
+from train.data import SpotData, SpotNiche
+from train.finetune.inputs import Caches, HeldStore, StoredInputs, check_caches
 from train.finetune.memory import SHARE, Place, choose_place
-from train.finetune.token_inputs import HeldStore, Pair
 
 
 class Pixels(PooledEncoder):
-    """In an encoder's place in a pipeline: gives the crops as they come."""
+    """Takes an encoder's place in a pipeline and gives the crops as they come."""
 
     def __init__(self) -> None:
         super().__init__(nn.Identity(), "cls")
 
     def forward(self, crops: Tensor) -> Tensor:
+        """The crops."""
         return crops
 
 
 @dataclass(frozen=True)
 class Source:
-    """A slide's crops that are to be decoded; `at` (n,): the places of its spots among all."""
+    """The crops of one slide that are to be decoded; `at` `(n,)` holds the places of its spots among all."""
 
     files: SlideFiles
     coords: np.ndarray
@@ -60,27 +62,22 @@ def crop_store(
     share: float = SHARE,
     scratch: Path | None = None,
 ) -> HeldStore:
-    """Decode the crops of all spots of `data`, (N, S, S, 3) uint8 each, and keep them where they fit.
+    """Decode the crops of all spots of `data`, `(N, S, S, 3)` uint8 each, and keep them where they fit.
 
-    Parameters
-    ----------
-    caches
-        The cache of each slide: where its spots are, how its crops were cut, and from which folder.
-    encoder
-        The one that made the caches, for its input size and way to resize.
-    data_root
-        Folder of the slides; default: the one that each cache remembers.
-    place, share
-        Where crops are kept; default: where they fit into this share of what is free.
-    scratch
-        Folder of the temporary file that holds them where memory does not; default: the system's.
+    Args:
+        caches: The cache of each slide: where its spots are, how its crops were cut, and from which folder.
+        data: The spots.
+        neighbors: Neighbourhood size of the niches.
+        encoder: The one that made the caches, for its input size and way to resize.
+        device: Where they are used.
+        data_root: Folder of the slides; default: the one that each cache remembers.
+        place: Where crops are kept; default: the nearest place where they fit.
+        share: The share of what is free that they may take.
+        scratch: Folder of the temporary file that holds them where memory does not; default: the system's.
 
-    Raises
-    ------
-    SlideError
-        A slide is not there, cannot be read, or has changed since it was cached.
-    HistError
-        Crops fit neither memory nor the disk.
+    Raises:
+        SlideError: A slide is not there, cannot be read, or has changed since it was cached.
+        HistError: Crops fit neither memory nor the disk.
     """
     sources = [find_source(caches[s], s, data, i, neighbors, data_root) for i, s in enumerate(data.slides)]
     count, side = len(data.row), encoder.input_size
@@ -94,13 +91,13 @@ def crop_store(
         f"{size(taken)} {where}"
     )
     if place == "disk":
-        both = mapped((2, *shape), folder)
+        both = mapped_tensor((2, *shape), folder)
     else:
         both = torch.empty((2, *shape), dtype=torch.uint8, device=device if place == "device" else "cpu")
     spot, niche = both
     with closing(pixel_pipeline(encoder, device)) as pipeline, progress("crops", 2 * count, "crops") as meter:
         for source in sources:
-            decode(source, pipeline, (spot, niche), meter)
+            decode_crops(source, pipeline, SpotNiche(spot, niche), meter)
     return HeldStore(spot, niche, device, description, mapped=place == "disk")
 
 
@@ -129,17 +126,17 @@ def find_source(cache: Cache, slide: str, data: SpotData, index: int, neighbors:
     at = (data.slide == index).nonzero().squeeze(1).cpu()
     with open_complete(path) as file:
         coords = file["coords"][:][data.row[at.to(data.row.device)].cpu().numpy()]
-    sides = crop_sides_um(files, (neighbors,), least_spot_um(known.common))
+    sides = crop_sides_um(files, (neighbors,), CropRule.from_identity(known.common).min_spot_um)
     return Source(files, coords, [plan_crops(n, coords, s, files.um_per_px) for n, s in sides.items()], at)
 
 
-def decode(source: Source, pipeline: Pipeline, out: Pair, meter: Meter) -> None:
-    """Fill the slide's places of `out`, spots and niches, each (N, S, S, 3) uint8."""
+def decode_crops(source: Source, pipeline: Pipeline, out: SpotNiche, meter: Meter) -> None:
+    """Fill the slide's places of `out`, spots and niches, each `(N, S, S, 3)` uint8."""
     if not len(source.at):
         return
 
     def keep(name: str, rows: np.ndarray, crops: Tensor) -> None:
-        level = out[0] if name == SPOT else out[1]
+        level = out.spot if name == SPOT else out.niche
         pixels = crops.permute(0, 2, 3, 1).to(torch.uint8)
         level[source.at[torch.from_numpy(rows)].to(level.device)] = pixels.to(level.device)
 
@@ -147,7 +144,7 @@ def decode(source: Source, pipeline: Pipeline, out: Pair, meter: Meter) -> None:
         pipeline.stream(image, source.coords, source.crops, keep, meter.advance)
 
 
-def mapped(shape: tuple[int, ...], folder: Path) -> Tensor:
+def mapped_tensor(shape: tuple[int, ...], folder: Path) -> Tensor:
     """A uint8 tensor in a file without a name, which is gone with the process, however that ends."""
     needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
     if needed > free:
@@ -157,3 +154,75 @@ def mapped(shape: tuple[int, ...], folder: Path) -> Tensor:
         )
     with tempfile.TemporaryFile(dir=folder) as file:
         return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="w+", shape=shape))
+
+
+class CropInputs(StoredInputs):
+    """Crops `(S, S, 3)` uint8, decoded once from the slides; `encode` runs the whole encoder.
+
+    For the other arguments and for errors see `crop_store`.
+
+    Args:
+        cache: That of all slides, or of each: where the crops are, and by default the slides.
+        data: The spots.
+        neighbors: Neighbourhood size of the niches.
+        source: The encoder that made the cache.
+        device: Where they are encoded.
+        precision: Of the encoder.
+        data_root: Folder of the slides.
+        place: Where crops are kept.
+        share: The share of what is free that they may take.
+        scratch: Folder of a temporary file.
+
+    Raises:
+        StaleCacheError: Another encoder made the cache.
+    """
+
+    def __init__(
+        self,
+        cache: Caches,
+        data: SpotData,
+        neighbors: int,
+        source: Encoder,
+        device: torch.device,
+        precision: Precision,
+        data_root: Path | None = None,
+        *,
+        place: Place | None = None,
+        share: float = SHARE,
+        scratch: Path | None = None,
+    ) -> None:
+        caches = check_caches(cache, data, source)
+        store = crop_store(caches, data, neighbors, source, device, data_root, place, share, scratch)
+        super().__init__(store, source, precision)
+        self._transform = CropTransform(source, device, torch.float32)
+
+    def read(self, rows: Tensor, augment: torch.Generator | None = None) -> SpotNiche:
+        """Crops of `rows`; `augment` draws for each spot how both of its crops are turned and mirrored."""
+        crops = self.store.read(rows)
+        if augment is None:
+            return crops
+        turns = torch.randint(8, (len(rows),), generator=augment)
+        return SpotNiche(*(dihedral(level, turns) for level in crops))
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Crops `(n, S, S, 3)` to embeddings `(n, D)` float32."""
+        crops = self._transform.empty(len(inputs))
+        self._transform.fill(inputs, crops)
+        with self.autocast():
+            return self.source.module(crops).float()
+
+
+def dihedral(crops: Tensor, turns: Tensor) -> Tensor:
+    """Move each crop by one of the square's 8 symmetries.
+
+    Args:
+        crops: `(n, S, S, 3)`.
+        turns: `(n,)`, 0 (as it is) to 7. Bits 0, 1 and 2 stand for transposed, then upside down, then left to right;
+            each of the 8 symmetries is one combination of these.
+    """
+    if crops.device.type == "cuda" and turns.device.type == "cpu":
+        turns = turns.pin_memory()
+    turns = turns.to(crops.device, non_blocking=True)[:, None, None, None]
+    crops = torch.where((turns & 1).bool(), crops.transpose(1, 2), crops)
+    crops = torch.where((turns & 2).bool(), crops.flip(1), crops)
+    return torch.where((turns & 4).bool(), crops.flip(2), crops)

@@ -2,59 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
 
 from extract.encoders.adapters import ADAPTER, save_adapter
 from extract.encoders.encoder import Encoder, count_blocks
-from extract.encoders.lora import Adapted, LoraConfig, adapt, hasten, remove
-from extract.encoders.registry import load_encoder
+from extract.encoders.lora import Adapted, LoraConfig, adapt, remove_adapters, speed_up_on_cpu
+from extract.encoders.registry import count_blocks_of, load_encoder
 from extract.pipeline import has_fast_bf16
 from extract.tokens import make_tokens
 from hist_cache.cache import Cache
-from hist_cache.console import say
 from hist_cache.errors import HistError, InputError
 from hist_cache.token_files import token_blocks
 from train import distributed
-from train.data import SpotData
-from train.finetune.inputs import CropFrontier, Frontier, TokenFrontier
-from train.fit.loop import Reading
+from train.data import Inputs, SpotData, TensorCache
+from train.finetune.crop_inputs import CropInputs
+from train.finetune.token_inputs import TokenInputs
+from train.fit.config import EncodingConfig
+
+log = logging.getLogger(__name__)
+
+MAX_DEFAULT_LAYERS = 11  # as many as the paper adapts
 
 
 @dataclass(frozen=True)
 class Finetuning:
-    """What of the encoder's tuning decides a run's numbers."""
+    """What of the encoder's fine-tuning decides a run's numbers.
+
+    Attributes:
+        lora: The adapters.
+        start: What the adapted encoder reads: activations cached in float16, or the crops themselves.
+        augment: Whether crops are turned and mirrored.
+        precision: Of the encoder.
+    """
 
     lora: LoraConfig
     start: Literal["tokens", "crops"]
-    """What the adapted encoder reads: activations cached in float16, or the crops themselves."""
     augment: bool
     precision: Literal["bf16", "fp32"]
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain values, as config.json holds them."""
         return asdict(self)
 
-
-class TunedEncoder(nn.Module):
-    """An adapted encoder as a part of the model: its adapters are trained with it."""
-
-    def __init__(self, adapted: Adapted, encode: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.module = adapted.encoder.module
-        self._encode = encode
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(B, ...) tokens or crops to (B, D) float32 embeddings."""
-        return self._encode(inputs)
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The reverse."""
+        return cls(**(values | {"lora": LoraConfig(**values["lora"])}))
 
 
 class Finetuner:
-    """The encoder of a cache, its frontier, and the adapter of the fold that is being trained."""
+    """The encoder of a cache, its inputs, and the adapter of the fold that is being trained.
+
+    Args:
+        cache: Its embeddings were made by the encoder.
+        encoder: Without an adapter.
+        device: Where it runs.
+        data_root: Folder of the slides.
+        encoding: How the encoder is fed.
+        grad_checkpoint: Whether activations are computed twice to save memory.
+    """
 
     def __init__(
         self,
@@ -62,66 +73,97 @@ class Finetuner:
         encoder: Encoder,
         device: torch.device,
         data_root: Path,
-        reading: Reading,
+        encoding: EncodingConfig,
         grad_checkpoint: bool = False,
     ) -> None:
-        self.cache, self.device, self.data_root, self.reading = cache, device, data_root, reading
+        self.cache, self.device, self.data_root, self.encoding = cache, device, data_root, encoding
         self.grad_checkpoint = grad_checkpoint
         self.encoder = replace(encoder, module=encoder.module.to(device).eval())
         self.blocks = count_blocks(encoder)
-        self._frontiers: dict[Any, Frontier] = {}
+        self._inputs: TensorCache[Inputs] = TensorCache(close=lambda inputs: inputs.close())
         self._adapted: Adapted | None = None
-        self._said = ""
+        self._summary = ""
 
-    def data(self, data: SpotData, size: int, tuning: Finetuning) -> SpotData:
-        """The same data, with images from where the tuned blocks begin."""
-        block = self.block_for(data.slides, tuning.lora.layers) if tuning.start == "tokens" else None
-        key = (tuple(data.slides), len(data.slide), size, block)  # panels share what is read
-        if key not in self._frontiers:
-            for frontier in self._frontiers.values():
-                frontier.close()
-            self._frontiers.clear()  # the last one's memory, before the next one's is taken
-            self._frontiers[key] = self._open(data, size, block, tuning)
-            say(self._frontiers[key].description)
-        return replace(data, frontier=self._frontiers[key])
+    def data(self, data: SpotData, size: int, finetuning: Finetuning) -> SpotData:
+        """The same data, with images from where the adapted blocks begin.
 
-    def _open(self, data: SpotData, size: int, block: int | None, tuning: Finetuning) -> Frontier:
+        Args:
+            data: On cached embeddings.
+            size: Neighbourhood size of the niches.
+            finetuning: The run's.
+        """
+        block = self.block_for(data.slides, finetuning.lora.layers) if finetuning.start == "tokens" else None
+        key = (tuple(data.slides), len(data.slide), size, block)  # runs on other panels share what is read
+        inputs = self._inputs.get(key, lambda: self._open(data, size, block, finetuning))
+        return replace(data, encoder_inputs=inputs)
+
+    def _open(self, data: SpotData, size: int, block: int | None, finetuning: Finetuning) -> Inputs:
+        inputs: Inputs
+        precision = finetuning.precision
         if block is None:
-            return CropFrontier(self.cache, data, size, self.encoder, self.device, tuning.precision, self.data_root)
-        return TokenFrontier(self.cache, data, size, self.encoder, block, self.device, tuning.precision)
+            inputs = CropInputs(self.cache, data, size, self.encoder, self.device, precision, self.data_root)
+        else:
+            inputs = TokenInputs(self.cache, data, size, self.encoder, block, self.device, precision)
+        log.info(inputs.description)
+        return inputs
 
     def block_for(self, slides: list[str], layers: int) -> int:
         """The last block with cached tokens that is not behind the first adapted one."""
-        found = [b for b in token_blocks(self.cache, slides) if b <= self.blocks - layers]
-        if not found:
+        blocks = [b for b in token_blocks(self.cache, slides) if b <= self.blocks - layers]
+        if not blocks:
             raise HistError(f"{self.cache.folder}: no tokens at block {self.blocks - layers} or before")
-        return found[-1]
+        return blocks[-1]
 
     def check(self, layers: int) -> None:
         """`InputError` where the encoder has fewer blocks."""
         if layers > self.blocks:
             raise InputError(f"--lora-layers {layers}: {self.encoder.name} has {self.blocks} blocks")
 
-    def start(self, tuning: Finetuning, frontier: Frontier) -> nn.Module:
-        """Fresh adapters, drawn from torch's random state, on the encoder; the part of the model that reads images."""
+    def start(self, finetuning: Finetuning) -> None:
+        """Put fresh adapters, drawn from torch's random state, on the encoder, in place of those of the last fold."""
         if self._adapted is not None:
-            remove(self._adapted)
-        self._adapted = adapt(self.encoder, tuning.lora)
-        hasten(self._adapted)
-        if self._said != self._adapted.summary:
-            self._said = self._adapted.summary
-            say(self._said)
+            remove_adapters(self._adapted)
+        self._adapted = adapt(self.encoder, finetuning.lora)
+        speed_up_on_cpu(self._adapted)
+        if self._summary != self._adapted.summary:
+            self._summary = self._adapted.summary
+            log.info(self._summary)
         self.encoder.module.backbone.set_grad_checkpointing(self.grad_checkpoint)
-        return TunedEncoder(self._adapted, frontier.encode)
 
     def save(self, folder: Path) -> None:
-        """The adapter as peft keeps it, in the fold's folder."""
+        """Write the adapter as peft keeps it, into the fold's folder."""
         assert self._adapted is not None
         save_adapter(self._adapted, folder / ADAPTER)
 
+    def provide_tokens(self, slides: list[str], sizes: list[int], layers: int) -> None:
+        """Make the tokens that adapting `layers` blocks starts from, unless some that serve are there.
 
-def encoder_of(common: dict[str, Any], weights: Path | None) -> Encoder:
-    """The encoder that made a cache; `InputError` where its weights are others."""
+        Args:
+            slides: IDs.
+            sizes: Neighbourhood sizes of the niches.
+            layers: Blocks that are adapted at most.
+        """
+        block = self.blocks - layers
+        usable = [b for b in token_blocks(self.cache, slides) if b <= block]
+        if distributed.rank() == 0:
+            # This also completes what was stopped, or lacks a neighbourhood size.
+            block = usable[-1] if usable else block
+            failures = make_tokens(self.cache, slides, sizes, self.encoder, block, self.data_root)
+            if failures:
+                raise failures[0]
+        distributed.barrier()
+
+
+def load_cached_encoder(common: dict[str, Any], weights: Path | None) -> Encoder:
+    """The encoder that made a cache.
+
+    Args:
+        common: The common part of the cache's fingerprint.
+        weights: File with its weights, where they are not found by themselves.
+
+    Raises:
+        InputError: Its weights are others, or the cache is of an encoder that was fine-tuned already.
+    """
     if common["lora"] is not None:
         raise InputError(
             "this cache holds embeddings of an encoder that is tuned already; give the cache of the plain encoder"
@@ -135,25 +177,25 @@ def encoder_of(common: dict[str, Any], weights: Path | None) -> Encoder:
     return encoder
 
 
+def default_layers(encoder: str) -> int:
+    """Blocks that are adapted where nothing is said of it: the last 11, or all where there are fewer, which is logged.
+
+    Args:
+        encoder: Its name.
+    """
+    blocks = count_blocks_of(encoder)
+    if blocks < MAX_DEFAULT_LAYERS:
+        log.info(f"--lora-layers {blocks}: {encoder} has {blocks} blocks, so all of them are adapted")
+    return min(blocks, MAX_DEFAULT_LAYERS)
+
+
 def default_precision() -> Literal["bf16", "fp32"]:
-    """Of the encoder's products: bf16 where that is fast."""
+    """Of the encoder's matrix products: bf16 where that is fast."""
     return "bf16" if has_fast_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "fp32"
 
 
-def provide_tokens(tuner: Finetuner, slides: list[str], sizes: list[int], layers: int, data_root: Path) -> None:
-    """Make the tokens that adapting `layers` blocks starts from, unless some that serve are there."""
-    block = tuner.blocks - layers
-    usable = [b for b in token_blocks(tuner.cache, slides) if b <= block]
-    if distributed.rank() == 0:
-        # Also completes what was stopped, or lacks a neighbourhood size.
-        failed = make_tokens(tuner.cache, slides, sizes, tuner.encoder, usable[-1] if usable else block, data_root)
-        if failed:
-            raise failed[0]
-    distributed.barrier()
-
-
-def where_slides_are(cache: Cache, given: str | None) -> Path:
-    """The folder with the slides' images: as given, else as the cache remembers it."""
+def find_data_root(cache: Cache, given: str | None) -> Path:
+    """The folder with the slides' images: as given, else as the cache remembers it; `InputError` if it is not there."""
     if given and not Path(given).is_dir():
         raise InputError(f"--data-root {given}: no such folder")
     if given:

@@ -6,36 +6,33 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 Place = Literal["device", "memory", "disk"]
 SHARE = 0.5  # of what is free that inputs may take: the rest is for the encoder and its activations
-MEMINFO = Path("/proc/meminfo")
-CONTAINER = Path("/sys/fs/cgroup")  # limits of a container, cgroup v2
+CONTAINER = Path("/sys/fs/cgroup")  # limits of a container (cgroup v2), which psutil does not look at
 
 
-def choose_place(wanted: int, device: torch.device, share: float = SHARE) -> Place:
-    """Where `wanted` bytes are kept: as near the device as they fit into `share` of what is free.
+def choose_place(n_bytes: int, device: torch.device, share: float = SHARE) -> Place:
+    """Where many bytes are kept: as near the device as they fit.
 
     On a CPU its memory is that of the device: "memory". Processes that torchrun started on this machine share it.
+
+    Args:
+        n_bytes: How many.
+        device: Where they are used.
+        share: The share of what is free that they may take.
     """
-    if device.type == "cuda" and wanted <= share * torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cuda" and n_bytes <= share * torch.cuda.mem_get_info(device)[0]:
         return "device"
-    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return "memory" if wanted <= share / ranks * free_memory() else "disk"
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return "memory" if n_bytes <= share / processes * free_memory() else "disk"
 
 
 def free_memory() -> float:
     """Bytes of memory that this process may still take, by the machine and by its container's limit."""
-    return min(_free_of_machine(), _free_of_container())
-
-
-def _free_of_machine() -> int:
-    try:
-        lines = MEMINFO.read_text().splitlines()
-    except OSError:  # no Linux: nothing portable tells what is free
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    return min(psutil.virtual_memory().available, _free_of_container())
 
 
 def _free_of_container() -> float:

@@ -1,67 +1,41 @@
-"""The inputs of fine-tuning, read by rows: held on the device or in memory, or in token files on the disk."""
+"""Cached tokens as inputs: the activations that enter a block, held in memory or read from the slides' token files."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from extract.encoders.encoder import Encoder, blocks_after, check_block
+from extract.encoders.lora import adapted_names
+from extract.pipeline import Precision
 from hist_cache.cache import Cache
 from hist_cache.console import progress, size
-from hist_cache.token_files import Tokens, dataset_names, open_tokens, token_bytes
-from train.data import SpotData
+from hist_cache.errors import HistError, InputError
+from hist_cache.token_files import Tokens, open_tokens, token_bytes, token_names
+from train.data import SpotData, SpotNiche
+from train.finetune.inputs import Caches, HeldStore, StoredInputs, check_caches, host_buffer
 from train.finetune.memory import SHARE, Place, choose_place
 
 READERS = 4  # threads: a disk serves several reads at once faster than one after the other
 CHUNK = 256  # spots loaded at a time
 
-Pair = tuple[Tensor, Tensor]  # of the spots and of their niches
-
-
-class Store(Protocol):
-    """Spot and niche inputs of all spots of a SpotData, (N, ...) each."""
-
-    device: torch.device
-    """Where `read` puts them."""
-    resident: bool
-    """They are in the device's memory already: reading ahead gains nothing."""
-    description: str
-
-    def read(self, rows: Tensor) -> Pair:
-        """Inputs of `rows` (n,) int64, in that order, on the device; on another device rows cost a sync."""
-
-    def close(self) -> None: ...
-
-
-class HeldStore:
-    """Inputs in tensors: the device's, the host's, or those of a file that is mapped into memory."""
-
-    def __init__(self, spot: Tensor, niche: Tensor, device: torch.device, description: str, mapped: bool) -> None:
-        self.spot, self.niche, self.device, self.description = spot, niche, device, description
-        self.resident = spot.device.type == device.type and not mapped
-
-    def read(self, rows: Tensor) -> Pair:
-        return self._take(self.spot, rows), self._take(self.niche, rows)
-
-    def _take(self, held: Tensor, rows: Tensor) -> Tensor:
-        if held.device.type == self.device.type:
-            return held[rows.to(held.device)]
-        # What is held is not pinned itself: torch would round tens of gigabytes up to a power of two.
-        batch = buffer((len(rows), *held.shape[1:]), held.dtype, self.device)
-        torch.index_select(held, 0, rows.cpu(), out=batch)
-        return batch.to(self.device, non_blocking=True)
-
-    def close(self) -> None:
-        pass
-
 
 class TokenFiles:
-    """Tokens read from the slides' files each time. `slide`, `row` (N,): a spot's file of `tokens`, its row there."""
+    """A store of tokens that are read from the slides' files each time.
+
+    Args:
+        tokens: The open files.
+        slide: `(N,)` each spot's file, by its place in `tokens`.
+        row: `(N,)` each spot's row in that file.
+        size: Neighbourhood size of the niches.
+        device: Where `read` puts them.
+        description: What they are, for messages.
+    """
 
     resident = False
 
@@ -70,21 +44,22 @@ class TokenFiles:
     ) -> None:
         self.device, self.description = device, description
         self.shape = tokens[0].shape
-        self._tokens, self._names = tokens, dataset_names([size])
+        self._tokens, self._names = tokens, token_names([size])
         self._slide, self._row = slide.cpu().numpy(), row.cpu().numpy()
         self._pool = ThreadPoolExecutor(READERS, "tokens")
 
     def __len__(self) -> int:
         return len(self._row)
 
-    def read(self, rows: Tensor) -> Pair:
+    def read(self, rows: Tensor) -> SpotNiche:
+        """See `train.finetune.inputs.Store.read`."""
         shape = (len(rows), *self.shape)
-        spot, niche = (buffer(shape, torch.float16, self.device) for _ in self._names)
-        self.fill(rows, (spot, niche))
-        return spot.to(self.device, non_blocking=True), niche.to(self.device, non_blocking=True)
+        tokens = SpotNiche(*(host_buffer(shape, torch.float16, self.device) for _ in self._names))
+        self.fill(rows, tokens)
+        return SpotNiche(*(level.to(self.device, non_blocking=True) for level in tokens))
 
-    def fill(self, rows: Tensor, out: Pair) -> None:
-        """Read into tensors (n, T, W) float16 on the CPU, in the order of the files."""
+    def fill(self, rows: Tensor, out: SpotNiche) -> None:
+        """Read into tensors `(n, T, W)` float16 on the CPU, in the order of the files."""
         chosen = rows.cpu().numpy()
         slide, row = self._slide[chosen], self._row[chosen]
 
@@ -95,17 +70,10 @@ class TokenFiles:
         list(self._pool.map(read, np.lexsort((row, slide)).tolist()))
 
     def close(self) -> None:
+        """Close the files and end the threads."""
         self._pool.shutdown()
         for tokens in self._tokens:
             tokens.close()
-
-
-def buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An empty batch on the CPU; pinned for a GPU, so that its copy there waits for nothing.
-
-    torch keeps pinned memory and hands it out again once the copy is done.
-    """
-    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 def token_store(
@@ -117,13 +85,23 @@ def token_store(
     place: Place | None = None,
     share: float = SHARE,
 ) -> HeldStore | TokenFiles:
-    """The tokens of all spots of `data`, loaded once where they fit (`place`: there), else read from the disk.
+    """The tokens of all spots of `data`, loaded once where they fit, else read from the disk each time.
 
-    `caches`: the cache of each slide. Raises what `hist_cache.token_files.open_tokens` does.
+    Raises what `hist_cache.token_files.open_tokens` does.
+
+    Args:
+        caches: The cache of each slide.
+        data: The spots.
+        neighbors: Neighbourhood size of the niches.
+        block: The block that the tokens enter.
+        device: Where they are used.
+        place: Where to keep them; default: the nearest place where they fit.
+        share: The share of free memory that they may take.
     """
     with ExitStack() as opened:
         tokens = [opened.enter_context(open_tokens(caches[s], s, block, [neighbors])) for s in data.slides]
-        shape, taken = tokens[0].shape, 2 * token_bytes(len(data.row), tokens[0].shape)
+        shape = tokens[0].shape
+        taken = 2 * token_bytes(len(data.row), shape)
         place = place or choose_place(taken, device, share)
         folders = ", ".join(sorted({str(caches[slide].folder) for slide in data.slides}))
         description = (
@@ -141,8 +119,8 @@ def token_store(
         files.close()
 
 
-def _loaded(files: TokenFiles, place: Place) -> Pair:
-    """All tokens of the files, (N, T, W) float16 each."""
+def _loaded(files: TokenFiles, place: Place) -> SpotNiche:
+    """All tokens of the files, `(N, T, W)` float16 each."""
     there = files.device if place == "device" else torch.device("cpu")
     shape = (len(files), *files.shape)
     spot, niche = (torch.empty(shape, dtype=torch.float16, device=there) for _ in range(2))
@@ -152,6 +130,64 @@ def _loaded(files: TokenFiles, place: Place) -> Pair:
             if place == "device":
                 spot[part], niche[part] = files.read(rows)
             else:
-                files.fill(rows, (spot[part], niche[part]))
+                files.fill(rows, SpotNiche(spot[part], niche[part]))
             meter.advance(len(rows))
-    return spot, niche
+    return SpotNiche(spot, niche)
+
+
+class TokenInputs(StoredInputs):
+    """Tokens `(T, W)` float16 that enter a block; `encode` runs the blocks from there, adapted or not.
+
+    Tokens are kept in the device's memory, in the host's, or read from the disk: in the first of these where `share` of
+    what is free holds them all.
+
+    Args:
+        cache: That of all slides, or of each.
+        data: The spots.
+        neighbors: Neighbourhood size of the niches.
+        source: The encoder that made the cache.
+        block: The block that the tokens enter, from 0.
+        device: Where they are encoded.
+        precision: Of the encoder.
+        place: Where to keep them instead.
+        share: The share of free memory that they may take.
+
+    Raises:
+        InputError: The encoder has no such block, or there are no such tokens; the message says what to do.
+        StaleCacheError: Another encoder made the cache, or the tokens are another image's.
+    """
+
+    def __init__(
+        self,
+        cache: Caches,
+        data: SpotData,
+        neighbors: int,
+        source: Encoder,
+        block: int,
+        device: torch.device,
+        precision: Precision,
+        *,
+        place: Place | None = None,
+        share: float = SHARE,
+    ) -> None:
+        check_block(source, block)
+        caches = check_caches(cache, data, source)
+        super().__init__(token_store(caches, data, neighbors, block, device, place, share), source, precision)
+        self.block = block
+
+    def read(self, rows: Tensor, augment: torch.Generator | None = None) -> SpotNiche:
+        """Tokens of `rows`; `InputError` where crops should be turned, which stored tokens cannot be."""
+        if augment is not None:
+            raise InputError(
+                "stored tokens are of crops as they lie; to turn and flip crops, train without them (--no-token-cache)"
+            )
+        return self.store.read(rows)
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        """Tokens `(n, T, W)` to embeddings `(n, D)` float32."""
+        module = self.source.module
+        if passed := adapted_names(module.backbone.blocks[: self.block]):
+            first = passed[0].split(".")[0]
+            raise HistError(f"block {first} of {self.source.name} is adapted, but tokens enter at block {self.block}")
+        with self.autocast():
+            return blocks_after(module, inputs.float(), self.block).float()

@@ -1,6 +1,6 @@
-"""What aligns images with genes: contrast (HCA, Eq. 8 and 9) and entailment (HEA, Eq. 10), by coefficients.
+"""The losses that align images with genes: contrast (HCA, Eq. 8 and 9) and entailment (HEA, Eq. 7 and 10).
 
-An ablation is a choice of `Terms`; all share one code path, and a term of weight 0 costs nothing.
+An ablation is a choice of `Terms`. All ablations run the same code, and a term of weight 0 is not computed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from train.models import lorentz
 
 Geometry = Literal["lorentz", "euclidean"]
 Level = Literal["spot", "niche"]
-Four = tuple[float, float, float, float]
+FourWeights = tuple[float, float, float, float]
 FourFlags = tuple[bool, bool, bool, bool]
 
 CONTRASTS = (
@@ -25,7 +25,7 @@ CONTRASTS = (
     ("gene_niche", "image_spot"),
     ("image_niche", "gene_spot"),
 )
-"""(anchor, candidates). Niches look for spots and not the reverse: a spot may belong to several niches."""
+"""(anchor, candidates). A niche is contrasted with spots, but a spot not with niches: it may belong to several."""
 
 ENTAILMENTS = (
     ("image_spot", "image_niche"),
@@ -35,29 +35,33 @@ ENTAILMENTS = (
 )
 """(parent, child): the general concept entails the specific one."""
 
+EMBEDDING_NAMES = ("image_spot", "image_niche", "gene_spot", "gene_niche")
+"""The tensors of `Embeddings` that hold points."""
+
 
 @dataclass(frozen=True)
 class Terms:
-    """Absolute weights of the eight terms (the paper's are all 1/4), and how they are measured."""
+    """Absolute weights of the eight terms (the paper's are all 1/4), and how the terms are measured."""
 
-    contrast: Four
+    contrast: FourWeights
     """In the order of `CONTRASTS`: Is->Gs, Gs->Is, Gn->Is, In->Gs."""
-    entail: Four
+    entail: FourWeights
     """In the order of `ENTAILMENTS`: Is>In, Gs>Gn, Is>Gs, In>Gn."""
-    etas: Four = (1.0, 1.0, 1.0, 1.0)
+    etas: FourWeights = (1.0, 1.0, 1.0, 1.0)
     """Multipliers of the half-aperture, in the order of `entail`."""
     reverse: FourFlags = (False, False, False, False)
-    """Entailments turned round (the child becomes the parent), in the order of `entail`."""
+    """Which entailments are reversed (the child becomes the parent), in the order of `entail`."""
     geometry: Geometry = "lorentz"
+    """Hyperbolic distances and cones, or cosines and Euclidean cones."""
     main: Level = "spot"
-    """The level whose images and genes are contrasted both ways; "niche" swaps the levels in `CONTRASTS`."""
+    """The level whose images and genes are contrasted in both directions; "niche" swaps the levels in `CONTRASTS`."""
 
 
 @dataclass
-class Embedded:
-    """One batch in the latent space: four `(B, d)` tensors, row i of each belonging to the same spot.
+class Embeddings:
+    """One batch in the latent space: four `(B, D)` tensors; row i of each belongs to the same spot.
 
-    Space components of hyperbolic points in the Lorentz geometry, plain vectors in the Euclidean one.
+    They are space components of hyperbolic points in the Lorentz geometry, plain vectors in the Euclidean one.
     """
 
     image_spot: Tensor
@@ -71,23 +75,39 @@ class Embedded:
 
 
 def similarity(a: Tensor, b: Tensor, c: Tensor, geometry: Geometry) -> Tensor:
-    """How alike every row of a is to every row of b, `(..., B, d)` to `(..., B, B)`: -d_L, or the cosine."""
+    """Similarity of every row of a to every row of b: minus the hyperbolic distance, or the cosine.
+
+    Args:
+        a: embeddings, `(..., B, D)`.
+        b: embeddings, `(..., B, D)`.
+        c: curvature magnitude.
+        geometry: "lorentz" for the distance, "euclidean" for the cosine.
+
+    Returns:
+        Similarities, `(..., B, B)`.
+    """
     if geometry == "lorentz":
         return -lorentz.pairwise_dist(a, b, c)
     return lorentz.pairwise_cosine(a, b)
 
 
-def contrast(logits: Tensor) -> Tensor:
-    """Mean cross-entropy of each row of `(..., B, B)` logits against its own column (Eq. 8), `(...)`.
+def info_nce(logits: Tensor) -> Tensor:
+    """Mean cross-entropy of each row of logits against its own column (Eq. 8).
 
-    Eq. 8 as printed rewards distant pairs and leaves the pair itself out of the sum, so that it has no lower
-    bound; here logits grow with similarity, and j = i is one of the candidates.
+    Eq. 8 as printed rewards distant pairs and leaves the pair itself out of the sum, so that it has no lower bound.
+    Here logits grow with similarity, and j = i is one of the candidates.
+
+    Args:
+        logits: similarities over the temperature, `(..., B, B)`; row i is the anchor, column i its own candidate.
+
+    Returns:
+        Losses, `(...)`, at least 0.
     """
     return -logits.log_softmax(dim=-1).diagonal(dim1=-2, dim2=-1).mean(dim=-1)
 
 
-def contrasts(main: Level) -> list[tuple[str, str]]:
-    """`CONTRASTS` with `main` as the level of the mutual pair."""
+def contrast_pairs(main: Level) -> list[tuple[str, str]]:
+    """The (anchor, candidates) of `CONTRASTS`, with `main` as the level that is contrasted in both directions."""
     if main == "spot":
         return list(CONTRASTS)
     other = {"image_spot": "image_niche", "gene_spot": "gene_niche"}
@@ -95,72 +115,92 @@ def contrasts(main: Level) -> list[tuple[str, str]]:
     return [(other[anchor], other[candidates]) for anchor, candidates in CONTRASTS]
 
 
-def contrast_loss(e: Embedded, terms: Terms) -> Tensor:
-    """Weighted sum of the contrasts (HCA, Eq. 9), a scalar; 0 without a graph if every weight is 0."""
-    used = [(pair, weight) for pair, weight in zip(contrasts(terms.main), terms.contrast, strict=True) if weight]
-    if not used:
-        return _zero(e)
-    # All matrices in one product. Two terms that differ only in who looks for whom share a matrix.
+def contrast_loss(embeddings: Embeddings, terms: Terms) -> Tensor:
+    """Weighted sum of the four contrasts (HCA, Eq. 9).
+
+    Args:
+        embeddings: one batch.
+        terms: the weights, the geometry and the main level.
+
+    Returns:
+        A scalar; 0 without a graph if every weight is 0.
+    """
+    weights = {pair: w for pair, w in zip(contrast_pairs(terms.main), terms.contrast, strict=True) if w}
+    if not weights:
+        return _zero(embeddings)
+    # All similarities come from one product. Two terms that only swap anchor and candidates share a matrix.
     pairs: list[tuple[str, str]] = []
-    for pair, _ in used:
+    for pair in weights:
         if pair[::-1] not in pairs:
             pairs.append(pair)
-    with torch.autocast(e.image_spot.device.type, enabled=False):
-        anchors, candidates = (_stack(e, [pair[k] for pair in pairs]) for k in range(2))
-        logits = similarity(anchors, candidates, e.c, terms.geometry)
-        matrix = dict(zip(pairs, logits / e.tau.to(logits.dtype), strict=True))
-        losses = [contrast(matrix[pair] if pair in matrix else matrix[pair[::-1]].T) for pair, _ in used]
-        return _times([weight for _, weight in used], torch.stack(losses)).sum()
+    with torch.autocast(embeddings.image_spot.device.type, enabled=False):
+        anchors, candidates = (_stack(embeddings, [pair[k] for pair in pairs]) for k in range(2))
+        logits = similarity(anchors, candidates, embeddings.c, terms.geometry)
+        logits_of = dict(zip(pairs, logits / embeddings.tau.to(logits.dtype), strict=True))
+        losses = [info_nce(logits_of[pair] if pair in logits_of else logits_of[pair[::-1]].T) for pair in weights]
+        return _scale(weights.values(), torch.stack(losses)).sum()
 
 
-def entailment_loss(e: Embedded, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of mean(max(0, ext - eta aper)) over the entailments (HEA, Eq. 7 and 10), a scalar in rad.
+def entailment_loss(embeddings: Embeddings, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of mean(max(0, ext - eta aper)) over the four entailments (HEA, Eq. 7 and 10).
 
-    Beside it two detached scalars over the terms in use: `violated`, the share of children outside their
-    parent's cone, and `aperture`, the mean half-aperture in rad (before eta). NaN when no term is in use.
+    Args:
+        embeddings: one batch.
+        terms: the weights, the multipliers eta, the directions and the geometry.
+
+    Returns:
+        The loss, a scalar in rad (0 without a graph if every weight is 0), and two detached scalars over the terms
+        in use: `violated`, the share of children outside the cone of their parent, and `aperture`, the mean
+        half-aperture in rad before eta. Both are NaN if no term is in use.
     """
     rows = zip(ENTAILMENTS, terms.reverse, terms.entail, terms.etas, strict=True)
-    used = [(pair[::-1] if turned else pair, weight, eta) for pair, turned, weight, eta in rows if weight]
-    if not used:
-        nothing = _zero(e)
-        return nothing, {"violated": nothing / 0, "aperture": nothing / 0}
-    with torch.autocast(e.image_spot.device.type, enabled=False):
-        parents, children = (_stack(e, [pair[k] for pair, _, _ in used]) for k in range(2))
+    active = [(pair[::-1] if reverse else pair, weight, eta) for pair, reverse, weight, eta in rows if weight]
+    if not active:
+        zero = _zero(embeddings)
+        return zero, {"violated": zero / 0, "aperture": zero / 0}
+    with torch.autocast(embeddings.image_spot.device.type, enabled=False):
+        parents, children = (_stack(embeddings, [pair[k] for pair, _, _ in active]) for k in range(2))
         if terms.geometry == "lorentz":
-            angle = lorentz.exterior_angle(parents, children, e.c)
-            aperture = lorentz.half_aperture(parents, e.c)
+            angle = lorentz.exterior_angle(parents, children, embeddings.c)
+            aperture = lorentz.half_aperture(parents, embeddings.c)
         else:
             angle = lorentz.euclidean_exterior_angle(parents, children)
             aperture = lorentz.euclidean_half_aperture(parents)
-        excess = angle - _times([eta for _, _, eta in used], aperture)
-        loss = _times([weight for _, weight, _ in used], excess.clamp_min(0).mean(dim=-1)).sum()
+        excess = angle - _scale([eta for _, _, eta in active], aperture)
+        loss = _scale([weight for _, weight, _ in active], excess.clamp_min(0).mean(dim=-1)).sum()
         violated = (excess.detach() > 0).to(excess.dtype).mean()
     return loss, {"violated": violated, "aperture": aperture.detach().mean()}
 
 
 @torch.no_grad()
-def geometry_summary(e: Embedded, geometry: Geometry = "lorentz") -> dict[str, Tensor]:
-    """Detached scalars to log: `c`, `tau`, the mean distance of each embedding from the origin: `radius_*`.
+def geometry_summary(embeddings: Embeddings, geometry: Geometry = "lorentz") -> dict[str, Tensor]:
+    """Scalars of a batch to log: curvature, temperature and the mean distance of each embedding from the origin.
 
-    They stay on the device; reading one as a number is what waits for it. The Euclidean radius is the norm.
+    Args:
+        embeddings: one batch.
+        geometry: the distance from the origin is hyperbolic for "lorentz", the norm for "euclidean".
+
+    Returns:
+        Detached scalars `c`, `tau` and `radius_image_spot` to `radius_gene_niche`. They stay on the device, since
+        only converting one to a number has to wait for a GPU.
     """
-    summary = {"c": e.c.detach(), "tau": e.tau.detach()}
-    for name in ("image_spot", "image_niche", "gene_spot", "gene_niche"):
-        x = getattr(e, name)
-        r = lorentz.radius(x, e.c) if geometry == "lorentz" else x.float().norm(dim=-1)
-        summary[f"radius_{name}"] = r.mean()
+    summary = {"c": embeddings.c.detach(), "tau": embeddings.tau.detach()}
+    for name in EMBEDDING_NAMES:
+        x = getattr(embeddings, name)
+        radii = lorentz.radius(x, embeddings.c) if geometry == "lorentz" else x.float().norm(dim=-1)
+        summary[f"radius_{name}"] = radii.mean()
     return summary
 
 
-def _zero(e: Embedded) -> Tensor:
-    dtype = torch.float64 if e.image_spot.dtype == torch.float64 else torch.float32
-    return torch.zeros((), dtype=dtype, device=e.image_spot.device)
+def _zero(embeddings: Embeddings) -> Tensor:
+    dtype = torch.float64 if embeddings.image_spot.dtype == torch.float64 else torch.float32
+    return torch.zeros((), dtype=dtype, device=embeddings.image_spot.device)
 
 
-def _stack(e: Embedded, names: list[str]) -> Tensor:
-    return torch.stack([getattr(e, name) for name in names])
+def _stack(embeddings: Embeddings, names: list[str]) -> Tensor:
+    return torch.stack([getattr(embeddings, name) for name in names])
 
 
-def _times(factors: Iterable[float], values: Tensor) -> Tensor:
-    """Each of `(k, ...)` values times its factor; no tensor of factors, as copying one to a GPU waits for it."""
+def _scale(factors: Iterable[float], values: Tensor) -> Tensor:
+    """Multiply `(k, ...)` values by k numbers, without a tensor of them: copying one to a GPU would wait for it."""
     return torch.stack([factor * value for factor, value in zip(factors, values.unbind(), strict=True)])

@@ -1,63 +1,30 @@
-"""HiST: four streams, hyperbolic alignment, and a decoder that reads the images alone; on cached embeddings, or on an
-encoder that is tuned with it."""
+"""HiST: four streams, hyperbolic alignment, and a decoder that reads the images alone."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hist_cache.errors import InputError
+from train.data import Batch, Images, SpotNiche
 from train.distributed import all_gather
-from train.models.alignment import Embedded, contrast_loss, entailment_loss, geometry_summary
+from train.models.alignment import Embeddings, contrast_loss, entailment_loss, geometry_summary
+from train.models.base import Log, Model
+from train.models.configs import CURVATURE_RANGE, MAX_INVERSE_TEMPERATURE, HistConfig
 from train.models.lorentz import exp_map0
+from train.models.projection import TangentProjection, tangent_projection
 from train.models.variants import Variant
 
-CURVATURE_RANGE = (0.1, 10.0)
-MAX_INVERSE_TEMPERATURE = 100.0
-
-
-@dataclass(frozen=True)
-class HistConfig:
-    """Sizes and loss weights; the defaults are the paper's (HiST, appendix B.2)."""
-
-    embedding_width: int
-    n_genes: int
-    width: int = 1024
-    depth: int = 2  # residual blocks a stream
-    dropout: float = 0.1
-    alpha: float = 0.2
-    beta: float = 0.4
-    curvature: float = 1.0
-    fixed_curvature: bool = False
-    temperature: float = 0.07
-    decoder_space: Literal["tangent", "hyperbolic"] = "tangent"
-
-    def __post_init__(self) -> None:
-        low, high = CURVATURE_RANGE
-        limits = {
-            "width": self.width >= 1,
-            "depth": self.depth >= 0,
-            "dropout": 0 <= self.dropout < 1,
-            "alpha": self.alpha >= 0,
-            "beta": self.beta >= 0,
-            "curvature": low <= self.curvature <= high,
-            "temperature": self.temperature >= 1 / MAX_INVERSE_TEMPERATURE,
-        }
-        for name, holds in limits.items():
-            if not holds:
-                raise InputError(
-                    f"--{name} {getattr(self, name)}: out of range"
-                    + (f" ({low} to {high})" if name == "curvature" else "")
-                )
+MIN_RADIUS = 1e-2  # below it an embedding counts as collapsed into the origin
+MIN_ENTAILMENT_LOSS = 1e-4  # below it every cone holds its child
 
 
 class ResidualMLP(nn.Module):
-    """LN, Linear, `depth` x [x + MLP(LN x)] with ratio 2, LN: (B, in) -> (B, width)."""
+    """LN, Linear, `depth` times [x + MLP(LN x)] with ratio 2, LN: `(B, inputs)` to `(B, width)`."""
 
     def __init__(self, inputs: int, width: int, depth: int, dropout: float) -> None:
         super().__init__()
@@ -68,13 +35,14 @@ class ResidualMLP(nn.Module):
                 nn.Linear(width, 2 * width),
                 nn.GELU(),
                 nn.Linear(2 * width, width),
-                nn.Dropout(dropout),  # one a block: drawing its mask is a tenth of a step on a CPU
+                nn.Dropout(dropout),  # one a block: drawing a mask takes a tenth of a step on a CPU
             )
             for _ in range(depth)
         )
         self.leave = nn.LayerNorm(width)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, inputs)` to `(B, width)`."""
         x = self.enter(x)
         for block in self.blocks:
             x = x + block(x)
@@ -82,7 +50,7 @@ class ResidualMLP(nn.Module):
 
 
 class Stream(nn.Module):
-    """One input, e.g. spot embeddings, to its representation: Linear, then a residual MLP."""
+    """One input, such as spot embeddings, to its representation: Linear, then a residual MLP."""
 
     def __init__(self, inputs: int, config: HistConfig) -> None:
         super().__init__()
@@ -90,18 +58,18 @@ class Stream(nn.Module):
         self.encode = ResidualMLP(config.width, config.width, config.depth, config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """`(B, inputs)` to `(B, width)`."""
         return self.encode(self.enter(x))
 
 
-class HistModel(nn.Module):
-    """HiST. `predict` takes images alone; `forward` gives the loss (Eq. 11) and what to log.
+class HistModel(Model):
+    """HiST (Eq. 1-11). The variant says which terms of the losses count, and which images the decoder reads."""
 
-    spot, niche (B, D) embeddings, or with an encoder what that takes, (B, ...); expression, niche_expression (B, G).
-    """
+    config: HistConfig
 
-    def __init__(self, config: HistConfig, variant: Variant, encoder: nn.Module | None = None) -> None:
-        super().__init__()
-        self.config, self.variant, self.encoder = config, variant, encoder
+    def __init__(self, config: HistConfig, variant: Variant) -> None:
+        super().__init__(config)
+        self.variant = variant
         d = config.width
         self.image_spot, self.image_niche = (
             Stream(config.embedding_width, config),
@@ -115,90 +83,102 @@ class HistModel(nn.Module):
         self.decoder = nn.Sequential(
             ResidualMLP(decoder_inputs, d, config.depth, config.dropout), nn.Linear(d, config.n_genes)
         )
-        # A LayerNorm output has norm sqrt(d); the scales bring it to 1 before exp_map0.
+        # A LayerNorm output has norm sqrt(d); the scales bring it to 1 before the exponential map.
         self.log_scale_image = nn.Parameter(torch.tensor(math.log(d**-0.5)))
         self.log_scale_gene = nn.Parameter(torch.tensor(math.log(d**-0.5)))
         self.log_c = nn.Parameter(torch.tensor(math.log(config.curvature)), requires_grad=not config.fixed_curvature)
         self.log_inverse_tau = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
     def geometry_parameters(self) -> list[nn.Parameter]:
-        """Scales, curvature, temperature: no weight decay on these."""
+        """Scales, curvature and temperature, which have no weight decay."""
         return [self.log_scale_image, self.log_scale_gene, self.log_c, self.log_inverse_tau]
 
-    def trained_state(self) -> dict[str, Tensor]:
-        """All weights but the encoder's frozen ones, which are known and large."""
-        frozen = {name for name, p in self.named_parameters() if name.startswith("encoder.") and not p.requires_grad}
-        frozen |= {name for name, _ in self.named_buffers() if name.startswith("encoder.")}
-        return {name: tensor for name, tensor in self.state_dict().items() if name not in frozen}
-
-    def load_trained_state(self, state: dict[str, Tensor]) -> None:
-        """The reverse; RuntimeError where a weight is missing, unknown or of another shape."""
-        if set(state) != set(self.trained_state()):
-            raise RuntimeError("its weights are not those of this model")
-        self.load_state_dict(state, strict=False)
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """All other parameters with weight decay, those of the geometry without."""
+        geometry = {id(p) for p in self.geometry_parameters()}
+        trained = [p for p in self.parameters() if p.requires_grad]
+        return [
+            {"params": [p for p in trained if id(p) not in geometry]},
+            {"params": [p for p in trained if id(p) in geometry], "weight_decay": 0.0},
+        ]
 
     @torch.no_grad()
-    def constrain_(self) -> None:
-        """Bring curvature, scales and temperature back into their ranges; call after every optimiser step."""
+    def after_step(self) -> None:
+        """Bring curvature, scales and temperature back into their ranges."""
         self.log_c.clamp_(*map(math.log, CURVATURE_RANGE))
         self.log_scale_image.clamp_(max=0.0)
         self.log_scale_gene.clamp_(max=0.0)
         self.log_inverse_tau.clamp_(max=math.log(MAX_INVERSE_TEMPERATURE))
 
-    def images(self, spot: Tensor, niche: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, d) tangent vectors at the origin, before scaling."""
-        return self.project_image(self.image_spot(spot)), self.project_image(self.image_niche(niche))
+    def image_tangents(self, images: Images) -> SpotNiche:
+        """Tangent vectors at the origin, `(B, d)` each, before they are scaled."""
+        return SpotNiche(
+            self.project_image(self.image_spot(images.spot)), self.project_image(self.image_niche(images.niche))
+        )
 
-    def genes(self, expression: Tensor, niche_expression: Tensor) -> tuple[Tensor, Tensor]:
-        return self.project_gene(self.gene_spot(expression)), self.project_gene(self.gene_niche(niche_expression))
+    def gene_tangents(self, batch: Batch) -> SpotNiche:
+        """The same of the expression profiles."""
+        return SpotNiche(
+            self.project_gene(self.gene_spot(batch.expression)),
+            self.project_gene(self.gene_niche(batch.niche_expression)),
+        )
 
-    def embed(self, images: tuple[Tensor, Tensor], genes: tuple[Tensor, Tensor]) -> Embedded:
-        """The four embeddings: on the hyperboloid (space components), or scaled as they are in a Euclidean variant."""
-        with torch.autocast(images[0].device.type, enabled=False):
+    def embed(self, images: SpotNiche, genes: SpotNiche) -> Embeddings:
+        """The four embeddings from tangent vectors.
+
+        Returns:
+            Space components on the hyperboloid (Eq. 5), or scaled vectors in a Euclidean variant.
+        """
+        with torch.autocast(images.spot.device.type, enabled=False):
             c = self.log_c.exp()
             scales = [self.log_scale_image] * 2 + [self.log_scale_gene] * 2
             points = [v.float() * s.exp() for v, s in zip((*images, *genes), scales, strict=True)]
             if self.variant.terms.geometry == "lorentz":
                 points = [exp_map0(v, c) for v in points]
-            return Embedded(points[0], points[1], points[2], points[3], c, (-self.log_inverse_tau).exp())
+            return Embeddings(points[0], points[1], points[2], points[3], c, (-self.log_inverse_tau).exp())
 
-    def decode(self, images: tuple[Tensor, Tensor]) -> Tensor:
-        """(B, G) predicted log2 expression from the image representations."""
+    def decode(self, images: SpotNiche) -> Tensor:
+        """Predicted log2 expression `(B, G)` from the tangent vectors of the images."""
         if self.config.decoder_space == "hyperbolic":
-            with torch.autocast(images[0].device.type, enabled=False):
+            with torch.autocast(images.spot.device.type, enabled=False):
                 c, scale = self.log_c.exp(), self.log_scale_image.exp()
-                images = (exp_map0(images[0].float() * scale, c), exp_map0(images[1].float() * scale, c))
-        chosen = {"both": images, "spot": images[:1], "niche": images[1:]}[self.variant.decoder]
-        return self.decoder(torch.cat(chosen, dim=1)).float()
+                images = SpotNiche(*(exp_map0(v.float() * scale, c) for v in images))
+        inputs = {"both": images, "spot": images[:1], "niche": images[1:]}[self.variant.decoder]
+        return self.decoder(torch.cat(inputs, dim=1)).float()
 
-    def encode(self, spot: Tensor, niche: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, D) embeddings, both crops in one pass; without an encoder these are what is given."""
-        if self.encoder is None:
-            return spot, niche
-        a, b = self.encoder(torch.cat([spot, niche])).chunk(2)
-        return a, b
+    def predict(self, images: Images) -> Tensor:
+        """Predicted log2 expression `(B, G)`; no gene count is read."""
+        return self.decode(self.image_tangents(images))
 
-    def predict(self, spot: Tensor, niche: Tensor) -> Tensor:
-        """(B, G) predicted expression; no gene count is read."""
-        return self.decode(self.images(*self.encode(spot, niche)))
-
-    def forward(
-        self, spot: Tensor, niche: Tensor, expression: Tensor, niche_expression: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.loss(*self.encode(spot, niche), expression, niche_expression)
-
-    def loss(
-        self, spot: Tensor, niche: Tensor, expression: Tensor, niche_expression: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss from (B, D) embeddings. With several processes, alignment is over the rows of all of them."""
-        images = self.images(spot, niche)
-        mse = F.mse_loss(self.decode(images), expression)
-        genes = self.genes(expression, niche_expression)
-        e = self.embed((all_gather(images[0]), all_gather(images[1])), (all_gather(genes[0]), all_gather(genes[1])))
+    def loss(self, batch: Batch) -> tuple[Tensor, Log]:
+        """Prediction error plus weighted alignment (Eq. 11), the latter over the rows of all processes."""
+        images = self.image_tangents(batch)
+        mse = F.mse_loss(self.decode(images), batch.expression)
+        genes = self.gene_tangents(batch)
+        embeddings = self.embed(SpotNiche(*map(all_gather, images)), SpotNiche(*map(all_gather, genes)))
         weight = self.config.alpha * self.variant.alpha_scale
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):  # without weight they are only logged
-            hca = contrast_loss(e, self.variant.terms)
-            hea, cones = entailment_loss(e, self.variant.terms)
+            hca = contrast_loss(embeddings, self.variant.terms)
+            hea, cones = entailment_loss(embeddings, self.variant.terms)
         loss = mse + weight * (hca + self.config.beta * hea)
         log = {"loss": loss.detach(), "mse": mse.detach(), "hca": hca.detach(), "hea": hea.detach()}
-        return loss, log | cones | geometry_summary(e, self.variant.terms.geometry)
+        return loss, log | cones | geometry_summary(embeddings, self.variant.terms.geometry)
+
+    def project(self, batch: Batch) -> TangentProjection:
+        """Where the spots' four embeddings lie; those of genes come from counts, which no prediction reads."""
+        embeddings = self.embed(self.image_tangents(batch), self.gene_tangents(batch))
+        return tangent_projection(embeddings, self.variant.terms.geometry)
+
+    def warnings(self, epoch: Mapping[str, float]) -> list[str]:
+        """Signs that the geometry has collapsed."""
+        if self.variant.terms.geometry != "lorentz" or not self.variant.alpha_scale:
+            return []
+        problems = []
+        low, high = CURVATURE_RANGE
+        if not low * 1.01 < epoch["c"] < high / 1.01:
+            problems.append(f"geometry: curvature at its limit ({epoch['c']:.3g})")
+        if any(self.variant.terms.entail) and epoch["hea"] < MIN_ENTAILMENT_LOSS:
+            problems.append("geometry: entailment loss is 0, every cone holds its child")
+        if min(value for name, value in epoch.items() if name.startswith("radius_")) < MIN_RADIUS:
+            problems.append("geometry: an embedding has collapsed into the origin")
+        return problems

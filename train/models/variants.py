@@ -1,4 +1,4 @@
-"""Variants (ablations): rows of coefficients, read from variants.toml."""
+"""Variants (ablations) of the model: rows of coefficients, read from variants.toml."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hist_cache.errors import InputError
-from train.models.alignment import Geometry, Level, Terms
+from train.models.alignment import FourFlags, FourWeights, Geometry, Level, Terms
 
 Decoder = Literal["both", "spot", "niche"]
 
-TABLE = Path(__file__).with_name("variants.toml")
-REQUIRED = ("description", "contrast", "entail")
-OPTIONAL = ("etas", "reverse", "geometry", "main", "decoder", "alpha_scale")
+VARIANTS_FILE = Path(__file__).with_name("variants.toml")
+
+_REQUIRED = ("description", "contrast", "entail")
+_OPTIONAL = ("etas", "reverse", "geometry", "main", "decoder", "alpha_scale")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One row of the table."""
+    """One row of the table of variants."""
 
     name: str
     description: str
@@ -32,23 +33,31 @@ class Variant:
     alpha_scale: float = 1.0
     """Multiplies alpha (Eq. 11); at 0 contrast and entailment need not be computed."""
     own_etas: bool = False
-    """Whether its row gives etas, which a protocol then leaves alone."""
+    """Whether the row gives etas itself. A protocol then does not change them."""
 
     def as_dict(self) -> dict[str, Any]:
-        """All that decides numbers, for a run's configuration; `Variant.from_dict` is the reverse."""
+        """Every field that changes results, for the configuration of a run; the description is left out."""
         return {k: v for k, v in asdict(self).items() if k != "description"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Variant:
-        fours: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["terms"].items()}
-        row: dict[str, Any] = values | {"terms": Terms(**fours), "description": ""}
+        """The variant of a dictionary that `as_dict` returned, perhaps by way of JSON; its description is empty."""
+        terms: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values["terms"].items()}
+        row: dict[str, Any] = values | {"terms": Terms(**terms), "description": ""}
         return cls(**row)
 
 
-def load_variants(table: Path = TABLE) -> dict[str, Variant]:
-    """All variants by name, in the table's order.
+def load_variants(table: Path = VARIANTS_FILE) -> dict[str, Variant]:
+    """Read all variants of a table.
 
-    Raises InputError for a row that cannot be read, naming the file, the row and the field.
+    Args:
+        table: a TOML file with one section per variant; the head of variants.toml explains the fields.
+
+    Returns:
+        The variants by name, in the order of the table.
+
+    Raises:
+        InputError: the file or a row of it cannot be read; the message names the file, the row and the field.
     """
     try:
         rows = tomllib.loads(table.read_text("utf-8"))
@@ -58,66 +67,80 @@ def load_variants(table: Path = TABLE) -> dict[str, Variant]:
 
 
 def named_variants(text: str) -> list[Variant]:
-    """`no_hea,clip`, or `all`; raises InputError listing the names on an unknown one."""
+    """The variants that a text such as `no_hea,clip` names, in that order, or all of them for `all`.
+
+    Raises:
+        InputError: a name is unknown; the message lists the known ones.
+    """
     if text == "all":
         return list(load_variants().values())
     return [get_variant(name) for name in text.split(",")]
 
 
 def get_variant(name: str) -> Variant:
-    """The variant called `name`; raises InputError listing the names on an unknown one."""
+    """The variant of this name.
+
+    Raises:
+        InputError: the name is unknown; the message lists the known ones.
+    """
     variants = load_variants()
     if name not in variants:
         raise InputError(f"unknown variant {name!r}; known are {', '.join(variants)}")
     return variants[name]
 
 
-def _variant(where: str, name: str, row: Any) -> Variant:
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: not a section of fields")
-    unknown = sorted(set(row) - {*REQUIRED, *OPTIONAL})
-    missing = [field for field in REQUIRED if field not in row]
-    if unknown or missing:
-        problem = f"unknown field {unknown[0]}" if unknown else f"no field {missing[0]}"
-        raise InputError(f"{where}: {problem}; needed are {', '.join(REQUIRED)}, allowed {', '.join(OPTIONAL)}")
-    geometry = _choice(where, "geometry", row.get("geometry", "lorentz"), get_args(Geometry))
-    decoder = _choice(where, "decoder", row.get("decoder", "both"), get_args(Decoder))
+def _variant(place: str, name: str, row: Any) -> Variant:
+    """One checked row; `place` is the file and the row, for error messages."""
+    _check_fields(place, row)
+    geometry = _choice(place, "geometry", row.get("geometry", "lorentz"), get_args(Geometry))
+    decoder = _choice(place, "decoder", row.get("decoder", "both"), get_args(Decoder))
     if not isinstance(row["description"], str):
-        raise InputError(f"{where}: description is not a text")
+        raise InputError(f"{place}: description is not a text")
     terms = Terms(
-        contrast=_weights(where, "contrast", row["contrast"]),
-        entail=_weights(where, "entail", row["entail"]),
-        etas=_weights(where, "etas", row.get("etas", [1.0] * 4)),
-        reverse=_flags(where, row.get("reverse", [False] * 4)),
+        contrast=_weights(place, "contrast", row["contrast"]),
+        entail=_weights(place, "entail", row["entail"]),
+        etas=_weights(place, "etas", row.get("etas", [1.0] * 4)),
+        reverse=_flags(place, row.get("reverse", [False] * 4)),
         geometry=geometry,
-        main=_choice(where, "main", row.get("main", "spot"), get_args(Level)),
+        main=_choice(place, "main", row.get("main", "spot"), get_args(Level)),
     )
     scale = row.get("alpha_scale", 1.0)
     if not _is_weight(scale):
-        raise InputError(f"{where}: alpha_scale is not a number of at least 0: {scale!r}")
+        raise InputError(f"{place}: alpha_scale is not a number of at least 0: {scale!r}")
     return Variant(name, row["description"], terms, decoder, float(scale), "etas" in row)
 
 
+def _check_fields(place: str, row: Any) -> None:
+    """InputError if a row is not a section, has an unknown field, or lacks a required one."""
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: not a section of fields")
+    unknown_fields = sorted(set(row) - {*_REQUIRED, *_OPTIONAL})
+    missing_fields = [field for field in _REQUIRED if field not in row]
+    if unknown_fields or missing_fields:
+        problem = f"unknown field {unknown_fields[0]}" if unknown_fields else f"no field {missing_fields[0]}"
+        raise InputError(f"{place}: {problem}; needed are {', '.join(_REQUIRED)}, allowed {', '.join(_OPTIONAL)}")
+
+
 def _is_weight(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and value >= 0  # type: ignore[arg-type,operator]
+    """Whether a value is a finite number of at least 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
 
 
-def _weights(where: str, field: str, values: Any) -> tuple[float, float, float, float]:
+def _weights(place: str, field: str, values: Any) -> FourWeights:
     if not isinstance(values, list) or len(values) != 4 or not all(map(_is_weight, values)):
-        raise InputError(f"{where}: {field} is not four numbers of at least 0: {values!r}")
+        raise InputError(f"{place}: {field} is not four numbers of at least 0: {values!r}")
     a, b, c, d = map(float, values)
     return a, b, c, d
 
 
-def _flags(where: str, values: Any) -> tuple[bool, bool, bool, bool]:
+def _flags(place: str, values: Any) -> FourFlags:
     if not isinstance(values, list) or len(values) != 4 or not all(isinstance(v, bool) for v in values):
-        raise InputError(f"{where}: reverse is not four of true and false: {values!r}")
+        raise InputError(f"{place}: reverse is not four of true and false: {values!r}")
     a, b, c, d = values
     return a, b, c, d
 
 
-def _choice(where: str, field: str, value: Any, allowed: tuple[str, ...]) -> Any:
+def _choice(place: str, field: str, value: Any, allowed: tuple[str, ...]) -> Any:
     if value not in allowed:
-        raise InputError(f"{where}: {field} is {value!r}, not one of {', '.join(allowed)}")
+        raise InputError(f"{place}: {field} is {value!r}, not one of {', '.join(allowed)}")
     return value

@@ -1,0 +1,1 @@
+"""hist-report: tables, figures and a page from finished runs."""

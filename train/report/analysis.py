@@ -1,4 +1,4 @@
-"""Where runs differ: gene by gene, region by region. Computed from a run's predictions and truth."""
+"""Where runs differ, gene by gene and region by region, computed from their predictions and the truth."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from hist_cache.errors import InputError
 from train.metrics import gene_pcc
-from train.report.results import FoldResult, RunResult
+from train.report.results import RunResult
 from train.report.significance import paired
 
 if TYPE_CHECKING:
@@ -18,24 +18,25 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALL_GENES = "all genes"
-RADIUS = "radius_"
-MOST_REGIONS = 50  # a column with more values than this is a measurement, not a region
-FEWEST_SPOTS = 3  # below this a region has no correlation worth the name
+RADIUS_PREFIX = "radius_"
+MAX_REGIONS = 50  # a column with more values than this is a measurement, not a region
+MIN_SPOTS = 3  # a correlation over fewer spots means nothing
 
 
 @dataclass(frozen=True)
-class Digest:
+class RunSummary:
     """What one reading of a run's predictions gives."""
 
     correlations: pd.Series
-    """(G,) by gene: PCC over the pooled test spots, mean over folds; an undefined one counts as 0. A gene that some
-    folds' panels lack is the mean of those that have it."""
+    """(G,) by gene: PCC over the pooled test spots, mean over folds. An undefined PCC counts as 0. A gene that is
+    missing in the panels of some folds has the mean over the others."""
     radii: pd.DataFrame
-    """(folds, up to 4) mean distance from the origin of each embedding (image_spot, ...) of the test spots."""
+    """Mean distance of the test spots from the origin: a fold a row, a column for each embedding (`image_spot`). No
+    columns for a model without these embeddings."""
 
 
-def digest(run: RunResult) -> Digest:
-    """Read each fold's predictions once."""
+def summarize_run(run: RunResult) -> RunSummary:
+    """Read the predictions of each fold once."""
     import pandas as pd
 
     pcc, radii = [], []
@@ -43,13 +44,21 @@ def digest(run: RunResult) -> Digest:
         table = fold.fold.predictions
         values = np.nan_to_num(gene_pcc(np.asarray(table.X), np.asarray(table.layers["truth"])), nan=0.0)
         pcc.append(pd.Series(values, index=table.var_names.astype(str)))
-        columns = [c for c in table.obs if c.startswith(RADIUS)]
-        radii.append(table.obs[columns].mean().rename(lambda c: c.removeprefix(RADIUS)))
-    return Digest(pd.concat(pcc, axis=1).mean(axis=1), pd.DataFrame(radii))
+        columns = [c for c in table.obs if c.startswith(RADIUS_PREFIX)]
+        radii.append(table.obs[columns].mean().rename(lambda c: c.removeprefix(RADIUS_PREFIX)))
+    return RunSummary(pd.concat(pcc, axis=1).mean(axis=1), pd.DataFrame(radii))
 
 
 def improvement(first: pd.Series, second: pd.Series) -> pd.DataFrame:
-    """first, second, difference of the genes that both have, the largest difference first (table 11)."""
+    """Compare the correlations of two runs gene by gene (table 11).
+
+    Args:
+        first: PCC by gene.
+        second: PCC by gene.
+
+    Returns:
+        The genes that both have, with the columns first, second and difference; the largest difference comes first.
+    """
     import pandas as pd
 
     both = pd.concat({"first": first, "second": second}, axis=1, join="inner")
@@ -58,59 +67,80 @@ def improvement(first: pd.Series, second: pd.Series) -> pd.DataFrame:
 
 
 def regions(table: anndata.AnnData, column: str, data_root: Path | None) -> pd.Series:
-    """The region of each test spot, as text, NaN where there is none.
+    """The region of each test spot.
 
-    From the predictions' obs, else from the slides' own, `<data_root>/st/<slide>.h5ad`, joined by barcode.
-    `InputError` naming the columns there are, for a slide that is not there, or for a column of measurements.
+    Args:
+        table: predictions of a fold.
+        column: of `obs` of the predictions; else of `obs` of the slides' own tables, joined by barcode.
+        data_root: folder with `st/<slide>.h5ad`.
+
+    Returns:
+        A text for each spot, NaN where it has no region.
+
+    Raises:
+        InputError: There is no such column or no such slide, or the column holds measurements.
     """
+    names = table.obs[column].astype(object) if column in table.obs else _slide_regions(table, column, data_root)
+    names = names.where(names.isna(), names.astype(str)).replace("", np.nan)
+    if (n := names.nunique()) > MAX_REGIONS:
+        raise InputError(f"--region {column}: has {n} different values; a column of regions has {MAX_REGIONS} at most")
+    if not names.notna().any():
+        raise InputError(f"--region {column}: is empty for every test spot")
+    return names
+
+
+def _slide_regions(table: anndata.AnnData, column: str, data_root: Path | None) -> pd.Series:
     import pandas as pd
 
-    slides = table.obs["slide"].astype(str)
-    if column in table.obs:
-        found = table.obs[column].astype(object)
-    elif data_root is None:
+    own_columns = ", ".join(table.obs.columns)
+    if data_root is None:
         raise InputError(
-            f"--region {column}: the predictions have no such column ({', '.join(table.obs.columns)}); "
+            f"--region {column}: the predictions have no such column ({own_columns}); "
             "give --data-root or $HIST_DATA to look in the slides' own tables"
         )
-    else:
-        found = pd.Series(np.nan, index=table.obs_names, dtype=object)
-        for slide in slides.unique():
-            obs = _slide_obs(data_root / "st" / f"{slide}.h5ad")
-            if column not in obs:
-                raise InputError(
-                    f"--region {column}: neither in the predictions ({', '.join(table.obs.columns)}) nor in "
-                    f"{data_root / 'st' / f'{slide}.h5ad'} ({', '.join(map(str, obs.columns)) or 'no columns'})"
-                )
-            rows = (slides == slide).to_numpy()
-            barcodes = table.obs["barcode"].astype(str)[rows]
-            if not barcodes.isin(obs.index).any():
-                raise InputError(f"{data_root / 'st' / f'{slide}.h5ad'}: has none of the run's barcodes")
-            found[rows] = obs[column].astype(object).reindex(barcodes).to_numpy()
-    found = found.where(found.isna(), found.astype(str)).replace("", np.nan)
-    if (n := found.nunique()) > MOST_REGIONS:
-        raise InputError(f"--region {column}: has {n} different values; a column of regions has {MOST_REGIONS} at most")
-    if not found.notna().any():
-        raise InputError(f"--region {column}: is empty for every test spot")
-    return found
+    slides = table.obs["slide"].astype(str)
+    names = pd.Series(np.nan, index=table.obs_names, dtype=object)
+    for slide in slides.unique():
+        file = data_root / "st" / f"{slide}.h5ad"
+        obs = _slide_obs(file)
+        if column not in obs:
+            raise InputError(
+                f"--region {column}: neither in the predictions ({own_columns}) nor in "
+                f"{file} ({', '.join(map(str, obs.columns)) or 'no columns'})"
+            )
+        rows = (slides == slide).to_numpy()
+        barcodes = table.obs["barcode"].astype(str)[rows]
+        if not barcodes.isin(obs.index).any():
+            raise InputError(f"{file}: has none of the run's barcodes")
+        names[rows] = obs[column].astype(object).reindex(barcodes).to_numpy()
+    return names
 
 
-def _slide_obs(path: Path) -> pd.DataFrame:
-    """Only obs of a slide's table, by barcode: its counts may be large."""
+def _slide_obs(file: Path) -> pd.DataFrame:
+    """`obs` of a slide's table by barcode, without its counts, which may be large."""
     import h5py
     from anndata.io import read_elem
 
-    if not path.exists():
-        raise InputError(f"{path}: not there; give --data-root or $HIST_DATA, the folder that holds st/")
-    with h5py.File(path, "r") as file:
-        obs = read_elem(file["obs"])
+    if not file.exists():
+        raise InputError(f"{file}: not there; give --data-root or $HIST_DATA, the folder that holds st/")
+    with h5py.File(file, "r") as opened:
+        obs = read_elem(opened["obs"])
     return obs.set_axis(obs.index.astype(str))
 
 
 def region_metrics(table: anndata.AnnData, region: pd.Series, genes: list[str]) -> pd.DataFrame:
-    """region, gene, n_spots, pcc, mse, mae of one fold, for named genes and for all; an undefined PCC counts as 0.
+    """Metrics of one fold in each region, for some genes and for all genes together.
 
-    Regions of fewer than 3 spots are left out. `InputError` for a gene that the panel lacks.
+    Args:
+        table: predictions of the fold.
+        region: region of each spot; regions with fewer than 3 spots are left out.
+        genes: names of genes.
+
+    Returns:
+        A gene in a region a row: region, gene, n_spots, pcc, mse, mae. An undefined PCC counts as 0.
+
+    Raises:
+        InputError: The panel lacks a gene.
     """
     import pandas as pd
 
@@ -121,7 +151,7 @@ def region_metrics(table: anndata.AnnData, region: pd.Series, genes: list[str]) 
     rows = []
     for name in sorted(region.dropna().unique()):
         spots = (region == name).to_numpy()
-        if spots.sum() < FEWEST_SPOTS:
+        if spots.sum() < MIN_SPOTS:
             continue
         pcc = np.nan_to_num(gene_pcc(predicted[spots], truth[spots]), nan=0.0)
         error = predicted[spots].astype(np.float64) - truth[spots]
@@ -134,45 +164,65 @@ def region_metrics(table: anndata.AnnData, region: pd.Series, genes: list[str]) 
 
 
 def run_regions(run: RunResult, column: str, genes: list[str], data_root: Path | None) -> pd.DataFrame:
-    """`region_metrics` of all folds, with the columns run, split and tested."""
+    """Metrics of all folds of a run in each region.
+
+    Args:
+        run: the run.
+        column: of `obs`, as `regions` takes it.
+        genes: names of genes.
+        data_root: folder that holds the slides' `st/`.
+
+    Returns:
+        The rows of `region_metrics` with the columns run, split and test_slides.
+
+    Raises:
+        InputError: As from `regions` and `region_metrics`.
+    """
     import pandas as pd
 
     frames = []
     for fold in run.folds:
         table = fold.fold.predictions
-        frames.append(region_metrics(table, regions(table, column, data_root), genes).assign(**_where(run, fold)))
+        frame = region_metrics(table, regions(table, column, data_root), genes)
+        frames.append(frame.assign(run=run.label, split=fold.split, test_slides=fold.test_slides))
     return pd.concat(frames, ignore_index=True)
-
-
-def _where(run: RunResult, fold: FoldResult) -> dict[str, str]:
-    return {"run": run.label, "split": fold.split, "tested": fold.tested}
 
 
 @dataclass(frozen=True)
 class RegionGain:
-    """A run against a baseline, across regions, for one gene: percent of the baseline, and the paired t-test's p."""
+    """A run against another across regions, for one gene."""
 
     gene: str
     n_regions: int
     percent: dict[str, float | None]
-    """By metric (pcc, mse, mae), positive where the run is better; None where the baseline's PCC is not above 0."""
+    """Gain in percent of the other run by metric (pcc, mse, mae), positive where the run is better; None where the
+    other's PCC is not above 0."""
     p: dict[str, float | None]
+    """Of the paired t-test, by metric."""
 
 
-def region_gains(run: pd.DataFrame, baseline: pd.DataFrame) -> list[RegionGain]:
-    """Table 12 from two `run_regions`, over the folds that both have: each region's mean over folds is one pair."""
-    key = ["gene", "region", "split", "tested"]
-    both = run.merge(baseline, on=key, suffixes=("", "_base"))
+def region_gains(run: pd.DataFrame, other: pd.DataFrame) -> list[RegionGain]:
+    """Compare two runs region by region (table 12).
+
+    Args:
+        run: `run_regions` of a run.
+        other: `run_regions` of the run that it is compared with.
+
+    Returns:
+        One for each gene, over the folds that both runs have. A region's mean over folds is one pair of the test.
+    """
+    key = ["gene", "region", "split", "test_slides"]
+    both = run.merge(other, on=key, suffixes=("", "_other"))
     metrics = ("pcc", "mse", "mae")
-    means = both.groupby(["gene", "region"], sort=False)[[f"{m}{s}" for m in metrics for s in ("", "_base")]].mean()
+    means = both.groupby(["gene", "region"], sort=False)[[f"{m}{s}" for m in metrics for s in ("", "_other")]].mean()
     gains = []
     for gene, rows in means.groupby(level="gene", sort=False):
         percent: dict[str, float | None] = {}
         p: dict[str, float | None] = {}
         for m in metrics:
-            ours, base = rows[m].mean(), rows[f"{m}_base"].mean()
-            gain = ours - base if m == "pcc" else base - ours
-            percent[m] = float(100 * gain / base) if base > 0 else None
-            p[m] = paired(rows[m].to_numpy(), rows[f"{m}_base"].to_numpy()).p_t
+            own_mean, other_mean = rows[m].mean(), rows[f"{m}_other"].mean()
+            gain = own_mean - other_mean if m == "pcc" else other_mean - own_mean
+            percent[m] = float(100 * gain / other_mean) if other_mean > 0 else None
+            p[m] = paired(rows[m].to_numpy(), rows[f"{m}_other"].to_numpy()).p_t
         gains.append(RegionGain(str(gene), len(rows), percent, p))
     return gains

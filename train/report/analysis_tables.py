@@ -1,54 +1,69 @@
-"""Tables beside the paper's main ones: significance, slides, genes (table 11), regions (table 12)."""
+"""Tables beside the paper's main ones: significance, slides, genes (table 11), regions (table 12), radii."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from train.figures import EMBEDDING_STYLES
 from train.report.analysis import improvement, region_gains
 from train.report.paper_tables import group_name
 from train.report.results import Results, RunResult
-from train.report.significance import NOTE, compare, references
-from train.report.table import HIGHER, LOWER, Cell, Column, Row, Table, metric_order, number, over_folds, p_text, slug
+from train.report.significance import P_NOTE, compare, references
+from train.report.table import (
+    HIGHER,
+    LOWER,
+    Cell,
+    Column,
+    Row,
+    Table,
+    mean_cell,
+    mean_cells,
+    metric_columns,
+    number_cell,
+    ordered_metrics,
+    p_text,
+    slug,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-EMBEDDINGS = {
-    "image_spot": "image, spot",
-    "image_niche": "image, niche",
-    "gene_spot": "gene, spot",
-    "gene_niche": "gene, niche",
-}
-GENES_LISTED = 15  # as many as table 11 has, about
+N_GENES_LISTED = 15  # about as many as table 11 has
 
 
 def significance_table(results: Results, runs: Sequence[RunResult], against: str | None = None) -> Table | None:
-    """The difference of each of `runs` to its reference, and the p-values of both tests; None where there is none."""
+    """The difference of each run to its reference, and the p-values of both tests.
+
+    Args:
+        results: all runs; references are chosen among them.
+        runs: those in the table.
+        against: method or label of the reference (default: full).
+
+    Returns:
+        The table; None where no run has a reference.
+    """
     chosen = references(results, against)
     frame = results.metrics
-    metrics = metric_order(set(frame[frame["scope"] == "pooled"]["metric"]))
+    metrics = ordered_metrics(set(frame[frame["scope"] == "pooled"]["metric"]))
     rows = []
     for run in runs:
         if run.label not in chosen:
             continue
-        found = [compare(results, run, chosen[run.label], m) for m in metrics]
-        n = max(f.n for f in found)
+        tests = [compare(results, run, chosen[run.label], m) for m in metrics]
+        n = max(test.n for test in tests)
         label = f"{run.label} − {chosen[run.label].label}, {n} pair{'s' * (n != 1)}"
-        rows.append(Row(label, "run", tuple(signed(f.difference) for f in found)))
-        rows.append(Row("p, paired t-test", "p", tuple(Cell(p_text(f.p_t), f.p_t) for f in found)))
-        rows.append(Row("p, Wilcoxon", "p", tuple(Cell(p_text(f.p_wilcoxon), f.p_wilcoxon) for f in found)))
+        rows.append(Row(label, "run", tuple(difference_cell(test.difference) for test in tests)))
+        rows.append(Row("p, paired t-test", "p", tuple(Cell(p_text(t.p_t), t.p_t) for t in tests)))
+        rows.append(Row("p, Wilcoxon", "p", tuple(Cell(p_text(t.p_wilcoxon), t.p_wilcoxon) for t in tests)))
     if not rows:
         return None
-    columns = tuple(Column(m.upper(), HIGHER if m.startswith("pcc") else LOWER) for m in metrics)
-    group = group_name(runs[0])
-    return Table(slug(f"significance {group}"), "Difference to the reference", columns, tuple(rows), (NOTE,))
+    name = slug(f"significance {group_name(runs[0])}")
+    return Table(name, "Difference to the reference", metric_columns(metrics), tuple(rows), (P_NOTE,))
 
 
 def slide_table(results: Results, runs: list[RunResult], metric: str) -> Table:
-    """A metric slide by slide: rows slides, columns runs; mean over the folds that test the slide."""
+    """A metric slide by slide: a slide a row, a run a column, mean over the folds that test the slide."""
     frame = results.metrics[results.metrics["metric"] == metric]
     slides = sorted({slide for run in runs for fold in run.folds for slide in fold.metrics["slides"]})
     rows = []
@@ -56,113 +71,142 @@ def slide_table(results: Results, runs: list[RunResult], metric: str) -> Table:
         cells: list[Cell] = []
         for run in runs:
             values = frame[(frame["run"] == run.label) & (frame["scope"] == slide)]
-            cells += over_folds(values, [metric])
+            cells += mean_cells(values, [metric])
         rows.append(Row(slide, "run", tuple(cells)))
     better = HIGHER if metric.startswith("pcc") else LOWER
     notes = (f"{metric.upper()} of each test slide by itself; ± is over the folds that test it",)
     columns = tuple(Column(run.label, better) for run in runs)
     group = group_name(runs[0])
-    return Table(
-        slug(f"slides {group}"), f"{metric.upper()} slide by slide, {group}", columns, tuple(rows), notes, "slide"
-    )
+    title = f"{metric.upper()} slide by slide, {group}"
+    return Table(slug(f"slides {group}"), title, columns, tuple(rows), notes, "slide")
 
 
 def gene_table(correlations: Mapping[str, pd.Series], name: str) -> Table:
-    """PCC of every gene in every run (label -> its digest's correlations); the first run's best gene first."""
+    """PCC of every gene in every run; the first run's best gene comes first.
+
+    Args:
+        correlations: label of a run -> PCC by gene.
+        name: of the group of runs.
+    """
     first = next(iter(correlations.values()))
     genes = list(first.sort_values(ascending=False, kind="stable").index)
     genes += sorted({g for series in correlations.values() for g in series.index} - set(genes))
-    rows = [Row(g, "run", tuple(number(_of(series, g)) for series in correlations.values())) for g in genes]
+    rows = [Row(g, "run", tuple(number_cell(_value(series, g)) for series in correlations.values())) for g in genes]
     columns = tuple(Column(label, HIGHER) for label in correlations)
     notes = ("PCC over the pooled test spots, mean over folds; an undefined one counts as 0",)
     return Table(slug(f"genes {name}"), f"PCC gene by gene, {name}", columns, tuple(rows), notes, "gene")
 
 
 def improvement_table(run: str, other: str, correlations: Mapping[str, pd.Series]) -> Table:
-    """Table 11: the genes on which `run` gains most over `other`."""
+    """The genes on which one run gains most over another (table 11).
+
+    Args:
+        run: label of the run that gains.
+        other: label of the run that it is compared with.
+        correlations: label of a run -> PCC by gene.
+    """
     gains = improvement(correlations[run], correlations[other])
     rows = [
-        Row(str(gene), "run", (number(g["first"]), number(g["second"]), signed(g["difference"])))
-        for gene, g in gains.head(GENES_LISTED).iterrows()
+        Row(str(gene), "run", (number_cell(g["first"]), number_cell(g["second"]), difference_cell(g["difference"])))
+        for gene, g in gains.head(N_GENES_LISTED).iterrows()
     ]
-    better, total = int((gains["difference"] > 0).sum()), len(gains)
-    notes = (f"the {len(rows)} largest of {total} genes; {run} is better on {better} of them, worse on "
-             f"{int((gains['difference'] < 0).sum())}",)  # fmt: skip
+    n_better, n_worse = int((gains["difference"] > 0).sum()), int((gains["difference"] < 0).sum())
+    notes = (
+        f"the {len(rows)} largest of {len(gains)} genes; {run} is better on {n_better} of them, worse on {n_worse}",
+    )
     columns = (Column(f"PCC, {run}", HIGHER), Column(f"PCC, {other}", HIGHER), Column("improvement", HIGHER))
     name = slug(f"gains {run} over {other}")
     return Table(name, f"Genes that {run} predicts better than {other}", columns, tuple(rows), notes, "gene")
 
 
-def radius_table(radii: Mapping[str, pd.DataFrame], group: str) -> Table:
-    """Mean distance from the origin of the four embeddings (label -> its digest's radii), mean over folds."""
+def radius_table(radii: Mapping[str, pd.DataFrame], group: str) -> Table | None:
+    """Mean distance from the origin of the four embeddings, mean over folds.
+
+    Args:
+        radii: label of a run -> `RunSummary.radii`; runs without embeddings are left out.
+        group: name of the group of runs.
+
+    Returns:
+        The table; None where no run has embeddings.
+    """
     rows = []
     for label, frame in radii.items():
-        cells = []
-        for name in EMBEDDINGS:
-            values = frame[name].dropna().to_numpy() if name in frame else np.empty(0)
-            spread = float(values.std(ddof=1)) if len(values) > 1 else None
-            cells.append(number(float(values.mean()), spread) if len(values) else Cell("–"))
-        rows.append(Row(label, "run", tuple(cells)))
+        if not frame.columns.empty:
+            cells = [mean_cell(frame[e].dropna()) if e in frame else number_cell(None) for e in EMBEDDING_STYLES]
+            rows.append(Row(label, "run", tuple(cells)))
+    if not rows:
+        return None
     notes = (
         "mean over test spots, ± over folds; in curvature radii where the geometry is hyperbolic, else Euclidean. "
         "Entailment asks for images nearer the origin than genes and spots nearer than niches",
     )
-    columns = tuple(Column(name) for name in EMBEDDINGS.values())
+    columns = tuple(Column(style.label) for style in EMBEDDING_STYLES.values())
     return Table(slug(f"radii {group}"), "Distance from the origin", columns, tuple(rows), notes)
 
 
 def region_table(frames: Mapping[str, pd.DataFrame], column: str) -> Table:
-    """Each region in each run (label -> `run_regions`): PCC, MSE, MAE of named genes and of all, mean over folds."""
+    """PCC, MSE and MAE in each region for each run, mean over folds.
+
+    Args:
+        frames: label of a run -> its `run_regions`.
+        column: that the regions are from.
+    """
     import pandas as pd
 
-    every = pd.concat(frames.values())
     rows = []
-    for (gene, region), cell in every.groupby(["gene", "region"], sort=False):
+    for (gene, region), cell in pd.concat(frames.values()).groupby(["gene", "region"], sort=False):
         for label in frames:
-            mine = cell[cell["run"] == label]
-            if len(mine):
-                values = [mine[m] for m in ("pcc", "mse", "mae")]
-                spots = Cell(f"{mine['n_spots'].mean():.0f}", float(mine["n_spots"].mean()))
-                cells = [number(float(v.mean()), float(v.std(ddof=1)) if len(v) > 1 else None) for v in values]
-                rows.append(Row(f"{region}, {gene}, {label}", "run", (spots, *cells)))
-    columns = (Column("spots"), Column("PCC", HIGHER), Column("MSE", LOWER), Column("MAE", LOWER))
-    notes = (f"regions: obs[{column!r}]; mean ± std over the folds that test the region; regions of fewer than 3 spots "
-             "are left out",)  # fmt: skip
+            of_run = cell[cell["run"] == label]
+            if len(of_run):
+                n_spots = float(of_run["n_spots"].mean())
+                cells = [mean_cell(of_run[m]) for m in ("pcc", "mse", "mae")]
+                rows.append(Row(f"{region}, {gene}, {label}", "run", (Cell(f"{n_spots:.0f}", n_spots), *cells)))
+    columns = (Column("spots"), *metric_columns(["pcc", "mse", "mae"]))
+    notes = (
+        f"regions: obs[{column!r}]; mean ± std over the folds that test the region; regions of fewer than 3 spots "
+        "are left out",
+    )
     return Table(slug(f"regions {column}"), f"By region: {column}", columns, tuple(rows), notes, "region, gene, run")
 
 
-def region_gain_table(run: str, baselines: list[str], frames: Mapping[str, pd.DataFrame], column: str) -> Table:
-    """Table 12: percent by which `run` improves on each baseline, with p across regions."""
+def region_gain_table(run: str, others: list[str], frames: Mapping[str, pd.DataFrame], column: str) -> Table:
+    """Percent by which a run improves on other runs, with p-values across regions (table 12).
+
+    Args:
+        run: label of the run that gains.
+        others: labels of the runs that it is compared with.
+        frames: label of a run -> its `run_regions`.
+        column: that the regions are from.
+    """
+    metrics = ("mae", "mse", "pcc")
     rows = []
-    for baseline in baselines:
-        for gain in region_gains(frames[run], frames[baseline]):
-            percent = (gain.percent[m] for m in ("mae", "mse", "pcc"))
-            cells = tuple(Cell("–") if v is None else Cell(f"{v:+.2f} %".replace("-", "−"), v) for v in percent)
-            rows.append(Row(f"{gain.gene}, over {baseline}", "run", cells))
-            p = tuple(Cell(p_text(gain.p[m]), gain.p[m]) for m in ("mae", "mse", "pcc"))
+    for other in others:
+        for gain in region_gains(frames[run], frames[other]):
+            rows.append(Row(f"{gain.gene}, over {other}", "run", tuple(percent_cell(gain.percent[m]) for m in metrics)))
+            p = tuple(Cell(p_text(gain.p[m]), gain.p[m]) for m in metrics)
             rows.append(Row(f"p, paired t-test over {gain.n_regions} regions", "p", p))
-    columns = tuple(Column(f"{m} improvement", HIGHER) for m in ("MAE", "MSE", "PCC"))
+    columns = tuple(Column(f"{m.upper()} improvement", HIGHER) for m in metrics)
     notes = (
         "percent of the baseline's mean over regions, positive where the run is better (as the paper's table 4 "
         "counts; its table 12 has errors improved by more than 100 %, which cannot be of the baseline); regions "
         "of one tissue are not independent, so that p is too small",
     )
-    return Table(
-        slug(f"region gains {column}"),
-        f"{run} over the others by region: {column}",
-        columns,
-        tuple(rows),
-        notes,
-        "gene",
-    )
+    title = f"{run} over the others by region: {column}"
+    return Table(slug(f"region gains {column}"), title, columns, tuple(rows), notes, "gene")
 
 
-def signed(value: float | None) -> Cell:
+def difference_cell(value: float | None) -> Cell:
+    """A number with its sign, such as `+0.013`; a dash where there is none."""
     if value is None:
         return Cell("–")
     text = f"{value:+.3f}".replace("-", "−")
     return Cell("0.000" if text in ("+0.000", "−0.000") else text, float(value))
 
 
-def _of(series: pd.Series, gene: str) -> float | None:
+def percent_cell(value: float | None) -> Cell:
+    """A percentage with its sign, such as `+1.30 %`; a dash where there is none."""
+    return Cell("–") if value is None else Cell(f"{value:+.2f} %".replace("-", "−"), value)
+
+
+def _value(series: pd.Series, gene: str) -> float | None:
     return float(series[gene]) if gene in series.index else None

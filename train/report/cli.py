@@ -12,20 +12,22 @@ from typing import TYPE_CHECKING, Literal
 
 from hist_cache.console import err, out, say, warn
 from hist_cache.errors import InputError
-from hist_cache.options import folder_option, option, parse, positional, run
+from hist_cache.options import CommandOptions, folder_option, option, parse, positional, run
 
 if TYPE_CHECKING:
     from train.report.results import Results
-    from train.report.sections import Wishes
+    from train.report.sections import ReportRequest
     from train.report.table import Table
 
 DESCRIPTION = """Lay finished runs out as the paper does, with its numbers beside and p-values against one of them, and
 write a report: one page with tables, figures, configuration and warnings, which needs nothing else to be read."""
-P_VALUES, COSTS, GENES, REGIONS = 4, 5, 11, 12  # tables of the paper that are not a grid's
+P_VALUE_TABLE, GENE_TABLE, REGION_TABLE = 4, 11, 12  # tables of the paper that are not a grid's
 
 
 @dataclass(frozen=True)
-class Config:
+class ReportOptions(CommandOptions):
+    """The options of hist-report."""
+
     runs: tuple[str, ...] = positional("folders: of a run, of a dataset, or of all runs", "RUNS")
     out: str | None = option(
         None, "where to write report.html, tables/, figures/ (default: <dataset's runs>/report)", "DIR"
@@ -40,89 +42,109 @@ class Config:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    config = parse(Config, "hist-report", DESCRIPTION, argv)
-    return run(report, config, config.debug)
+    """Run hist-report; returns the exit code."""
+    options = parse(ReportOptions, "hist-report", DESCRIPTION, argv)
+    return run(make_report, options, options.debug)
 
 
-def report(config: Config) -> int:
-    """Run the command; returns the exit code."""
-    from train.report.context import caveats
+def make_report(options: ReportOptions) -> int:
+    """Print the tables and warnings, and write the report; returns the exit code."""
+    from train.report.context import result_warnings
     from train.report.results import read_results
-    from train.report.sections import Wishes, write_report
+    from train.report.sections import write_run_report
     from train.report.selection import runs_of_table
 
-    results = read_results(config.runs)
-    if config.table not in (None, P_VALUES, GENES, REGIONS):
-        results = runs_of_table(results, int(config.table or 0))
-    data_root = (
-        folder_option(config.data_root, "HIST_DATA", "") if config.data_root or "HIST_DATA" in os.environ else None
-    )
-    genes = tuple(dict.fromkeys(g.strip() for g in (config.genes_to_plot or "").split(",") if g.strip()))
-    wishes = Wishes(config.against, genes, config.region, data_root, config.table)
-    tables = printed(results, wishes)
-    show(tables, config.format)
-    for sentence in caveats(results):
+    results = read_results(options.runs)
+    if options.table not in (None, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE):
+        results = runs_of_table(results, int(options.table or 0))
+    request = report_request(options)
+    print_tables(terminal_tables(results, request), options.format)
+    for sentence in result_warnings(results):
         warn(sentence)
-    folder = Path(config.out) if config.out else results.runs[0].folder.parent / "report"
-    with nullcontext() if config.format == "rich" else redirect_stdout(sys.stderr):  # whose output is a program's input
-        page = write_report(results, folder, wishes)
-    told = f"{page} ({page.stat().st_size / 1e6:.1f} MB); {folder / 'tables'}: the same as CSV and LaTeX"
-    if config.format == "rich":
-        say(told)
+    folder = Path(options.out) if options.out else results.runs[0].folder.parent / "report"
+    is_for_people = options.format == "rich"
+    with nullcontext() if is_for_people else redirect_stdout(sys.stderr):  # a program reads standard output
+        page = write_run_report(results, folder, request)
+    text = f"{page} ({page.stat().st_size / 1e6:.1f} MB); {folder / 'tables'}: the same as CSV and LaTeX"
+    if is_for_people:
+        say(text)
     else:
-        err.print(told, markup=False)
+        err.print(text, markup=False)
     return 0
 
 
-def printed(results: Results, wishes: Wishes) -> list[Table]:
-    """The tables for the terminal: of the paper's number, or metrics and cost."""
-    from train.report.paper_tables import cost_table, grouped, results_tables
+def report_request(options: ReportOptions) -> ReportRequest:
+    """What the options ask of the report."""
+    from train.report.sections import ReportRequest
 
-    if wishes.table == P_VALUES:
-        from train.report.analysis_tables import significance_table
+    has_data = options.data_root or "HIST_DATA" in os.environ
+    data_root = folder_option(options.data_root, "HIST_DATA", "") if has_data else None
+    genes = tuple(dict.fromkeys(g.strip() for g in (options.genes_to_plot or "").split(",") if g.strip()))
+    return ReportRequest(options.against, genes, options.region, data_root, options.table)
 
-        found = [significance_table(results, runs, wishes.against) for runs in grouped(results)]
-        if not any(found):
-            raise InputError("--table 4: no two runs that can be compared; give runs of full and of another variant")
-        return [table for table in found if table is not None]
-    if wishes.table == GENES:
-        return gene_tables(results, wishes)
-    if wishes.table == REGIONS:
-        from train.report.sections import region_sections
 
-        if wishes.region is None:
+def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
+    """The tables to print: those of the table of the paper that is asked for, else metrics and cost.
+
+    Raises:
+        InputError: The table needs another option, or runs that are not there.
+    """
+    from train.report.paper_tables import cost_table, results_tables
+
+    if request.table == P_VALUE_TABLE:
+        return significance_tables(results, request)
+    if request.table == GENE_TABLE:
+        return gene_tables(results, request)
+    if request.table == REGION_TABLE:
+        if request.region is None:
             raise InputError("--table 12 needs --region COLUMN, a column of obs that names each spot's region")
-        return [t for section in region_sections(results, wishes) for t in section.tables]
-    tables = results_tables(results, wishes.against, wishes.table)
-    if wishes.region is not None:
-        from train.report.sections import region_sections
-
-        tables += [t for section in region_sections(results, wishes) for t in section.tables]
-    return tables if wishes.table is not None else [*tables, cost_table(results)]
+        return region_tables(results, request)
+    tables = results_tables(results, request.against, request.table)
+    if request.region is not None:
+        tables += region_tables(results, request)
+    return tables if request.table is not None else [*tables, cost_table(results)]
 
 
-def gene_tables(results: Results, wishes: Wishes) -> list[Table]:
-    """Table 11: each run's reference over it, gene by gene."""
-    from train.report.analysis import digest
+def significance_tables(results: Results, request: ReportRequest) -> list[Table]:
+    """Table 4: differences and p-values for each group of runs; `InputError` where no runs can be compared."""
+    from train.report.analysis_tables import significance_table
+    from train.report.paper_tables import run_groups
+
+    tables = [significance_table(results, runs, request.against) for runs in run_groups(results)]
+    if not any(tables):
+        raise InputError("--table 4: no two runs that can be compared; give runs of full and of another variant")
+    return [table for table in tables if table is not None]
+
+
+def gene_tables(results: Results, request: ReportRequest) -> list[Table]:
+    """Table 11: each run's reference over it, gene by gene; `InputError` where no runs can be compared."""
+    from train.report.analysis import summarize_run
     from train.report.analysis_tables import improvement_table
     from train.report.significance import references
 
-    chosen = references(results, wishes.against)
+    chosen = references(results, request.against)
     if not chosen:
         raise InputError("--table 11: no two runs that can be compared; give runs of full and of another variant")
-    wanted = {*chosen, *(r.label for r in chosen.values())}
-    correlations = {r.label: digest(r).correlations for r in results.runs if r.label in wanted}
+    labels = {*chosen, *(r.label for r in chosen.values())}
+    correlations = {r.label: summarize_run(r).correlations for r in results.runs if r.label in labels}
     return [improvement_table(reference.label, label, correlations) for label, reference in chosen.items()]
 
 
-def show(tables: Sequence[Table], how: str) -> None:
-    """Print tables: for people, or for a program (then nothing else on standard output)."""
+def region_tables(results: Results, request: ReportRequest) -> list[Table]:
+    """Table 12: gains by region, and the regions one by one; `InputError` as from `region_sections`."""
+    from train.report.sections import region_sections
+
+    return [table for section in region_sections(results, request) for table in section.tables]
+
+
+def print_tables(tables: Sequence[Table], format: str) -> None:
+    """Print tables for people ("rich"), or for a program, with nothing else on standard output."""
     from train.report.table import to_csv, to_latex, to_rich
 
     for i, table in enumerate(tables):
-        if how == "rich":
+        if format == "rich":
             out.print(to_rich(table))
         else:
-            text = to_csv(table) if how == "csv" else to_latex(table)
+            text = to_csv(table) if format == "csv" else to_latex(table)
             sys.stdout.write(("\n" if i else "") + text)
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What to know before believing a number: said first, in the report and on the terminal."""
+"""What a reader must know to judge the numbers: warnings, settings, and how the runs were made."""
 
 from __future__ import annotations
 
@@ -8,106 +8,110 @@ from typing import Any
 
 from hist_cache.datasets import dataset_named
 from hist_cache.splits import Split, patient_leaks
-from train.experiments.protocols import TABLE as PROTOCOLS
-from train.models.variants import TABLE as VARIANTS
-from train.report.results import Results, RunResult
+from train.experiments.protocols import PROTOCOLS_FILE as PROTOCOLS_FILE
+from train.models.registry import model_entries
+from train.models.variants import VARIANTS_FILE
+from train.report.results import FoldResult, Results, RunResult
 from train.report.table import Cell, Column, Row, Table
 
+ABSENT = "–"
+PROTOCOL_WARNINGS = (  # a protocol's key, its value, and what that means for the numbers
+    ("tested", "last", "the last epoch's weights are tested, not those of the best validation epoch"),
+    ("panel_from", "all", "the gene panel was chosen on all slides, the test slides among them"),
+    ("edge_spots", "drop", "spots without a complete niche were dropped, also from the test"),
+)
 
-def caveats(results: Results) -> list[str]:
-    """One sentence each, the gravest first."""
-    said = [*random_weights(results), *leaks(results), *results.incomplete]
+
+def result_warnings(results: Results) -> list[str]:
+    """What makes numbers doubtful or hard to compare, a sentence each, the most serious first."""
+    warnings = [*weight_warnings(results), *leak_warnings(results), *results.incomplete]
     for run in results.runs:
-        said += undefined(run)
-        said += own_warnings(run)
-    said += choices(results)
-    return list(dict.fromkeys(said))
+        warnings += [*undefined_gene_warnings(run), *run_warnings(run)]
+    warnings += protocol_warnings(results)
+    return list(dict.fromkeys(warnings))
 
 
-def random_weights(results: Results) -> list[str]:
+def weight_warnings(results: Results) -> list[str]:
+    """Encoders whose weights were never trained."""
     encoders = {r.config["cache"]["encoder"] for r in results.runs if not r.config["cache"].get("pretrained", True)}
-    what = "has random weights: metrics show that the method runs, not what it can do"
-    return [f"encoder {name} {what}" for name in sorted(encoders)]
+    text = "has random weights: metrics show that the method runs, not what it can do"
+    return [f"encoder {name} {text}" for name in sorted(encoders)]
 
 
-def leaks(results: Results) -> list[str]:
-    """Patients in train and in test, by the datasets' tables or the metadata; said once for the same splits."""
-    found: dict[tuple[str, str, str], list[int]] = {}
+def leak_warnings(results: Results) -> list[str]:
+    """Patients whose slides are both in train and in test, by the datasets' tables or the slides' metadata."""
+    folds_by_leak: dict[tuple[str, str, str], list[int]] = {}
     unknown = set()
     for run in results.runs:
         dataset = str(run.settings["dataset"])
         for fold in run.folds:
-            parts = fold.config["split"]
             patients = dataset_named(dataset).patients or fold.config.get("patients", {})
             if not patients:
                 unknown.add(dataset)
-            split = Split(tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"]), parts["name"])
-            if shared := patient_leaks(split, patients):
-                folds = found.setdefault((dataset, str(run.settings["split"]), ", ".join(shared)), [])
-                folds += [fold.number] if fold.number not in folds else []
-    said = [
-        f"{dataset}, {kind} split, {_folds(folds)}: {shared} in train and test, so the metrics are optimistic "
+            if shared := patient_leaks(_split_of(fold), patients):
+                key = (dataset, str(run.settings["split"]), ", ".join(shared))
+                numbers = folds_by_leak.setdefault(key, [])
+                numbers += [fold.number] if fold.number not in numbers else []
+    warnings = [
+        f"{dataset}, {kind} split, {_fold_names(numbers)}: {shared} in train and test, so the metrics are optimistic "
         "(--split patient avoids it)"
-        for (dataset, kind, shared), folds in found.items()
+        for (dataset, kind, shared), numbers in folds_by_leak.items()
     ]
-    return said + [
+    return warnings + [
         f"{d}: its patients are not listed, whether train and test share any is unknown" for d in sorted(unknown)
     ]
 
 
-def undefined(run: RunResult) -> list[str]:
-    """Genes whose PCC is undefined, which count as 0."""
-    folds = {fold.number: fold.metrics.get("n_undefined_genes", 0) for fold in run.folds}
-    some = {i: n for i, n in folds.items() if n}
-    if not some:
+def _split_of(fold: FoldResult) -> Split:
+    parts = fold.config["split"]
+    return Split(tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"]), parts["name"])
+
+
+def undefined_gene_warnings(run: RunResult) -> list[str]:
+    """Genes of a run whose PCC is undefined and counts as 0."""
+    counts = {fold.number: fold.metrics.get("n_undefined_genes", 0) for fold in run.folds}
+    text = ", ".join(f"{n} in fold {number}" for number, n in counts.items() if n)
+    if not text:
         return []
-    counts = ", ".join(f"{n} in fold {i}" for i, n in some.items())
-    return [f"{run.label}: genes without a PCC (constant in truth or prediction), counted as 0: {counts}"]
+    return [f"{run.label}: genes without a PCC (constant in truth or prediction), counted as 0: {text}"]
 
 
-def own_warnings(run: RunResult) -> list[str]:
-    """What the run itself warned of, such as a collapsed geometry."""
+def run_warnings(run: RunResult) -> list[str]:
+    """The warnings in a run's own metrics.json, such as a collapsed geometry."""
     folds: dict[str, list[int]] = {}
     for fold in run.folds:
         for text in fold.metrics.get("warnings", ()):
             folds.setdefault(text, []).append(fold.number)
-    return [f"{run.label}, {_folds(numbers)}: {text}" for text, numbers in folds.items()]
+    return [f"{run.label}, {_fold_names(numbers)}: {text}" for text, numbers in folds.items()]
 
 
-def choices(results: Results) -> list[str]:
-    """Choices of the protocol that let the test be seen, or that differ from the paper's."""
-    said = []
-    for run in results.runs:
-        protocol = run.config["protocol"]
-        who = f"protocol {protocol['name']}"
-        if protocol.get("tested") == "last":
-            said.append(f"{who}: the last epoch's weights are tested, not those of the best validation epoch")
-        if protocol.get("panel_from") == "all":
-            said.append(f"{who}: the gene panel was chosen on all slides, the test slides among them")
-        if protocol.get("edge_spots") == "drop":
-            said.append(f"{who}: spots without a complete niche were dropped, also from the test")
-    return said
+def protocol_warnings(results: Results) -> list[str]:
+    """Choices of a protocol that let training see the test slides, or that differ from the paper's."""
+    protocols = [run.config["protocol"] for run in results.runs]
+    return [
+        f"protocol {protocol['name']}: {text}"
+        for protocol in protocols
+        for key, value, text in PROTOCOL_WARNINGS
+        if protocol.get(key) == value
+    ]
 
 
-def _folds(numbers: list[int]) -> str:
+def _fold_names(numbers: list[int]) -> str:
     return f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}"
 
 
 def configuration_table(results: Results) -> Table:
-    """A row a setting; one column where all runs share it all, else one a run, those that differ first."""
-    runs = results.runs
-    rows: dict[str, list[str]] = {}
-    for run in runs:
-        for key, value in _facts(run).items():
-            rows.setdefault(key, []).append(value)
-    differ = [key for key, values in rows.items() if len(set(values)) > 1]
-    columns = tuple(Column(run.label) for run in runs) if differ else (Column("all runs"),)
-    ordered = [*differ, *(key for key in rows if key not in differ)]
-    shown = [Row(key, "run", tuple(Cell(v) for v in rows[key][: len(columns)])) for key in ordered]
-    return Table("configuration", "Settings", columns, tuple(shown), (), "setting")
+    """A setting a row; one column where the runs share all settings, else one for each run, differences first."""
+    texts = [_setting_texts(run) for run in results.runs]
+    rows = {key: [of_run.get(key, ABSENT) for of_run in texts] for key in dict.fromkeys(k for t in texts for k in t)}
+    differing = [key for key, values in rows.items() if len(set(values)) > 1]
+    columns = tuple(Column(run.label) for run in results.runs) if differing else (Column("all runs"),)
+    ordered = [*differing, *(key for key in rows if key not in differing)]
+    table_rows = [Row(key, "run", tuple(Cell(v) for v in rows[key][: len(columns)])) for key in ordered]
+    return Table("configuration", "Settings", columns, tuple(table_rows), (), "setting")
 
 
-def _facts(run: RunResult) -> dict[str, str]:
+def _setting_texts(run: RunResult) -> dict[str, str]:
     settings = run.settings | {
         "slides": f"{len(run.settings['slides'])}",
         "panel": run.settings["panel"][:8] or "each fold's",
@@ -117,34 +121,30 @@ def _facts(run: RunResult) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     if value is None:
-        return "–"
+        return ABSENT
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def variant_lines(results: Results) -> list[tuple[str, str]]:
-    """Each variant and each protocol that was run, with its line of description."""
-    lines = []
-    for file, names in (
-        (VARIANTS, [run.variant for run in results.runs]),
-        (PROTOCOLS, [f"{run.settings['protocol']}" for run in results.runs]),
-    ):
-        rows = tomllib.loads(file.read_text("utf-8"))
-        kind = "" if file == VARIANTS else "protocol "
-        lines += [(kind + name, rows.get(name, {}).get("description", "–")) for name in dict.fromkeys(names)]
-    return lines
+def descriptions(results: Results) -> list[tuple[str, str]]:
+    """Names and descriptions of what was run: variants of HiST, other models, protocols."""
+    variants, protocols = (tomllib.loads(file.read_text("utf-8")) for file in (VARIANTS_FILE, PROTOCOLS_FILE))
+    lines = {name: row["description"] for name, row in variants.items()}
+    lines |= {entry.name: entry.title for entry in model_entries()}
+    lines |= {f"protocol {name}": row["description"] for name, row in protocols.items()}
+    names = [run.method for run in results.runs] + [f"protocol {run.settings['protocol']}" for run in results.runs]
+    return [(name, lines.get(name, ABSENT)) for name in dict.fromkeys(names)]
 
 
-def cache_facts(results: Results) -> list[tuple[str, str]]:
+def cache_fingerprints(results: Results) -> list[tuple[str, str]]:
     """The fingerprint of each cache that was trained on: its short hash, and all of it as JSON."""
-    found = {run.settings["cache"]: run.config["cache"] for run in results.runs}
-    return [(short, json.dumps(cache, indent=1, sort_keys=True)) for short, cache in found.items()]
+    caches = {run.settings["cache"]: run.config["cache"] for run in results.runs}
+    return [(short, json.dumps(cache, indent=1, sort_keys=True)) for short, cache in caches.items()]
 
 
 def origin(run: RunResult) -> str:
-    """When, by what command and with what versions the first fold was run."""
-    made = run.config.get("provenance", {})
-    versions = made.get("versions", {})
-    with_what = ", ".join(f"{name} {versions[name]}" for name in ("hist-cache", "torch", "timm") if name in versions)
-    return "; ".join(
-        filter(None, [made.get("date", "")[:16].replace("T", " "), made.get("device"), with_what, made.get("command")])
-    )
+    """When, on what, with what versions and by what command the first fold was run."""
+    provenance = run.config.get("provenance", {})
+    versions = provenance.get("versions", {})
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("hist-cache", "torch", "timm") if name in versions)
+    date = provenance.get("date", "")[:16].replace("T", " ")
+    return "; ".join(filter(None, [date, provenance.get("device"), packages, provenance.get("command")]))

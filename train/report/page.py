@@ -1,4 +1,4 @@
-"""The report's page: sections of tables and figures in one HTML file, with its style and script in it."""
+"""The report's page: sections of tables and figures in one HTML file, which holds its style and script too."""
 
 from __future__ import annotations
 
@@ -8,86 +8,100 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from train.report.context import cache_facts, caveats, configuration_table, origin, variant_lines
+from train.report.context import cache_fingerprints, configuration_table, descriptions, origin, result_warnings
 from train.report.figures import Picture
 from train.report.paper_tables import group_name
 from train.report.results import Results
-from train.report.table import ARROWS, UNDER, Cell, Table, slug
+from train.report.table import ARROWS, SUBROW_KINDS, Cell, Row, Table, slug
 
-TEMPLATE, STYLE, SCRIPT = "report.html.jinja", "report.css", "report.js"
-GENES_ON_PAGE = 300  # rows; the file has all
-LONG = 60  # rows: more scroll in a box of their own
+TEMPLATE, STYLE, SCRIPT = "page.html.jinja", "page.css", "page.js"
+MAX_ROWS = 300  # of a table on the page; its CSV file has all
+MAX_VISIBLE_ROWS = 60  # a table with more scrolls in a box of its own
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, then tables and figures; `more` are those behind a fold, by its summary."""
+    """A heading, then tables and figures."""
 
     title: str
     text: str = ""
     tables: Sequence[Table] = ()
     pictures: Sequence[Picture] = ()
     more: Sequence[tuple[str, Sequence[Table | Picture]]] = ()
+    """Tables and figures that are shown on a click, by the line that is clicked."""
 
     @property
     def anchor(self) -> str:
-        return slug(f"part {self.title}")  # tables have their own names
+        """What links to the section name; tables have anchors of their own."""
+        return slug(f"part {self.title}")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing below the heading."""
+        return not (self.text or self.tables or self.pictures or self.more)
 
 
 def render(results: Results, sections: list[Section], title: str = "", warnings: Sequence[str] = ()) -> str:
-    """The page, called by the runs' datasets unless it has a title; `warnings` come before the runs' own.
+    """The page as HTML, whose security policy allows nothing but its own style, script and pictures.
 
-    Its policy lets nothing in but its own style, script and pictures.
+    Args:
+        results: the runs, for the subtitle, the warnings and the settings.
+        sections: from top to bottom.
+        title: of the page (default: the names of the runs' groups).
+        warnings: shown before those of the runs.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    home = Path(__file__).parent
-    style, script = ((home / name).read_text(encoding="utf-8") for name in (STYLE, SCRIPT))
+    folder = Path(__file__).parent
+    style, script = ((folder / name).read_text(encoding="utf-8") for name in (STYLE, SCRIPT))
     environment = Environment(
-        loader=FileSystemLoader(home), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    folds = sorted({len(run.folds) for run in results.runs})
+    fold_counts = sorted({len(run.folds) for run in results.runs})
     names = ", ".join(dict.fromkeys(group_name(run) for run in results.runs))
     return environment.get_template(TEMPLATE).render(
         title=title or names,
-        subtitle=f"{_count(len(results.runs), 'run')} of {' or '.join(map(str, folds))} folds",
+        subtitle=f"{_count(len(results.runs), 'run')} of {' or '.join(map(str, fold_counts))} folds",
         date=time.strftime("%Y-%m-%d"),
         sections=sections,
-        warnings=[*warnings, *caveats(results)],
-        variants=variant_lines(results),
+        warnings=[*warnings, *result_warnings(results)],
+        descriptions=descriptions(results),
         configuration=configuration_table(results),
-        caches=cache_facts(results),
+        caches=cache_fingerprints(results),
         origins=[(run.label, str(run.folder), origin(run)) for run in results.runs],
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
         arrows=ARROWS,
-        under=UNDER,
-        blocks=blocks,
-        rows_on_page=GENES_ON_PAGE,
-        long=LONG,
+        subrow_kinds=SUBROW_KINDS,
+        row_groups=row_groups,
+        max_rows=MAX_ROWS,
+        max_visible_rows=MAX_VISIBLE_ROWS,
         is_table=lambda item: isinstance(item, Table),
         sort_value=sort_value,
-        anchor=slug,
     )
 
 
-def blocks(table: Table) -> list[list[Any]]:
-    """Rows that stay together when sorted: a run's, with those under it."""
-    found: list[list[Any]] = []
+def row_groups(table: Table) -> list[list[Row]]:
+    """Rows that stay together when sorted: a run's row with those under it."""
+    groups: list[list[Row]] = []
     for row in table.rows:
-        if row.kind in UNDER and found:
-            found[-1].append(row)
+        if row.kind in SUBROW_KINDS and groups:
+            groups[-1].append(row)
         else:
-            found.append([row])
-    return found
+            groups.append([row])
+    return groups
 
 
 def sort_value(cell: Cell) -> str:
+    """The number that the page sorts a cell by; "" where it has none."""
     return "" if cell.value is None else repr(float(cell.value))
 
 

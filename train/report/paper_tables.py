@@ -1,29 +1,34 @@
-"""Runs laid out as the paper lays them out: plain tables, which train/render.py turns into text."""
+"""Runs laid out as the paper lays them out: metrics with p-values, published numbers and baselines; cost."""
 
 from __future__ import annotations
 
-from train.report.published import END_TO_END, FROZEN, Numbers, published, published_cost
-from train.report.results import Results, RunResult
+from train.data import UNITS
+from train.experiments.grid import table_row
+from train.models.registry import DEFAULT_MODEL
+from train.report.published import END_TO_END, FROZEN, Numbers, published_cost, published_numbers
+from train.report.results import COST_KEYS, Results, RunResult
 from train.report.run_settings import DATA
-from train.report.significance import NOTE, REFERENCE, compare, references
+from train.report.significance import P_NOTE, REFERENCE, compare, references
 from train.report.table import (
-    HIGHER,
+    BASELINE,
     LOWER,
     Cell,
     Column,
     Row,
     Table,
-    metric_order,
-    number,
-    over_folds,
+    mark_best,
+    mean_cells,
+    metric_columns,
+    number_cell,
+    ordered_metrics,
     p_text,
     slug,
-    with_best,
 )
 
-COST_ALONE = 5  # the paper's table that has no metrics
-COST_COLUMNS = {"peak_memory_gb": "peak memory, GB", "train_s_per_epoch": "s/epoch", "inference_s": "inference, s"}
-CONTROLS = {"ridge": "ridge, PCA-256", "train_mean": "train mean", "permuted": "permuted"}
+COST_TABLE = 5  # the paper's table without metrics
+COST_TITLES = ("peak memory, GB", "s/epoch", "inference, s")  # of COST_KEYS
+PERMUTED = "permuted"  # the one baseline that depends on the run's own predictions
+BASELINE_TITLES = {"ridge": "ridge, PCA-256", "train_mean": "train mean", PERMUTED: "permuted"}
 SCOPES = {
     "pooled": "pooled over test spots",
     "slide_mean": "slide by slide, then their mean",
@@ -40,23 +45,27 @@ def results_tables(
 ) -> list[Table]:
     """The metrics, a table for each dataset that is predicted; also the cost, where the paper's table has it.
 
-    reference: the variant or run to test against (default: full). table: the paper's number, for the title and the
-    numbers beside. `InputError` for a reference that is not among the runs.
-    """
-    from train.experiments.grid import table_row
+    Args:
+        results: the runs.
+        reference: method or label of the run to test the others against (default: full).
+        table: number of a table of the paper, for the title and the published numbers.
+        scope: one of `SCOPES`.
 
+    Raises:
+        InputError: The reference is not among the runs, or there is no such table.
+    """
     row = table_row(table) if table is not None else {}
     title = f"Table {table}: {row['title']}" if table is not None else ""
     tables = []
-    if table != COST_ALONE:
-        tables += [metrics_table(results, runs, title, reference, table, scope) for runs in grouped(results)]
+    if table != COST_TABLE:
+        tables += [metrics_table(results, runs, title, reference, table, scope) for runs in run_groups(results)]
     if row.get("cost"):
         tables += [cost_table(results, table)]
     return tables
 
 
-def grouped(results: Results) -> list[list[RunResult]]:
-    """Runs whose numbers can stand in one table: the same dataset is predicted, in the same unit."""
+def run_groups(results: Results) -> list[list[RunResult]]:
+    """The runs in groups that fit into one table: they predict the same dataset in the same unit."""
     groups: dict[tuple[str, ...], list[RunResult]] = {}
     for run in results.runs:
         key = tuple(str(run.settings[k]) for k in ("dataset", "test_dataset", "transform"))
@@ -65,7 +74,7 @@ def grouped(results: Results) -> list[list[RunResult]]:
 
 
 def group_name(run: RunResult) -> str:
-    """`kidney`, `kidney, tested on kidney_papilla`, `kidney, ln_cp10k`."""
+    """Name of the run's group: `kidney`, `kidney, tested on kidney_papilla`, `kidney, ln_cp10k`."""
     s = run.settings
     parts = [s["dataset"], f"tested on {s['test_dataset']}" if s["test_dataset"] else ""]
     return ", ".join(filter(None, [*parts, s["transform"] if s["transform"] != "log2" else ""]))
@@ -79,55 +88,114 @@ def metrics_table(
     table: int | None = None,
     scope: str = "pooled",
 ) -> Table:
-    """Runs that predict one dataset: mean ± std over folds, p, published numbers; then what a model must beat."""
+    """Mean and standard deviation over folds, with p-values and published numbers under each run; then baselines.
+
+    Args:
+        results: all runs; references are chosen among them.
+        runs: those in the table, one of the `run_groups`.
+        title: before the group's name (default: "Metrics").
+        reference: method or label of the run to test the others against (default: full).
+        table: number of a table of the paper, whose published numbers are preferred.
+        scope: one of `SCOPES`; published numbers and baselines are pooled only.
+
+    Raises:
+        InputError: The reference is not among the runs.
+    """
     frame = results.metrics[results.metrics["scope"] == scope]
     frame = frame[frame["run"].isin([r.label for r in runs])]
-    metrics = metric_order(set(frame["metric"]))
-    columns = tuple(Column(m.upper(), HIGHER if m.startswith("pcc") else LOWER) for m in metrics)
+    metrics = ordered_metrics(set(frame["metric"]))
+    columns = metric_columns(metrics)
     chosen = references(results, reference)
     rows = []
-    any_published = any_p = False
     for run in runs:
-        rows.append(Row(run.label, "run", over_folds(frame[frame["run"] == run.label], metrics)))
+        rows.append(Row(run.label, "run", mean_cells(frame[frame["run"] == run.label], metrics)))
         if run.label in chosen:
-            other = chosen[run.label]
-            p = [compare(results, run, other, m, scope).p_t for m in metrics]
-            any_p = any_p or any(v is not None for v in p)
-            rows.append(Row(f"p against {other.label}", "p", tuple(Cell(p_text(v), v) for v in p)))
-        for label, numbers in beside(run, table) if scope == "pooled" else ():
-            any_published = True
-            rows.append(Row(label, "published", tuple(number(*numbers.get(m, (None, None))) for m in metrics)))
+            rows.append(_p_row(results, run, chosen[run.label], metrics, scope))
+        if scope == "pooled":
+            rows += _published_rows(run, metrics, table)
+    p_cells = [cell for row in rows if row.kind == "p" for cell in row.cells]
+    has_published = any(row.kind == "published" for row in rows)
     if all(run.shares(runs[0], ("genes", "n_genes", "panel")) for run in runs):
-        rows = with_best(rows, columns)
+        rows = mark_best(rows, columns)
     if scope == "pooled":
-        rows += control_rows(results, runs, metrics)
-    folds = sorted({len(run.folds) for run in runs})
-    where = title or "Metrics"
-    unit = "log2(1 + count)" if runs[0].settings["transform"] == "log2" else "ln(1 + count per 10,000)"
-    notes = [f"mean ± std over {' or '.join(map(str, folds))} folds, {SCOPES[scope]}; MSE and MAE in {unit}"]
-    notes += [NOTE] if any_p else []
+        rows += baseline_rows(results, runs, metrics)
+    notes = [f"mean ± std over {_fold_counts(runs)} folds, {SCOPES[scope]}; MSE and MAE in {_unit(runs[0])}"]
+    notes += [P_NOTE] if any(cell.value is not None for cell in p_cells) else []
     if not chosen and len(runs) > 1:
         notes.append(f"no p: no run of {reference or REFERENCE} that predicts the same to test against")
-    notes += [PUBLISHED_NOTE] if any_published else []
-    labels = {run.label for run in runs}
-    notes += [text for text in results.incomplete if any(text.startswith(f"{label}: ") for label in labels)]
+    notes += [PUBLISHED_NOTE] if has_published else []
+    notes += [text for text in results.incomplete if any(text.startswith(f"{run.label}: ") for run in runs)]
     group = group_name(runs[0])
-    return Table(slug(f"metrics {scope} {group}"), f"{where}, {group}", columns, tuple(rows), tuple(notes))
+    return Table(slug(f"metrics {scope} {group}"), f"{title or 'Metrics'}, {group}", columns, tuple(rows), tuple(notes))
+
+
+def _fold_counts(runs: list[RunResult]) -> str:
+    return " or ".join(map(str, sorted({len(run.folds) for run in runs})))
+
+
+def _unit(run: RunResult) -> str:
+    return UNITS[run.settings["transform"]]
+
+
+def _p_row(results: Results, run: RunResult, reference: RunResult, metrics: list[str], scope: str) -> Row:
+    p = [compare(results, run, reference, metric, scope).p_t for metric in metrics]
+    return Row(f"p against {reference.label}", "p", tuple(Cell(p_text(v), v) for v in p))
+
+
+def _published_rows(run: RunResult, metrics: list[str], table: int | None) -> list[Row]:
+    return [
+        Row(label, "published", tuple(number_cell(*numbers.get(m, (None, None))) for m in metrics))
+        for label, numbers in published_of_run(run, table)
+    ]
+
+
+def published_of_run(run: RunResult, table: int | None) -> list[tuple[str, Numbers]]:
+    """What was published for a run's setting.
+
+    Args:
+        run: of any model; the numbers are those of HiST, so that other models have none.
+        table: number of a table of the paper, preferred where tables disagree.
+
+    Returns:
+        Labels and numbers: first for as many fine-tuned blocks as the run has, then for training end to end. Empty
+        where nothing was published.
+    """
+    s = run.settings
+    if run.model != DEFAULT_MODEL or run.variant is None or s["transform"] != "log2":
+        return []
+    setting = (
+        s["dataset"],
+        run.variant,
+        s["genes"],
+        s["n_genes"],
+        s["split"],
+        s["neighbors"],
+        s["test_dataset"],
+        table,
+    )
+    layer_counts = dict.fromkeys((s["lora_layers"] or FROZEN, END_TO_END))
+    numbers_by_layers = {layers: published_numbers(*setting, lora_layers=layers) for layers in layer_counts}
+    return [(f"published, LoRA {layers}", numbers) for layers, numbers in numbers_by_layers.items() if numbers]
 
 
 def cost_table(results: Results, table: int | None = None) -> Table:
-    """Table 5: memory, seconds an epoch, seconds of inference, beside the published."""
-    columns = tuple(Column(title, LOWER) for title in COST_COLUMNS.values())
+    """Memory, seconds for an epoch and seconds of inference, with the published numbers (table 5).
+
+    Args:
+        results: the runs.
+        table: number of a table of the paper, whose published numbers are preferred.
+    """
     rows = []
-    any_published = False
+    has_published = False
     for run in results.runs:
         frame = results.cost[results.cost["run"] == run.label]
-        rows.append(Row(run.label, "run", over_folds(frame, list(COST_COLUMNS))))
+        rows.append(Row(run.label, "run", mean_cells(frame, list(COST_KEYS))))
         s = run.settings
-        numbers = published_cost(s["dataset"], s["n_genes"], table) if run.variant == REFERENCE else {}
+        is_published = run.model == DEFAULT_MODEL and run.variant == REFERENCE
+        numbers = published_cost(s["dataset"], s["n_genes"], table) if is_published else {}
         if numbers:
-            any_published = True
-            cells = tuple(number(*numbers.get(m, (None, None))) for m in COST_COLUMNS)
+            has_published = True
+            cells = tuple(number_cell(*numbers.get(m, (None, None))) for m in COST_KEYS)
             rows.append(Row("published, end to end", "published", cells))
     machines = {
         f"{c['device']}, {c['threads']} thread{'s' * (c['threads'] > 1)}"
@@ -140,57 +208,50 @@ def cost_table(results: Results, table: int | None = None) -> Table:
         "GPU and the whole process's on a CPU; an epoch includes its validation; inference is of all test spots, from "
         "cached embeddings. Folds trained side by side slow each other down"
     ]
-    if any_published:
+    if has_published:
         notes.append("published: the encoder is trained and run too, on an RTX 4090, from images")
+    columns = tuple(Column(title, LOWER) for title in COST_TITLES)
     return Table("cost", "Memory and time", columns, tuple(rows), tuple(notes))
 
 
-def beside(run: RunResult, table: int | None) -> list[tuple[str, Numbers]]:
-    """The published numbers for a run, with their labels, the like of it first; none where nothing was published."""
-    s = run.settings
-    if s["transform"] != "log2":
-        return []
-    setting = (
-        s["dataset"],
-        run.variant,
-        s["genes"],
-        s["n_genes"],
-        s["split"],
-        s["neighbors"],
-        s["test_dataset"],
-        table,
-    )
-    tuned = s["lora_layers"]
-    found = [
-        (layers, published(*setting, lora_layers=layers)) for layers in dict.fromkeys((tuned or FROZEN, END_TO_END))
-    ]
-    return [(f"published, LoRA {layers}", numbers) for layers, numbers in found if numbers]
+def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -> list[Row]:
+    """The baselines, once for each setting of the data.
 
-
-def control_rows(results: Results, runs: list[RunResult], metrics: list[str]) -> list[Row]:
-    """Controls, once for each data setting; permuted is that of `full`, or of the setting's first run."""
+    Args:
+        results: holds the baselines' metrics.
+        runs: those in the table.
+        metrics: one for each cell.
+    """
     groups: list[list[RunResult]] = []
     for run in runs:
-        known = next((g for g in groups if run.shares(g[0], DATA)), None)
-        if known is None:
+        group = next((g for g in groups if run.shares(g[0], DATA)), None)
+        if group is None:
             groups.append([run])
         else:
-            known.append(run)
+            group.append(run)
     rows = []
-    for control, name in CONTROLS.items():
-        found: dict[tuple[float | None, ...], Row] = {}
+    for baseline, title in BASELINE_TITLES.items():
+        rows_by_values: dict[tuple[float | None, ...], Row] = {}
         for group in groups:
-            shown = next((r for r in group if r.variant == REFERENCE), group[0])
-            if control != "permuted":
-                shown = max(group, key=lambda r: len(r.folds))
-            frame = results.controls[
-                (results.controls["run"] == shown.label) & (results.controls["control"] == control)
+            run = _run_with_baseline(group, baseline)
+            frame = results.baselines[
+                (results.baselines["run"] == run.label) & (results.baselines["baseline"] == baseline)
             ]
-            cells = over_folds(frame, metrics)
-            label = f"{shown.label}, permuted" if control == "permuted" else name
-            if control != "permuted" and shown.data_label:
-                label += f", {shown.data_label}"
-            found.setdefault(tuple(c.value for c in cells), Row(label, "control", cells))
-        one = len(found) == 1 and control != "permuted"  # train means are the same for any neighbourhood
-        rows += [Row(name, row.kind, row.cells) if one else row for row in found.values()]
+            cells = mean_cells(frame, metrics)
+            if baseline == PERMUTED:
+                label = f"{run.label}, permuted"
+            else:
+                label = f"{title}, {run.data_label}" if run.data_label else title
+            rows_by_values.setdefault(tuple(c.value for c in cells), Row(label, BASELINE, cells))
+        if len(rows_by_values) == 1 and baseline != PERMUTED:  # train means are the same for any neighbourhood
+            rows += [Row(title, BASELINE, row.cells) for row in rows_by_values.values()]
+        else:
+            rows += rows_by_values.values()
     return [row for row in rows if any(c.value is not None for c in row.cells)]
+
+
+def _run_with_baseline(group: list[RunResult], baseline: str) -> RunResult:
+    """The run whose baseline stands for its group: for permuted the reference, else the run with the most folds."""
+    if baseline == PERMUTED:
+        return next((r for r in group if r.method == REFERENCE), group[0])
+    return max(group, key=lambda r: len(r.folds))

@@ -1,4 +1,4 @@
-"""Figures of a study: its variants side by side, the gene panel, PCC over genes, one gene's maps in every run."""
+"""Figures over several runs: their metrics side by side, PCC over genes, the gene panel, maps of one gene."""
 
 from __future__ import annotations
 
@@ -9,9 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.figures import draw_spots, draw_tissue, new_figure, save
+from train.figures import (
+    BLUE,
+    GREY,
+    ORANGE,
+    PALE_BLUE,
+    draw_spots,
+    draw_tissue,
+    new_figure,
+    quiet_axes,
+    save_figure,
+    spot_aspect,
+)
 from train.metrics import gene_pcc
 from train.report.results import Results, RunResult
+from train.report.significance import REFERENCE
 
 if TYPE_CHECKING:
     import anndata
@@ -19,49 +31,60 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.45"  # Okabe and Ito's, told apart by the colour-blind
-RUN_HEIGHT = 0.32  # inch
-LABELLED = 14  # genes with their names
-ACROSS = 4  # maps in a row
+RUN_HEIGHT = 0.32  # inches that one run takes
+N_NAMED_GENES = 14  # in the figure of the gene panel
+MAP_COLUMNS = 4
+OVERLAP_COST = 100  # a name over another name counts as much as one over this many points
+SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))  # of a point, where its name may stand
+HORIZONTAL = {1: "left", 0: "center", -1: "right"}
+VERTICAL = {1: "bottom", 0: "center", -1: "top"}
 
 
 def plot_ablation(path: Path, results: Results, runs: Sequence[RunResult], metrics: Sequence[str]) -> None:
-    """Bars of each metric's mean, whiskers of one std, the folds as points; beside each, ridge on the same data.
+    """Draw bars of each metric's mean, with whiskers of one standard deviation and the folds as points.
 
-    A bar starts at 0, unless all values lie so close together that nothing could be seen: then the axis says so.
+    A line across each bar is ridge on the same data. A bar starts at 0, unless all values lie so close together that
+    no difference could be seen; the label below the axis then says where it starts.
+
+    Args:
+        path: the PNG to write.
+        results: holds the metrics of the runs.
+        runs: drawn from top to bottom.
+        metrics: drawn from left to right, such as `pcc@50`.
     """
-    height = 1.1 + RUN_HEIGHT * len(runs)
-    figure, axes = new_figure(len(metrics), 1, 2.5 if len(metrics) > 2 else 4.0, height)
-    frame = results.metrics[results.metrics["scope"] == "pooled"]
-    place = np.arange(len(runs))[::-1]
+    figure, axes = new_figure(len(metrics), 1, 2.5 if len(metrics) > 2 else 4.0, 1.1 + RUN_HEIGHT * len(runs))
     for ax, metric in zip(axes[0], metrics, strict=True):
-        values = [
-            frame.loc[(frame["run"] == run.label) & (frame["metric"] == metric), "value"].to_numpy() for run in runs
-        ]
-        means = np.array([v.mean() if len(v) else np.nan for v in values])
-        spread = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
-        control = results.controls[(results.controls["control"] == "ridge") & (results.controls["metric"] == metric)]
-        ridge = np.array([control.loc[control["run"] == run.label, "value"].mean() for run in runs])
-        colors = [BLUE if run.variant == "full" else "#8fb8d4" for run in runs]
-        ax.barh(place, means, height=0.66, color=colors, xerr=spread, error_kw={"elinewidth": 1, "ecolor": "0.25"})
-        for y, v in zip(place, values, strict=True):
-            ax.plot(
-                v, np.full(len(v), y), "o", markersize=3.2, color="white", markeredgecolor="0.2", markeredgewidth=0.7
-            )
-        ax.vlines(ridge, place - 0.42, place + 0.42, color=ORANGE, linewidth=1.6)
-        every = np.concatenate([*values, means - spread, means + spread, ridge])
-        start = _start(ax, every[np.isfinite(every)])
-        ax.set_title(metric.upper() + (" ↑" if metric.startswith("pcc") else " ↓"), fontsize=11)
-        ax.set_xlabel(f"axis starts at {start:g}" if start else " ", fontsize=8, color=GREY)
-        _quiet(ax)
-        ax.set_yticks(place, [run.label for run in runs] if ax is axes[0][0] else [])
+        _draw_bars(ax, results, runs, metric)
+        rows = np.arange(len(runs))[::-1]
+        ax.set_yticks(rows, [run.label for run in runs] if ax is axes[0][0] else [])
         ax.tick_params(axis="y", length=0, labelsize=10)
     figure.suptitle("mean ± std over folds, points are folds; orange: ridge on the same data", fontsize=9, color=GREY)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def _start(ax: Axes, values: np.ndarray) -> float:
-    """Set the axis; returns where it starts."""
+def _draw_bars(ax: Axes, results: Results, runs: Sequence[RunResult], metric: str) -> None:
+    frame = results.metrics[(results.metrics["scope"] == "pooled") & (results.metrics["metric"] == metric)]
+    ridge_rows = (results.baselines["baseline"] == "ridge") & (results.baselines["metric"] == metric)
+    baseline = results.baselines[ridge_rows]
+    values = [frame.loc[frame["run"] == run.label, "value"].to_numpy() for run in runs]
+    means = np.array([v.mean() if len(v) else np.nan for v in values])
+    stds = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
+    ridge = np.array([baseline.loc[baseline["run"] == run.label, "value"].mean() for run in runs])
+    rows = np.arange(len(runs))[::-1]
+    colors = [BLUE if run.method == REFERENCE else PALE_BLUE for run in runs]
+    ax.barh(rows, means, height=0.66, color=colors, xerr=stds, error_kw={"elinewidth": 1, "ecolor": "0.25"})
+    for y, v in zip(rows, values, strict=True):
+        ax.plot(v, np.full(len(v), y), "o", markersize=3.2, color="white", markeredgecolor="0.2", markeredgewidth=0.7)
+    ax.vlines(ridge, rows - 0.42, rows + 0.42, color=ORANGE, linewidth=1.6)
+    every = np.concatenate([*values, means - stds, means + stds, ridge])
+    start = _set_start(ax, every[np.isfinite(every)])
+    ax.set_title(metric.upper() + (" ↑" if metric.startswith("pcc") else " ↓"), fontsize=11)
+    ax.set_xlabel(f"axis starts at {start:g}" if start else " ", fontsize=8, color=GREY)
+    quiet_axes(ax, grid="x")
+
+
+def _set_start(ax: Axes, values: np.ndarray) -> float:
+    """Set the range of a bar's axis; returns where it starts."""
     low, high = float(values.min()), float(values.max())
     room = 0.08 * (high - low or abs(high) or 1)
     start = 0.0
@@ -74,128 +97,132 @@ def _start(ax: Axes, values: np.ndarray) -> float:
 
 
 def plot_gene_distributions(path: Path, correlations: Mapping[str, pd.Series]) -> None:
-    """PCC of all genes in each run (label -> genes' PCC): their density, quartiles, and the median in figures."""
+    """Draw the PCC of all genes in each run: its density, its quartiles, and its median as a number.
+
+    Args:
+        path: the PNG to write.
+        correlations: label of a run -> PCC of each gene.
+    """
     figure, axes = new_figure(1, 1, 7.5, 1.2 + 1.35 * RUN_HEIGHT * len(correlations))
     ax = axes[0, 0]
-    place = np.arange(len(correlations))[::-1]
+    rows = np.arange(len(correlations))[::-1]
     values = [series.to_numpy() for series in correlations.values()]
     if all(np.ptp(v) > 0 for v in values):  # a density needs values that differ
-        bodies: Any = ax.violinplot(values, place, orientation="horizontal", widths=0.85, showextrema=False)["bodies"]
+        bodies: Any = ax.violinplot(values, rows, orientation="horizontal", widths=0.85, showextrema=False)["bodies"]
         for body in bodies:
-            body.set(facecolor="#8fb8d4", edgecolor="none", alpha=0.9)
-    for y, v in zip(place, values, strict=True):
+            body.set(facecolor=PALE_BLUE, edgecolor="none", alpha=0.9)
+    for y, v in zip(rows, values, strict=True):
         low, middle, high = np.quantile(v, [0.25, 0.5, 0.75])
         ax.plot([low, high], [y, y], color=BLUE, linewidth=4, solid_capstyle="butt")
         ax.plot(middle, y, "o", color="white", markeredgecolor=BLUE, markersize=6)
         ax.annotate(f"{middle:.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=GREY)
-    ax.set_yticks(place, list(correlations))
+    ax.set_yticks(rows, list(correlations))
     ax.tick_params(axis="y", length=0, labelsize=10)
     ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.set_xlabel("PCC of a gene, mean over folds", fontsize=9)
     ax.set_title("PCC over genes: density, quartiles and median (also at the right)", fontsize=10)
-    _quiet(ax)
-    save(figure, path)
+    quiet_axes(ax, grid="x")
+    save_figure(figure, path)
 
 
 def plot_gene_panel(path: Path, table: anndata.AnnData, title: str) -> None:
-    """The panel's genes by mean and variance over the test spots, coloured by PCC; the best predicted have names."""
+    """Draw the panel's genes by mean and variance over the test spots, coloured by PCC; the best have names.
+
+    Args:
+        path: the PNG to write.
+        table: predictions of a fold.
+        title: of the figure.
+    """
     truth = np.asarray(table.layers["truth"], dtype=np.float64)
     pcc = np.nan_to_num(gene_pcc(np.asarray(table.X), truth), nan=0.0)
     mean, variance = truth.mean(0), truth.var(0)
     figure, axes = new_figure(1, 1, 7.5, 5.0)
     ax = axes[0, 0]
-    order = np.argsort(pcc)  # the best on top
+    order = np.argsort(pcc)  # the best are drawn last, on top of the others
     dots = ax.scatter(
         mean[order], variance[order], c=pcc[order], cmap="cividis", s=26, linewidths=0.3, edgecolors="0.3"
     )
-    bar = figure.colorbar(dots, ax=ax, pad=0.02)
-    bar.set_label("PCC", fontsize=9)
+    figure.colorbar(dots, ax=ax, pad=0.02).set_label("PCC", fontsize=9)
     ax.set_xlabel(f"mean, {table.uns['expression']}", fontsize=9)
     ax.set_ylabel("variance over test spots", fontsize=9)
     ax.set_title(title, fontsize=10)
     ax.margins(0.08)
-    _quiet(ax, grid="both")
-    names = [(str(table.var_names[i]), mean[i], variance[i]) for i in order[::-1][:LABELLED]]
-    _label(figure, ax, names, np.column_stack([mean, variance]))
-    save(figure, path)
+    quiet_axes(ax)
+    names = [(str(table.var_names[i]), mean[i], variance[i]) for i in order[::-1][:N_NAMED_GENES]]
+    _name_points(figure, ax, names, np.column_stack([mean, variance]))
+    save_figure(figure, path)
 
 
-def _label(figure: Figure, ax: Axes, names: Sequence[tuple[str, float, float]], dots: np.ndarray) -> None:
-    """Names beside their points, in the first of eight places that covers no name and the fewest points."""
+def _name_points(figure: Figure, ax: Axes, names: Sequence[tuple[str, float, float]], dots: np.ndarray) -> None:
+    """Write names beside their points, each on the side where it covers no other name and the fewest points.
+
+    A name that would cover another on every side is left out, because both would be unreadable.
+
+    Args:
+        figure: is drawn once, so that positions in px are known.
+        ax: where the points are.
+        names: name, x and y.
+        dots: (N, 2) all points.
+    """
     figure.draw_without_rendering()
     points = ax.transData.transform(dots)
-    taken: list[Any] = []
-    sides = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1)]
-    align = {1: "left", 0: "center", -1: "right"}, {1: "bottom", 0: "center", -1: "top"}
+    boxes: list[Any] = []
     for name, x, y in names:
-        best: tuple[float, Any, Any] | None = None
-        for dx, dy in sides:
-            text = ax.annotate(
-                name, (x, y), (6 * dx, 6 * dy), textcoords="offset points", fontsize=8, ha=align[0][dx], va=align[1][dy]
-            )
+        candidates = []
+        for side in SIDES:
+            text = _annotate(ax, name, x, y, side)
             box = text.get_window_extent()
-            covered = int(box.padded(1).count_contains(points))
-            covered += 100 * sum(box.overlaps(other) for other in taken)
             text.remove()
-            if best is None or covered < best[0]:
-                best = (covered, (dx, dy), box)
-        assert best is not None
-        if best[0] >= 100:
-            continue  # no place: unnamed rather than unreadable
-        dx, dy = best[1]
-        ax.annotate(
-            name, (x, y), (6 * dx, 6 * dy), textcoords="offset points", fontsize=8, ha=align[0][dx], va=align[1][dy]
-        )
-        taken.append(best[2].padded(2))
+            overlaps = sum(box.overlaps(other) for other in boxes)
+            candidates.append((int(box.padded(1).count_contains(points)) + OVERLAP_COST * overlaps, side, box))
+        cost, side, box = min(candidates, key=lambda candidate: candidate[0])
+        if cost < OVERLAP_COST:
+            _annotate(ax, name, x, y, side)
+            boxes.append(box.padded(2))
+
+
+def _annotate(ax: Axes, name: str, x: float, y: float, side: tuple[int, int]) -> Any:
+    dx, dy = side
+    alignment: dict[str, Any] = {"ha": HORIZONTAL[dx], "va": VERTICAL[dy]}
+    return ax.annotate(name, (x, y), (6 * dx, 6 * dy), textcoords="offset points", fontsize=8, **alignment)
 
 
 def plot_gene(path: Path, tables: Mapping[str, anndata.AnnData], gene: str, slide: str) -> None:
-    """One gene on one slide: the H&E, what was measured, and what each run predicts (label -> predictions).
+    """Draw one gene on one slide: the H&E, the measured expression, and the prediction of each run.
 
-    All maps share a scale, that of the measured values between their 1st and 99th percentiles.
+    All maps share a scale: that of the measured values between their 1st and 99th percentiles.
+
+    Args:
+        path: the PNG to write.
+        tables: label of a run -> its predictions; all have this gene and slide, with the same spots.
+        gene: its name.
+        slide: its id.
     """
-    first = next(iter(tables.values()))
-    rows = (first.obs["slide"] == slide).to_numpy()
-    coords, picture = first.obsm["spatial"][rows], first.uns["spatial"][slide]
-    tall = np.ptp(coords[:, 1]) / max(np.ptp(coords[:, 0]), 1.0)
-    across = min(ACROSS, 2 + len(tables))
-    down = math.ceil((2 + len(tables)) / across)
-    figure, axes = new_figure(across, down, 2.9, 0.45 + 2.6 * min(max(tall, 0.5), 1.6))
+    on_slide = {label: table[(table.obs["slide"] == slide).to_numpy(), gene] for label, table in tables.items()}
+    first = next(iter(on_slide.values()))
+    picture, coords = first.uns["spatial"][slide], first.obsm["spatial"]
+    truth = np.asarray(first.layers["truth"])[:, 0]
+    maps = [(f"{gene}, measured", coords, truth)]
+    for label, table in on_slide.items():
+        values = np.asarray(table.X)
+        pcc = gene_pcc(values, np.asarray(table.layers["truth"]))[0]
+        title = f"{label}, PCC {pcc:.2f}" if np.isfinite(pcc) else f"{label}, PCC undefined"
+        maps.append((title, table.obsm["spatial"], values[:, 0]))
+
+    columns = min(MAP_COLUMNS, 1 + len(maps))
+    figure, axes = new_figure(columns, math.ceil((1 + len(maps)) / columns), 2.9, 0.45 + 2.6 * spot_aspect(coords))
     panels = list(axes.ravel())
     draw_tissue(panels[0], picture, coords)
     panels[0].set_title(f"{slide}, H&E", fontsize=10)
-    j = list(first.var_names).index(gene)
-    truth = np.asarray(first.layers["truth"])[rows, j]
     low, high = np.quantile(truth, [0.01, 0.99])
-    high = high if high > low else low + 1
-    for ax, label in zip(panels[1:], ["measured", *tables], strict=False):
-        if label == "measured":
-            values, title = truth, f"{gene}, measured"
-        else:
-            table = tables[label]
-            mine = (table.obs["slide"] == slide).to_numpy()
-            j = list(table.var_names).index(gene)
-            values = np.asarray(table.X)[mine, j]
-            pcc = gene_pcc(values[:, None], np.asarray(table.layers["truth"])[mine, j][:, None])[0]
-            title = f"{label}, PCC {pcc:.2f}" if np.isfinite(pcc) else f"{label}, PCC undefined"
-            coords = table.obsm["spatial"][mine]
-        draw_tissue(ax, picture, coords)
-        drawn = draw_spots(ax, picture, coords, values)
-        drawn.set_clim(low, high)
+    for ax, (title, spots, values) in zip(panels[1:], maps, strict=False):
+        draw_tissue(ax, picture, spots)
+        discs = draw_spots(ax, picture, spots, values)
+        discs.set_clim(low, high if high > low else low + 1)
         ax.set_title(title, fontsize=10)
     for i, ax in enumerate(panels):
-        ax.axis("off" if i >= 2 + len(tables) else "on")
+        ax.axis("off" if i > len(maps) else "on")
         for side in ax.spines.values():
             side.set_color("0.85")
-    figure.colorbar(drawn, ax=panels, shrink=0.6, pad=0.01, aspect=30).set_label(first.uns["expression"], fontsize=9)
-    save(figure, path)
-
-
-def _quiet(ax: Axes, grid: str = "x") -> None:
-    """Few lines: a light grid, no box."""
-    for side in ("top", "right", "left") if grid == "x" else ("top", "right"):
-        ax.spines[side].set_visible(False)
-    ax.spines["bottom"].set_color("0.7")
-    ax.grid(axis=grid, color="0.92", linewidth=0.8)  # type: ignore[arg-type]
-    ax.set_axisbelow(True)
-    ax.tick_params(labelsize=9, color="0.7")
+    figure.colorbar(discs, ax=panels, shrink=0.6, pad=0.01, aspect=30).set_label(first.uns["expression"], fontsize=9)
+    save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""The paper's own numbers, to stand beside ours (facts in published_results.json)."""
+"""The paper's own numbers, which tables print beside ours (facts in published_results.json)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-FILE = Path(__file__).with_name("published_results.json")
-END_TO_END = 11  # blocks that LoRA adapts in the published runs, unless said otherwise
-FROZEN = 0  # table 14: what a run on cached embeddings is to be compared with
-COSTS = {
+RESULTS_FILE = Path(__file__).with_name("published_results.json")
+END_TO_END = 11  # blocks that LoRA adapts in the published runs, unless a row says otherwise
+FROZEN = 0  # blocks of a frozen encoder (table 14), which a run on cached embeddings is compared with
+COST_NAMES = {  # in the file -> in a run's cost.json
     "memory_gb": "peak_memory_gb",
     "train_s_per_epoch": "train_s_per_epoch",
     "inference_s_per_epoch": "inference_s",
@@ -21,12 +21,12 @@ Numbers = dict[str, tuple[float, float | None]]
 
 
 @cache
-def rows() -> tuple[dict[str, Any], ...]:
-    """All published rows: table, method, dataset, variant, ..., values."""
-    return tuple(json.loads(FILE.read_text(encoding="utf-8"))["rows"])
+def published_rows() -> tuple[dict[str, Any], ...]:
+    """All rows of the file: table, method, dataset, variant and other settings, values."""
+    return tuple(json.loads(RESULTS_FILE.read_text(encoding="utf-8"))["rows"])
 
 
-def published(
+def published_numbers(
     dataset: str,
     variant: str,
     genes: str = "hmhvg",
@@ -37,12 +37,24 @@ def published(
     table: int | None = None,
     lora_layers: int = END_TO_END,
 ) -> Numbers:
-    """What was published for HiST in this setting; {} where nothing was.
+    """What was published for HiST in one setting.
 
-    split_kind "default" means the published slide splits. Where tables disagree, the one asked for is right, then
-    the paper's in their order, then the HyperST summary's.
+    Args:
+        dataset: name of the dataset.
+        variant: name of the variant.
+        genes: rule that chose the gene panel.
+        n_genes: size of the panel.
+        split_kind: "default" means the published slide splits.
+        neighbors: spots around a spot that its niche holds.
+        test_dataset: name of another dataset that was tested on, if any.
+        table: number of a table of the paper, preferred where tables disagree; then the others in the paper's order
+            are, then the summary of HyperST.
+        lora_layers: blocks of the encoder that were fine-tuned.
+
+    Returns:
+        Mean and standard deviation by metric; empty where nothing was published.
     """
-    wanted = {
+    setting = {
         "method": "hist",
         "dataset": dataset,
         "variant": variant,
@@ -53,22 +65,32 @@ def published(
         "test_dataset": test_dataset,
         "lora_layers": lora_layers,
     }
-    return _numbers([row for row in rows() if all(row.get(k) == v for k, v in wanted.items())], table)
+    return _merge([row for row in published_rows() if all(row.get(k) == v for k, v in setting.items())], table)
 
 
 def published_cost(dataset: str, n_genes: int = 200, table: int | None = None) -> Numbers:
-    """Peak memory (GB), seconds an epoch and seconds of inference, end to end (tables 5 and 9), by our names."""
-    found = [
+    """What was published of the cost of HiST, trained end to end (tables 5 and 9).
+
+    Args:
+        dataset: name of the dataset.
+        n_genes: size of the gene panel.
+        table: number of a table of the paper, preferred where tables disagree.
+
+    Returns:
+        Peak memory in GB, seconds for an epoch and seconds of inference, by their names in cost.json.
+    """
+    rows = [
         row
-        for row in rows()
+        for row in published_rows()
         if (row["method"], row.get("dataset"), row.get("n_genes")) == ("hist", dataset, n_genes)
         and "memory_gb" in row["values"]
     ]
-    return {COSTS[k]: v for k, v in _numbers(found, table).items() if k in COSTS}
+    return {COST_NAMES[k]: v for k, v in _merge(rows, table).items() if k in COST_NAMES}
 
 
-def _numbers(found: list[dict[str, Any]], table: int | None) -> Numbers:
-    ordered = sorted(found, key=lambda row: (row["table"] != table, not isinstance(row["table"], int)))
+def _merge(rows: list[dict[str, Any]], table: int | None) -> Numbers:
+    """The values of all rows; of a metric that several have, those of the preferred table."""
+    ordered = sorted(rows, key=lambda row: (row["table"] != table, not isinstance(row["table"], int)))
     numbers: Numbers = {}
     for row in ordered:
         for metric, (mean, *std) in row["values"].items():

@@ -1,4 +1,4 @@
-"""Finished runs as data: which there are, what tells them apart, and their numbers in tidy tables."""
+"""Finished runs as data: which runs there are, how their labels tell them apart, and their numbers in tidy tables."""
 
 from __future__ import annotations
 
@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
 from hist_cache.runs import CONFIG, COST, METRICS, Fold
-from train.models.variants import TABLE as VARIANTS
-from train.report.run_settings import DATA, ORDER, phrase, settings_of
+from train.models.registry import DEFAULT_MODEL, model_entries
+from train.models.variants import VARIANTS_FILE
+from train.report.run_settings import DATA, RANKING, model_settings, phrase, settings_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+COST_KEYS = ("peak_memory_gb", "train_s_per_epoch", "inference_s")
+CONFIG_KEYS = ("dataset", "variant", "protocol", "cache", "split", "model", "loop")  # needed in config.json
+METRICS_KEYS = ("pooled", "slide_mean", "slides", "controls")  # needed in metrics.json
+
 
 @dataclass(frozen=True)
 class FoldResult:
-    """One finished fold, read."""
+    """The files of one finished fold."""
 
     fold: Fold
     number: int
@@ -31,11 +36,12 @@ class FoldResult:
 
     @property
     def split(self) -> str:
+        """Name of the split."""
         return str(self.config["split"]["name"])
 
     @property
-    def tested(self) -> str:
-        """The test slides, as one text: what folds of different runs are matched by, beside the split's name."""
+    def test_slides(self) -> str:
+        """The test slides as one text, which matches folds of different runs together with the split's name."""
         return " ".join(sorted(self.config["split"]["test"]))
 
 
@@ -46,26 +52,41 @@ class RunResult:
     folder: Path
     folds: tuple[FoldResult, ...]
     unfinished: tuple[str, ...]
-    """Folders of folds that were begun only."""
+    """Folders of folds that were started and not finished."""
     label: str = ""
-    """The shortest that tells it from the others."""
+    """The shortest text that tells the run from the others."""
     data_label: str = ""
     """The part of the label that is about data; "" where all runs share theirs."""
 
     @property
     def config(self) -> dict[str, Any]:
+        """The first fold's config.json, whose settings all folds share."""
         return self.folds[0].config
 
     @property
-    def variant(self) -> str:
-        return str(self.config["variant"]["name"])
+    def model(self) -> str:
+        """Name of the model: `hist`, `ridge`."""
+        return str(self.config.get("model_name") or DEFAULT_MODEL)
+
+    @property
+    def variant(self) -> str | None:
+        """Name of the variant of HiST; None for other models, which have none."""
+        variant = self.config["variant"]
+        return str(variant["name"]) if variant else None
+
+    @property
+    def method(self) -> str:
+        """What labels begin with and references are named by: the variant of HiST, or the name of another model."""
+        return self.variant or self.model
 
     @cached_property
     def settings(self) -> dict[str, Any]:
+        """All settings but the method, by name."""
         return settings_of(self.config)
 
     def shares(self, other: RunResult, keys: Sequence[str]) -> bool:
-        return all(self.settings[k] == other.settings[k] for k in keys)
+        """Whether two runs have the same values of these settings."""
+        return all(self.settings.get(k) == other.settings.get(k) for k in keys)
 
 
 @dataclass(frozen=True)
@@ -76,8 +97,10 @@ class Results:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """run, fold, split, tested (slides), n_spots, scope, metric, value; scope is pooled, slide_mean,
-        complete_niches or a slide's id."""
+        """A metric of a fold a row: run, fold, split, test_slides, n_spots, scope, metric, value.
+
+        The scope is pooled, slide_mean, complete_niches or a slide's id.
+        """
         import pandas as pd
 
         rows = []
@@ -85,65 +108,71 @@ class Results:
             m = fold.metrics
             scopes = {"pooled": m["pooled"], "slide_mean": m["slide_mean"]} | m["slides"]
             scopes |= {"complete_niches": m["complete_niches"]} if m.get("complete_niches") else {}
-            where = (run.label, fold.number, fold.split, fold.tested, m.get("n_spots"))
-            rows += [(*where, scope, k, v) for scope, values in scopes.items() for k, v in values.items()]
-        return pd.DataFrame(
-            rows, columns=["run", "fold", "split", "tested", "n_spots", "scope", "metric", "value"]
-        )  # fmt: skip
+            fold_columns = (run.label, fold.number, fold.split, fold.test_slides, m.get("n_spots"))
+            rows += [(*fold_columns, scope, k, v) for scope, values in scopes.items() for k, v in values.items()]
+        names = ["run", "fold", "split", "test_slides", "n_spots", "scope", "metric", "value"]
+        return pd.DataFrame(rows, columns=names)
 
     @cached_property
-    def controls(self) -> pd.DataFrame:
-        """run, fold, control (permuted, train_mean, ridge), metric, value; pooled."""
+    def baselines(self) -> pd.DataFrame:
+        """A pooled metric of a fold's baseline a row: run, fold, baseline (such as `ridge`), metric, value."""
         import pandas as pd
 
         rows = [
-            (run.label, fold.number, control, k, v)
+            (run.label, fold.number, baseline, k, v)
             for run, fold in self._folds()
-            for control, values in fold.metrics["controls"].items()
+            for baseline, values in fold.metrics["controls"].items()
             for k, v in values.items()
         ]
-        return pd.DataFrame(rows, columns=["run", "fold", "control", "metric", "value"])
+        return pd.DataFrame(rows, columns=["run", "fold", "baseline", "metric", "value"])
 
     @cached_property
     def cost(self) -> pd.DataFrame:
-        """run, fold, metric (peak_memory_gb, train_s_per_epoch, inference_s), value."""
+        """One of `COST_KEYS` of a fold a row: run, fold, metric, value; what a fold does not have is left out."""
         import pandas as pd
 
         rows = [
             (run.label, fold.number, key, fold.cost[key])
             for run, fold in self._folds()
-            for key in ("peak_memory_gb", "train_s_per_epoch", "inference_s")
-            if key in fold.cost
+            for key in COST_KEYS
+            if fold.cost.get(key) is not None
         ]
         return pd.DataFrame(rows, columns=["run", "fold", "metric", "value"])
 
     @cached_property
     def incomplete(self) -> list[str]:
         """A sentence for each run with fewer folds than others of the same splits, or with unfinished ones."""
-        said = []
+        sentences = []
         for run in self.runs:
             alike = [r for r in self.runs if run.shares(r, ("dataset", "test_dataset", "split"))]
             every = {fold.number for r in alike for fold in r.folds}
             missing = sorted(every - {fold.number for fold in run.folds})
             if missing:
                 names = ", ".join(f"fold{i}" for i in missing)
-                said.append(f"{run.label}: {len(run.folds)} of {len(every)} folds ({names} missing)")
+                sentences.append(f"{run.label}: {len(run.folds)} of {len(every)} folds ({names} missing)")
             if more := [name for name in run.unfinished if name not in {f"fold{i}" for i in missing}]:
-                said.append(f"{run.label}: {', '.join(more)} not finished")
-        return said
+                sentences.append(f"{run.label}: {', '.join(more)} not finished")
+        return sentences
 
-    def only(self, runs: Iterable[RunResult]) -> Results:
+    def subset(self, runs: Iterable[RunResult]) -> Results:
         """Some of the runs, with labels as short as they can be."""
-        return Results(tuple(labelled(list(runs))))
+        return Results(tuple(with_labels(list(runs))))
 
     def _folds(self) -> Iterable[tuple[RunResult, FoldResult]]:
         return ((run, fold) for run in self.runs for fold in run.folds)
 
 
 def read_results(paths: Sequence[str | Path]) -> Results:
-    """All finished folds in and below `paths`, in the order of these; below one, by setting, then by variant.
+    """Read all finished folds in and below some folders.
 
-    A path is a run's folder, a dataset's or a whole runs folder. `InputError` where one holds nothing finished.
+    Args:
+        paths: folders of a run, of a dataset, or of all runs.
+
+    Returns:
+        The runs in the order of the paths; below one path by setting, then by variant.
+
+    Raises:
+        InputError: A folder holds nothing finished, or a file of another version.
     """
     runs: dict[Path, RunResult] = {}
     for path in map(Path, paths):
@@ -152,27 +181,28 @@ def read_results(paths: Sequence[str | Path]) -> Results:
             raise InputError(f"{path}: no finished run here (looked for fold*/{METRICS} in it and below)")
         for run in sorted(map(read_run, folders), key=_rank):
             runs.setdefault(run.folder.resolve(), run)
-    return Results(tuple(labelled(list(runs.values()))))
+    return Results(tuple(with_labels(list(runs.values()))))
 
 
 def read_run(folder: Path) -> RunResult:
+    """Read the finished folds of one run; the run has no label yet.
+
+    Raises:
+        InputError: A file cannot be read, or is of another version.
+    """
     folders = sorted(
         (p for p in folder.glob("fold*") if p.name[4:].isdecimal() and (p / CONFIG).exists()),
         key=lambda p: int(p.name[4:]),
     )
-    done = [p for p in folders if (p / METRICS).exists()]
-    unfinished = tuple(p.name for p in folders if p not in done)
-    return RunResult(folder, tuple(map(_read_fold, done)), unfinished)
+    finished = [p for p in folders if (p / METRICS).exists()]
+    return RunResult(folder, tuple(map(_read_fold, finished)), tuple(p.name for p in folders if p not in finished))
 
 
 def _read_fold(folder: Path) -> FoldResult:
     fold = Fold(folder)
     config, metrics = fold.config, fold.metrics
-    for file, values, needed in (
-        (CONFIG, config, ("dataset", "variant", "protocol", "cache", "split", "model", "loop")),
-        (METRICS, metrics, ("pooled", "slide_mean", "slides", "controls")),
-    ):
-        if missing := [key for key in needed if key not in values]:
+    for file, values, keys in ((CONFIG, config, CONFIG_KEYS), (METRICS, metrics, METRICS_KEYS)):
+        if missing := [key for key in keys if key not in values]:
             raise InputError(
                 f"{folder / file}: no {missing[0]!r} in it; it was written by another version, run it anew"
             )
@@ -183,33 +213,59 @@ def _read_fold(folder: Path) -> FoldResult:
     return FoldResult(fold, int(folder.name[4:]), config, metrics, fold.cost if (folder / COST).exists() else {})
 
 
-def labelled(runs: list[RunResult]) -> list[RunResult]:
-    """With labels: the variant, then each setting that differs among the runs and does not follow from one before."""
-    shown: list[str] = []
+def with_labels(runs: list[RunResult]) -> list[RunResult]:
+    """The runs with labels: the method, then each setting that differs and does not follow from one before."""
+    keys = _keys_by_model(runs)
+    visible = _differing_settings(runs, keys)
+    labelled = []
+    for run in runs:
+        phrases = {k: phrase(k, run.settings.get(k)) for k in visible if k in keys[run.model]}
+        data_label = ", ".join(text for k, text in phrases.items() if k in DATA)
+        labelled.append(replace(run, label=", ".join([run.method, *phrases.values()]), data_label=data_label))
+    count = [run.label for run in labelled].count
+    labelled = [replace(r, label=f"{r.label}, {r.folder.name[-8:]}") if count(r.label) > 1 else r for r in labelled]
+    count = [run.label for run in labelled].count
+    return [replace(r, label=f"{r.label} ({r.folder})") if count(r.label) > 1 else r for r in labelled]
+
+
+def _keys_by_model(runs: list[RunResult]) -> dict[str, set[str]]:
+    keys: dict[str, set[str]] = {}
+    for run in runs:
+        keys.setdefault(run.model, set()).update(run.settings)
+    return keys
+
+
+def _differing_settings(runs: list[RunResult], keys: dict[str, set[str]]) -> list[str]:
+    """Names of settings that tell runs apart, where the method and the settings before do not.
+
+    A setting that is the model's own, or that only some models have, is compared among runs of one model.
+    """
+    own = {k for run in runs for k in model_settings(run.config)}
+    visible: list[str] = []
     for key in dict.fromkeys(k for run in runs for k in run.settings):
-        seen: dict[Any, Any] = {}
+        is_common = key not in own and all(key in of_model for of_model in keys.values())
+        first_values: dict[Any, Any] = {}
         for run in runs:
-            before = tuple(run.settings.get(k) for k in shown)
-            if seen.setdefault(before, run.settings.get(key)) != run.settings.get(key):
-                shown.append(key)
+            if key not in keys[run.model]:
+                continue
+            group = ("" if is_common else run.model, *(run.settings.get(k) for k in visible))
+            if first_values.setdefault(group, run.settings.get(key)) != run.settings.get(key):
+                visible.append(key)
                 break
-    named = [
-        replace(
-            run,
-            label=", ".join([run.variant, *(phrase(k, run.settings.get(k)) for k in shown)]),
-            data_label=", ".join(phrase(k, run.settings.get(k)) for k in shown if k in DATA),
-        )
-        for run in runs
-    ]
-    count = [run.label for run in named].count
-    named = [replace(r, label=f"{r.label}, {r.folder.name[-8:]}") if count(r.label) > 1 else r for r in named]
-    count = [run.label for run in named].count
-    return [replace(r, label=f"{r.label} ({r.folder})") if count(r.label) > 1 else r for r in named]
+    return visible
 
 
 def _rank(run: RunResult) -> tuple[Any, ...]:
-    variants = list(tomllib.loads(VARIANTS.read_text("utf-8")))
-    place = variants.index(run.variant) if run.variant in variants else len(variants)
-    keys = [*ORDER, *(k for k in run.settings if k not in ORDER)]
-    values = ((type(run.settings[k]).__name__, run.settings[k]) for k in keys)  # runs of all versions compare
-    return (*values, place, run.folder)
+    """A key to sort runs by: settings of `RANKING`, model, other settings, variant."""
+    models = [entry.name for entry in model_entries()]
+    variants = list(tomllib.loads(VARIANTS_FILE.read_text("utf-8")))
+
+    def place(name: str | None, names: list[str]) -> int:
+        return names.index(name) if name in names else len(names)
+
+    def comparable(keys: Iterable[str]) -> list[tuple[str, Any]]:
+        return [(type(run.settings[k]).__name__, run.settings[k]) for k in keys]  # runs of all versions compare
+
+    others = comparable(k for k in run.settings if k not in RANKING)
+    model = (place(run.model, models), run.model)
+    return (*comparable(RANKING), *model, *others, place(run.variant, variants), run.folder)

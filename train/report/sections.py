@@ -1,164 +1,208 @@
-"""The report of a study: one page that needs nothing else, with the tables as files beside it."""
+"""The report of several runs: a page that needs no other file, with its tables and figures as files beside it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hist_cache.console import progress
 from hist_cache.errors import InputError
 from hist_cache.files import write_text
-from train.report.figures import Drawer
+from train.report.analysis import RunSummary, run_regions, summarize_run
+from train.report.analysis_tables import (
+    gene_table,
+    improvement_table,
+    radius_table,
+    region_gain_table,
+    region_table,
+    significance_table,
+    slide_table,
+)
+from train.report.figures import ReportFigures
 from train.report.page import Section, render
-from train.report.paper_tables import cost_table, group_name, grouped, metrics_table
+from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups
 from train.report.results import Results, RunResult
-from train.report.table import Table, over_folds, slug, to_csv, to_latex
+from train.report.significance import references
+from train.report.table import Table, mean_cells, slug, to_csv, to_latex
 
 if TYPE_CHECKING:
-    from train.report.analysis import Digest
+    import pandas as pd
+
+PAGE = "report.html"
+MAIN_METRIC = "pcc@50"  # of the summary and of the slides, where the panel is large enough
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a report may be asked for."""
+class ReportRequest:
+    """What a report can be asked for."""
 
     against: str | None = None
+    """Method or label of the run that the others are tested against (default: full)."""
     genes: tuple[str, ...] = ()
+    """Drawn on the tissue; the best predicted where none are named."""
     region: str | None = None
+    """Column of `obs` with the region of each spot."""
     data_root: Path | None = None
+    """Folder that holds the slides' `st/`, for regions that the predictions do not have."""
     table: int | None = None
+    """Number of a table of the paper."""
 
 
-def write_report(results: Results, folder: Path, wishes: Wishes) -> Path:
-    """Write `report.html`, `tables/` and `figures/` into `folder`; returns the page's path.
+def write_run_report(results: Results, folder: Path, request: ReportRequest) -> Path:
+    """Write `report.html`, `tables/` and `figures/` into a folder.
 
-    `InputError` for a reference, gene or region that is not there, before anything is written.
+    Args:
+        results: the runs.
+        folder: made if it is not there.
+        request: what the report shows.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        InputError: A reference, gene or region is not there; nothing is written then.
     """
-    from train.report.analysis import digest
-
-    check_genes(results, wishes)
-    sections = region_sections(results, wishes) if wishes.region else []
+    check_gene_names(results, request)
+    regions = region_sections(results, request) if request.region else []
+    summaries: dict[str, RunSummary] = {}
     with progress("reading", len(results.runs), "runs") as meter:
-        digests: dict[str, Digest] = {}
         for run in results.runs:
-            digests[run.label] = digest(run)
+            summaries[run.label] = summarize_run(run)
             meter.advance(note=run.label)
-    groups = grouped(results)
     sections = [
-        section for runs in groups for section in group_sections(results, runs, digests, folder, wishes)
-    ] + sections
-    sections.append(Section("Memory and time", tables=[cost_table(results, wishes.table)]))
+        section
+        for runs in run_groups(results)
+        for section in group_sections(results, runs, summaries, folder / "figures", request)
+    ]
+    sections += [*regions, Section("Memory and time", tables=[cost_table(results, request.table)])]
     for section in sections:
-        for table in all_tables(section):
-            write_tables(folder / "tables", table)
-    page = folder / "report.html"
+        for table in _all_tables(section):
+            write_text(folder / "tables" / f"{table.name}.csv", to_csv(table))
+            write_text(folder / "tables" / f"{table.name}.tex", to_latex(table))
+    page = folder / PAGE
     write_text(page, render(results, sections))
     return page
 
 
-def group_sections(
-    results: Results, runs: list[RunResult], digests: dict[str, Digest], folder: Path, wishes: Wishes
-) -> list[Section]:
-    """All about the runs that predict one dataset."""
-    from train.report import analysis_tables as more_tables
-
-    group = group_name(runs[0])
-    several = f", {group}" if len(grouped(results)) > 1 else ""
-    drawer = Drawer(results, runs, folder / "figures", slug(group))
-    main = metrics_table(results, runs, "", wishes.against, wishes.table)
-    scopes = [
-        metrics_table(results, runs, "", wishes.against, wishes.table, s) for s in ("slide_mean", "complete_niches")
-    ]
-    scopes = [table for table in scopes if any(c.value is not None for row in table.rows for c in row.cells)]
-    significance = more_tables.significance_table(results, runs, wishes.against)
-    correlations = {run.label: digests[run.label].correlations for run in runs}
-    radii = {run.label: digests[run.label].radii for run in runs}
-    lead = lead_of(results, runs, wishes.against)
-    others = [r.label for r in runs if r is not lead]
-    ordered = {lead.label: correlations[lead.label]} | correlations
-    gains = [more_tables.improvement_table(lead.label, other, correlations) for other in others]
-    metric = "pcc@50" if "pcc@50" in lead.folds[0].metrics["pooled"] else next(iter(lead.folds[0].metrics["pooled"]))
-    return [
-        Section(
-            f"Metrics{several}",
-            in_brief(results, runs, metric),
-            [main],
-            drawer.ablation(main),
-            [("Slide by slide, and spots with a complete niche", scopes)] if scopes else [],
-        ),
-        *([Section(f"Significance{several}", tables=[significance])] if significance else []),
-        Section(f"Maps{several}", pictures=drawer.genes(lead, wishes.genes, correlations), more=drawer.maps()),
-        Section(
-            f"Geometry{several}",
-            tables=[more_tables.radius_table(radii, group)],
-            pictures=drawer.geometry_pair(),
-            more=drawer.geometry(),
-        ),
-        Section(
-            f"Genes{several}",
-            tables=[more_tables.gene_table(ordered, group)],
-            pictures=[*drawer.distributions(correlations), *drawer.panel(lead)],
-            more=[(f"Genes on which {lead.label} gains most (table 11)", gains)] if gains else [],
-        ),
-        Section(f"Slides{several}", tables=[more_tables.slide_table(results, runs, metric)]),
-        Section(f"Training{several}", pictures=drawer.training(lead), more=drawer.training_of_others(lead)),
-    ]
+def check_gene_names(results: Results, request: ReportRequest) -> None:
+    """Check that the genes to draw are in the panels; `InputError` names those that are not."""
+    for runs in run_groups(results):
+        main = main_run(results, runs, request.against)
+        if missing := [gene for gene in request.genes if gene not in main.folds[0].fold.panel]:
+            raise InputError(f"--genes-to-plot {', '.join(missing)}: not in the gene panel of {main.label}")
 
 
-def lead_of(results: Results, runs: list[RunResult], against: str | None) -> RunResult:
-    """The run that the others are compared with; the first where there is none."""
-    from train.report.significance import references
-
+def main_run(results: Results, runs: list[RunResult], against: str | None) -> RunResult:
+    """The run that the others of a group are compared with; the first where there is none."""
     chosen = references(results, against)
     return next((chosen[r.label] for r in runs if r.label in chosen), runs[0])
 
 
-def check_genes(results: Results, wishes: Wishes) -> None:
-    for runs in grouped(results):
-        lead = lead_of(results, runs, wishes.against)
-        if missing := [gene for gene in wishes.genes if gene not in lead.folds[0].fold.panel]:
-            raise InputError(f"--genes-to-plot {', '.join(missing)}: not in the gene panel of {lead.label}")
+def group_sections(
+    results: Results, runs: list[RunResult], summaries: dict[str, RunSummary], folder: Path, request: ReportRequest
+) -> list[Section]:
+    """Everything about one group of runs; a section for which no run has data is left out.
+
+    Args:
+        results: all runs.
+        runs: the group.
+        summaries: by label of the run.
+        folder: to draw figures into.
+        request: what the report shows.
+    """
+    group = group_name(runs[0])
+    suffix = f", {group}" if len(run_groups(results)) > 1 else ""
+    figures = ReportFigures(results, runs, folder, slug(group))
+    main = main_run(results, runs, request.against)
+    metrics = main.folds[0].metrics["pooled"]
+    metric = MAIN_METRIC if MAIN_METRIC in metrics else next(iter(metrics))
+    correlations = {run.label: summaries[run.label].correlations for run in runs}
+    significance = significance_table(results, runs, request.against)
+    sections = [
+        _metrics_section(results, runs, metric, figures, request),
+        Section("Significance", tables=[significance] if significance else []),
+        Section("Maps", pictures=figures.genes(main, request.genes, correlations), more=figures.maps()),
+        _geometry_section({run.label: summaries[run.label] for run in runs}, group, figures),
+        _genes_section(main, correlations, group, figures),
+        Section("Slides", tables=[slide_table(results, runs, metric)]),
+        Section("Training", pictures=figures.training(main), more=figures.other_training(main)),
+    ]
+    return [replace(s, title=f"{s.title}{suffix}") for s in sections if not s.is_empty]
 
 
-def in_brief(results: Results, runs: list[RunResult], metric: str) -> str:
-    """The first sentence of the page: how the best run stands to what it must beat."""
+def _metrics_section(
+    results: Results, runs: list[RunResult], metric: str, figures: ReportFigures, request: ReportRequest
+) -> Section:
+    pooled, *others = (
+        metrics_table(results, runs, "", request.against, request.table, scope)
+        for scope in ("pooled", "slide_mean", "complete_niches")
+    )
+    others = [table for table in others if any(c.value is not None for row in table.rows for c in row.cells)]
+    return Section(
+        "Metrics",
+        summary_text(results, runs, metric),
+        [pooled],
+        figures.ablation(pooled),
+        [("Slide by slide, and spots with a complete niche", others)] if others else [],
+    )
+
+
+def _geometry_section(summaries: dict[str, RunSummary], group: str, figures: ReportFigures) -> Section:
+    radii = radius_table({label: summary.radii for label, summary in summaries.items()}, group)
+    pictures, more = figures.geometry_pair(), figures.other_geometry()
+    return Section("Geometry", tables=[radii] if radii else [], pictures=pictures, more=more)
+
+
+def _genes_section(main: RunResult, correlations: dict[str, pd.Series], group: str, figures: ReportFigures) -> Section:
+    others = [label for label in correlations if label != main.label]
+    gains = [improvement_table(main.label, other, correlations) for other in others]
+    return Section(
+        "Genes",
+        tables=[gene_table({main.label: correlations[main.label]} | correlations, group)],
+        pictures=[*figures.distributions(correlations), *figures.panel(main)],
+        more=[(f"Genes on which {main.label} gains most (table 11)", gains)] if gains else [],
+    )
+
+
+def summary_text(results: Results, runs: list[RunResult], metric: str) -> str:
+    """The first sentences of the page: the best run of a group, and its baselines.
+
+    Args:
+        results: holds the metrics.
+        runs: the group.
+        metric: such as `pcc@50`.
+    """
     pooled = results.metrics[results.metrics["scope"] == "pooled"]
-    found = [(over_folds(pooled[pooled["run"] == run.label], [metric])[0], run) for run in runs]
-    cell, best = max(found, key=lambda pair: pair[0].value or 0.0)
-    controls = results.controls[results.controls["run"] == best.label]
-    beat = {
-        name: over_folds(controls[controls["control"] == name], [metric])[0].text
-        for name in dict.fromkeys(controls["control"])
+    cells = [(mean_cells(pooled[pooled["run"] == run.label], [metric])[0], run) for run in runs]
+    cell, best = max(cells, key=lambda pair: pair[0].value or 0.0)
+    own = results.baselines[results.baselines["run"] == best.label]
+    baselines = {
+        name: mean_cells(own[own["baseline"] == name], [metric])[0].text for name in dict.fromkeys(own["baseline"])
     }
-    against = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in beat.items())
+    baseline_text = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in baselines.items())
     first = (
         f"Highest {metric.upper()}: {best.label}, {cell.text}." if len(runs) > 1 else f"{metric.upper()} {cell.text}."
     )
-    return f"{first} What it must beat, on the same data: {against}."
+    return f"{first} What it must beat, on the same data: {baseline_text}."
 
 
-def region_sections(results: Results, wishes: Wishes) -> list[Section]:
-    """Table 12, and the regions one by one."""
-    from train.report.analysis import run_regions
-    from train.report.analysis_tables import region_gain_table, region_table
-    from train.report.significance import references
+def region_sections(results: Results, request: ReportRequest) -> list[Section]:
+    """Gains by region (table 12), and the regions one by one.
 
-    column = str(wishes.region)
-    frames = {run.label: run_regions(run, column, list(wishes.genes), wishes.data_root) for run in results.runs}
-    chosen = references(results, wishes.against)
+    Raises:
+        InputError: There is no such region or gene, or the slides' tables are missing.
+    """
+    column = str(request.region)
+    frames = {run.label: run_regions(run, column, list(request.genes), request.data_root) for run in results.runs}
+    chosen = references(results, request.against)
     gains = []
-    for lead in dict.fromkeys(run.label for run in chosen.values()):
-        others = [label for label, run in chosen.items() if run.label == lead]
-        gains.append(region_gain_table(lead, others, frames, column))
+    for reference in dict.fromkeys(run.label for run in chosen.values()):
+        others = [label for label, run in chosen.items() if run.label == reference]
+        gains.append(region_gain_table(reference, others, frames, column))
     return [Section(f"Regions: {column}", tables=[*gains, region_table(frames, column)])]
 
 
-def all_tables(section: Section) -> list[Table]:
-    hidden = [item for _, items in section.more for item in items if isinstance(item, Table)]
-    return [*section.tables, *hidden]
-
-
-def write_tables(folder: Path, table: Table) -> None:
-    write_text(folder / f"{table.name}.csv", to_csv(table))
-    write_text(folder / f"{table.name}.tex", to_latex(table))
+def _all_tables(section: Section) -> list[Table]:
+    collapsed = [item for _, items in section.more for item in items if isinstance(item, Table)]
+    return [*section.tables, *collapsed]

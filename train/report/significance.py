@@ -1,4 +1,4 @@
-"""Is a run better than another, or is it chance: paired tests over the splits that both were run on."""
+"""Whether a run is better than another by more than chance: paired tests over the splits that both were run on."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from train.report.run_settings import TRUTH
 if TYPE_CHECKING:
     import pandas as pd
 
-REFERENCE = "full"
-NOTE = (
+REFERENCE = "full"  # the method that others are compared with, unless another is named
+P_NOTE = (
     "p: paired over splits, two-sided, not corrected for the number of comparisons. Repeated splits share slides and "
     "are not independent, so that p is too small; with 5 splits the Wilcoxon test cannot go below 0.0625"
 )
@@ -35,7 +35,7 @@ class Paired:
 
 
 def paired(first: np.ndarray, second: np.ndarray) -> Paired:
-    """Compare first with second, both (n,), pair by pair."""
+    """Compare two samples, both (N,), pair by pair."""
     from scipy.stats import ttest_rel, wilcoxon
 
     d = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
@@ -49,43 +49,71 @@ def paired(first: np.ndarray, second: np.ndarray) -> Paired:
 
 
 def compare(results: Results, run: RunResult, reference: RunResult, metric: str, scope: str = "pooled") -> Paired:
-    """A run against another, on the splits that both were tested on: same name, same slides, as many spots."""
+    """Compare a run with another on the splits that both were tested on.
+
+    Two folds are a pair where the name of their split, its test slides and the number of spots are the same.
+
+    Args:
+        results: holds the metrics of both.
+        run: the first sample.
+        reference: the second sample.
+        metric: such as `pcc@50`.
+        scope: one of the scopes of `Results.metrics`.
+    """
     table = results.metrics
     table = table[(table["scope"] == scope) & (table["metric"] == metric)]
-    key = ["split", "tested", "n_spots"]
+    key = ["split", "test_slides", "n_spots"]
     first, second = (table[table["run"] == r.label].set_index(key)["value"] for r in (run, reference))
     both = first.to_frame("first").join(second.to_frame("second"), how="inner")
     return paired(both["first"].to_numpy(), both["second"].to_numpy())
 
 
 def references(results: Results, against: str | None = None) -> dict[str, RunResult]:
-    """The run that each is compared with, by label; those with nothing to be compared with are left out.
+    """The run that each run is compared with.
 
-    `against` is a variant or a run's label (default: full, if it is there). Of several runs of that variant it is the
-    one that differs in the fewest settings; only runs that predict the same truth are compared, and a run of that
-    variant itself with the first of them. `InputError` where `against` is given and none of the runs.
+    Only runs that predict the same truth are compared. Of several runs of the reference method, the one that differs
+    in the fewest settings is taken; runs of that method themselves are compared with the first of them.
+
+    Args:
+        results: the runs.
+        against: a method or the label of a run (default: `REFERENCE`, if there is one).
+
+    Returns:
+        The reference by the label of the run; a run that has none is left out.
+
+    Raises:
+        InputError: `against` is given, and none of the runs.
     """
-    wanted = against or REFERENCE
-    candidates = [r for r in results.runs if wanted in (r.label, r.variant)]
+    name = against or REFERENCE
+    candidates = [r for r in results.runs if name in (r.label, r.method)]
     if against and not candidates:
-        there = dict.fromkeys([r.variant for r in results.runs] + [r.label for r in results.runs])
-        raise InputError(f"--against {against}: not among the runs; there are {'; '.join(there)}")
-    found = {}
+        names = dict.fromkeys([r.method for r in results.runs] + [r.label for r in results.runs])
+        raise InputError(f"--against {against}: not among the runs; there are {'; '.join(names)}")
+    chosen = {}
     for run in results.runs:
-        fair = [c for c in candidates if c.shares(run, TRUTH)]
-        if fair and run in fair:
-            fair = fair[:1]
-        if fair and (nearest := min(fair, key=lambda c: _differ(c, run))) is not run:
-            found[run.label] = nearest
-    return found
+        comparable = [c for c in candidates if c.shares(run, TRUTH)]
+        if run in comparable:
+            comparable = comparable[:1]
+        if comparable and (nearest := min(comparable, key=lambda c: _count_differences(c, run))) is not run:
+            chosen[run.label] = nearest
+    return chosen
 
 
-def _differ(one: RunResult, other: RunResult) -> int:
+def _count_differences(one: RunResult, other: RunResult) -> int:
     return sum(one.settings[k] != other.settings.get(k) for k in one.settings)
 
 
 def comparisons(results: Results, metrics: list[str], against: str | None = None) -> pd.DataFrame:
-    """run, reference, metric, n, difference, p_t, p_wilcoxon: every run that has a reference, every metric."""
+    """Compare every run that has a reference with it, in every metric.
+
+    Args:
+        results: the runs.
+        metrics: such as `pcc@50`.
+        against: a method or the label of a run (default: `REFERENCE`).
+
+    Returns:
+        A comparison a row: run, reference, metric, n, difference, p_t, p_wilcoxon.
+    """
     import pandas as pd
 
     chosen = references(results, against)

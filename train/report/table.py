@@ -1,4 +1,4 @@
-"""Tables as plain data: what is in a cell, a row, a table, before it is text."""
+"""Tables as plain data, and the same table as text: for the terminal, as CSV, as LaTeX."""
 
 from __future__ import annotations
 
@@ -6,119 +6,19 @@ import csv
 import io
 import re
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pandas as pd
     import rich.table
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-HIGHER, LOWER, NEITHER = 1, -1, 0
-UNDER = ("p", "published")  # rows that belong to the run above them
-
-
-@dataclass(frozen=True)
-class Column:
-    title: str
-    better: int = NEITHER
-    """HIGHER, LOWER or NEITHER."""
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is shown, and the number it is sorted and written to CSV by, if it is one."""
-
-    text: str
-    value: float | None = None
-    spread: float | None = None
-    """Standard deviation."""
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """kind is "run"; "p" or "published", which belong to the run above them; or "control"."""
-
-    label: str
-    kind: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    name: str
-    """Of its files."""
-    title: str
-    columns: tuple[Column, ...]
-    """Without that of the rows' labels."""
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-    head: str = ""
-    """Over the rows' labels."""
-
-
-def over_folds(frame: pd.DataFrame, metrics: list[str]) -> tuple[Cell, ...]:
-    """Mean and sample standard deviation of each metric over the folds in `frame`."""
-    cells = []
-    for metric in metrics:
-        values = frame.loc[frame["metric"] == metric, "value"]
-        mean, std = (float(values.mean()), float(values.std(ddof=1))) if len(values) else (None, None)
-        cells.append(number(mean, std if len(values) > 1 else None))
-    return tuple(cells)
-
-
-def number(mean: float | None, std: float | None = None, digits: int = 3) -> Cell:
-    if mean is None:
-        return Cell("–")
-    if std is None:
-        return Cell(f"{mean:.{digits}f}", mean)
-    return Cell(f"{mean:.{digits}f} ± {std:.{digits}f}", mean, std)
-
-
-def p_text(p: float | None) -> str:
-    if p is None:
-        return "–"
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def with_best(rows: list[Row], columns: tuple[Column, ...]) -> list[Row]:
-    """The best run in each column marked; ties all are, and nothing is where there is one run."""
-    runs = [row for row in rows if row.kind == "run"]
-    if len(runs) < 2:
-        return rows
-    best: dict[int, float] = {}
-    for i, column in enumerate(columns):
-        values = [v for v in (row.cells[i].value for row in runs) if v is not None]
-        if values and column.better != NEITHER:
-            best[i] = max(values) if column.better == HIGHER else min(values)
-    return [
-        Row(row.label, row.kind, tuple(_mark(c, best.get(i)) for i, c in enumerate(row.cells)))
-        if row.kind == "run"
-        else row
-        for row in rows
-    ]
-
-
-def _mark(cell: Cell, best: float | None) -> Cell:
-    return Cell(cell.text, cell.value, cell.spread, best is not None and cell.value == best)
-
-
-def metric_order(metrics: set[str]) -> list[str]:
-    """PCC@k by k, then MSE, MAE."""
-    top = sorted((m for m in metrics if m.startswith("pcc@")), key=lambda m: int(m[4:]))
-    return top + [m for m in ("mse", "mae") if m in metrics]
-
-
-def slug(text: str) -> str:
-    """For the names of files and anchors: letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-NOTE_WIDTH = 110
+HIGHER, LOWER, NEITHER = 1, -1, 0  # which values of a column are better
+BASELINE = "control"  # kind of a baseline's row; CSV files have had this word since version 0.1
+SUBROW_KINDS = ("p", "published")  # kinds of rows that belong to the run above them
+NOTE_WIDTH = 110  # characters, on the terminal
 ARROWS = {HIGHER: "↑", LOWER: "↓"}
-LATEX = {
+LATEX_ESCAPES = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -133,79 +33,195 @@ LATEX = {
 }
 
 
+@dataclass(frozen=True)
+class Column:
+    """The head of a column."""
+
+    title: str
+    better: int = NEITHER
+    """HIGHER, LOWER or NEITHER."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is shown, and the number that it is sorted and written to CSV by, if it is one."""
+
+    text: str
+    value: float | None = None
+    spread: float | None = None
+    """Standard deviation."""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    label: str
+    kind: str
+    """"run", `BASELINE`, or one of `SUBROW_KINDS`."""
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its title and notes."""
+
+    name: str
+    """Of its files."""
+    title: str
+    columns: tuple[Column, ...]
+    """Without the column of the rows' labels."""
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+    head: str = ""
+    """Above the rows' labels."""
+
+
+def number_cell(mean: float | None, std: float | None = None, digits: int = 3) -> Cell:
+    """`0.720 ± 0.020`, `0.720` without a standard deviation, and a dash where there is no number."""
+    if mean is None:
+        return Cell("–")
+    if std is None:
+        return Cell(f"{mean:.{digits}f}", mean)
+    return Cell(f"{mean:.{digits}f} ± {std:.{digits}f}", mean, std)
+
+
+def mean_cell(values: pd.Series) -> Cell:
+    """Mean and, of several values, sample standard deviation."""
+    if not len(values):
+        return number_cell(None)
+    return number_cell(float(values.mean()), float(values.std(ddof=1)) if len(values) > 1 else None)
+
+
+def mean_cells(frame: pd.DataFrame, metrics: list[str]) -> tuple[Cell, ...]:
+    """Mean and sample standard deviation of each metric.
+
+    Args:
+        frame: a value a row, with the columns `metric` and `value`.
+        metrics: one for each cell.
+    """
+    return tuple(mean_cell(frame.loc[frame["metric"] == metric, "value"]) for metric in metrics)
+
+
+def p_text(p: float | None) -> str:
+    """A p-value as text; a dash where there is none."""
+    if p is None:
+        return "–"
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def mark_best(rows: list[Row], columns: tuple[Column, ...]) -> list[Row]:
+    """The rows with the best run of each column marked; several where they are equal, none where there is one run."""
+    runs = [row for row in rows if row.kind == "run"]
+    if len(runs) < 2:
+        return rows
+    best: dict[int, float] = {}
+    for i, column in enumerate(columns):
+        values = [v for v in (row.cells[i].value for row in runs) if v is not None]
+        if values and column.better != NEITHER:
+            best[i] = max(values) if column.better == HIGHER else min(values)
+
+    def marked(row: Row) -> Row:
+        cells = (replace(c, best=i in best and c.value == best[i]) for i, c in enumerate(row.cells))
+        return replace(row, cells=tuple(cells))
+
+    return [marked(row) if row.kind == "run" else row for row in rows]
+
+
+def ordered_metrics(metrics: set[str]) -> list[str]:
+    """PCC@k by k, then MSE and MAE."""
+    top = sorted((m for m in metrics if m.startswith("pcc@")), key=lambda m: int(m[4:]))
+    return top + [m for m in ("mse", "mae") if m in metrics]
+
+
+def metric_columns(metrics: list[str]) -> tuple[Column, ...]:
+    """A column for each metric: a higher PCC is better, and a lower error."""
+    return tuple(Column(m.upper(), HIGHER if m.startswith("pcc") else LOWER) for m in metrics)
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name or of an anchor: letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def to_rich(table: Table) -> rich.table.Table:
-    """For `console.out.print`: rows under a run are indented and dim, the best values bold."""
+    """The table for `console.out.print`: rows under a run are indented and dim, the best values bold."""
     from rich.markup import escape
     from rich.table import Table as RichTable
 
     notes = "\n".join(textwrap.fill(note, NOTE_WIDTH, subsequent_indent="  ") for note in table.notes)
-    shown = RichTable(title=escape(table.title), caption=escape(notes) or None, caption_justify="left")
-    shown.add_column(escape(table.head), no_wrap=True)
+    rich_table = RichTable(title=escape(table.title), caption=escape(notes) or None, caption_justify="left")
+    rich_table.add_column(escape(table.head), no_wrap=True)
     for column in table.columns:
-        shown.add_column(escape(heading(column.title, column.better)), justify="right", no_wrap=True)
-    last = None
-    for row in table.rows:
-        if row.kind == "control" and last not in (None, "control"):
-            shown.add_section()
-        last = row.kind
+        rich_table.add_column(escape(heading(column)), justify="right", no_wrap=True)
+    for i, row in enumerate(table.rows):
+        if _starts_baselines(table.rows, i):
+            rich_table.add_section()
         cells = [f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row.cells]
-        shown.add_row(escape(indented(row)), *cells, style="dim" if row.kind in UNDER else None)
-    return shown
+        is_subrow = row.kind in SUBROW_KINDS
+        label = f"  {row.label}" if is_subrow else row.label
+        rich_table.add_row(escape(label), *cells, style="dim" if is_subrow else None)
+    return rich_table
 
 
 def to_csv(table: Table) -> str:
-    """Full precision, a line a row; `row` says what it is, `X std` follows every number that has a spread."""
-    spread = [any(row.cells[i].spread is not None for row in table.rows) for i in range(len(table.columns))]
+    """The table as CSV, numbers in full precision.
+
+    The column `row` holds the kind of a run's or baseline's row, and the label of a row under a run. A column with
+    standard deviations is followed by one for them, `<title> std`.
+    """
+    has_spread = [any(row.cells[i].spread is not None for row in table.rows) for i in range(len(table.columns))]
     head = [table.head or "run", "row"]
-    for column, has in zip(table.columns, spread, strict=True):
-        head += [column.title, f"{column.title} std"] if has else [column.title]
+    for column, spread in zip(table.columns, has_spread, strict=True):
+        head += [column.title, f"{column.title} std"] if spread else [column.title]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     run = ""
     for row in table.rows:
-        run = run if row.kind in UNDER else row.label
-        line: list[float | str] = [run, row.label if row.kind in UNDER else row.kind]
-        for cell, has in zip(row.cells, spread, strict=True):
+        run = run if row.kind in SUBROW_KINDS else row.label
+        line: list[float | str] = [run, row.label if row.kind in SUBROW_KINDS else row.kind]
+        for cell, spread in zip(row.cells, has_spread, strict=True):
             value: float | str = cell.value if cell.value is not None else ("" if cell.text == "–" else cell.text)
-            line += [value, "" if cell.spread is None else cell.spread] if has else [value]
+            line += [value, "" if cell.spread is None else cell.spread] if spread else [value]
         writer.writerow(line)
     return text.getvalue()
 
 
 def to_latex(table: Table) -> str:
-    """A `table` with booktabs rules: needs \\usepackage{booktabs}; the notes stand below it, small."""
+    r"""The table as a LaTeX `table` with booktabs rules, which needs \usepackage{booktabs}; its notes stand below."""
     lines = [
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{latex(table.title)}}}",
+        rf"\caption{{{escape_latex(table.title)}}}",
         rf"\label{{tab:{table.name}}}",
         rf"\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
         r"\toprule",
-        " & ".join([latex(table.head), *(latex(heading(c.title, c.better)) for c in table.columns)]) + r" \\",
+        " & ".join([escape_latex(table.head), *(escape_latex(heading(c)) for c in table.columns)]) + r" \\",
         r"\midrule",
     ]
-    last = None
-    for row in table.rows:
-        if row.kind == "control" and last not in (None, "control"):
+    for i, row in enumerate(table.rows):
+        if _starts_baselines(table.rows, i):
             lines.append(r"\midrule")
-        last = row.kind
-        cells = [rf"\textbf{{{latex(c.text)}}}" if c.best else latex(c.text) for c in row.cells]
-        label = latex(row.label)
-        lines.append(" & ".join([rf"\quad {label}" if row.kind in UNDER else label, *cells]) + r" \\")
+        cells = [rf"\textbf{{{escape_latex(c.text)}}}" if c.best else escape_latex(c.text) for c in row.cells]
+        label = escape_latex(row.label)
+        lines.append(" & ".join([rf"\quad {label}" if row.kind in SUBROW_KINDS else label, *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\smallskip{{\footnotesize {latex(note)}.}}" for note in table.notes]
+    lines += [rf"\par\smallskip{{\footnotesize {escape_latex(note)}.}}" for note in table.notes]
     return "\n".join([*lines, r"\end{table}", ""])
 
 
-def heading(title: str, better: int) -> str:
-    return f"{title} {ARROWS[better]}" if better in ARROWS else title
+def _starts_baselines(rows: tuple[Row, ...], i: int) -> bool:
+    """Whether row i is the first baseline after other rows: a line separates it from them."""
+    return i > 0 and rows[i].kind == BASELINE and rows[i - 1].kind != BASELINE
 
 
-def indented(row: Row) -> str:
-    return f"  {row.label}" if row.kind in UNDER else row.label
+def heading(column: Column) -> str:
+    """A column's title, with an arrow that says which values are better."""
+    return f"{column.title} {ARROWS[column.better]}" if column.better in ARROWS else column.title
 
 
-def latex(text: str) -> str:
-    """Escaped for LaTeX."""
-    return "".join(LATEX.get(c, c) for c in text)
+def escape_latex(text: str) -> str:
+    """The text with the characters replaced that LaTeX would read as commands."""
+    return "".join(LATEX_ESCAPES.get(c, c) for c in text)

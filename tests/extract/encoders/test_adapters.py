@@ -178,17 +178,19 @@ def test_a_failed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest
     assert sorted(os.listdir(tmp_path / "a")) == [SETTINGS, TENSORS, OWNER]
 
 
-def test_where_a_runs_adapter_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_a_runs_adapter_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run, adapter = tmp_path / "run", tmp_path / "run/fold2/adapter"
     with pytest.raises(InputError, match="no adapter here"):
         find_adapter(run)
     saved(adapter)
     (run / "fold0").mkdir()
     assert find_adapter(run) == find_adapter(run / "fold2") == find_adapter(adapter) == adapter
-    assert "fold2: this fold is not finished" in capsys.readouterr().err
+    assert {r.levelname for r in caplog.records} == {"WARNING"}
+    assert "fold2: this fold is not finished" in caplog.text
+    caplog.clear()
     (run / "fold2/metrics.json").write_text("{}")
     assert find_adapter(run) == adapter
-    assert capsys.readouterr().err == ""
+    assert caplog.text == ""
     saved(run / "fold3/adapter")
     with pytest.raises(InputError, match=r"2 folds have an adapter; give one of .*fold2, .*fold3"):
         find_adapter(run)

@@ -10,12 +10,12 @@ from timm.models.vision_transformer import VisionTransformer
 from extract.encoders.encoder import (
     Encoder,
     PooledEncoder,
-    after,
-    before,
-    between,
+    blocks_after,
+    blocks_before,
+    blocks_between,
     check_block,
     count_blocks,
-    prefix_encoder,
+    first_blocks_encoder,
     token_shape,
 )
 from extract.encoders.registry import load_encoder
@@ -54,17 +54,17 @@ def crops(n: int = 3, size: int = 32) -> torch.Tensor:
 def test_the_halves_are_the_whole_to_the_last_bit(layout: str, block: int) -> None:
     module = tiny(layout).module
     with torch.inference_mode():
-        tokens = before(module, crops(), block)
-        assert torch.equal(after(module, tokens, block), module(crops()))
+        tokens = blocks_before(module, crops(), block)
+        assert torch.equal(blocks_after(module, tokens, block), module(crops()))
         for later in range(block, DEPTH + 1):
-            assert torch.equal(between(module, tokens, block, later), before(module, crops(), later))
+            assert torch.equal(blocks_between(module, tokens, block, later), blocks_before(module, crops(), later))
 
 
 def test_other_sizes_where_the_encoder_takes_them() -> None:
     module = tiny("uni").module
     with torch.inference_mode():
-        assert before(module, crops(size=48), 2).shape == (3, 37, 24)
-        assert torch.equal(after(module, before(module, crops(size=48), 2), 2), module(crops(size=48)))
+        assert blocks_before(module, crops(size=48), 2).shape == (3, 37, 24)
+        assert torch.equal(blocks_after(module, blocks_before(module, crops(size=48), 2), 2), module(crops(size=48)))
 
 
 def test_tokens_are_what_enters_the_block() -> None:
@@ -73,20 +73,20 @@ def test_tokens_are_what_enters_the_block() -> None:
     module.backbone.blocks[3].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
     with torch.inference_mode():
         module(crops())
-        assert torch.equal(entered[0], before(module, crops(), 3))
+        assert torch.equal(entered[0], blocks_before(module, crops(), 3))
 
 
 def test_a_real_timm_model_and_its_shape() -> None:
     encoder = load_encoder("timm:test_vit", random_weights=True)
     assert token_shape(encoder) == (101, 64)
-    short = prefix_encoder(encoder, 2)
+    first_blocks = first_blocks_encoder(encoder, 2)
     with torch.inference_mode():
-        tokens = short.module(crops(2, 160))
+        tokens = first_blocks.module(crops(2, 160))
         assert tokens.shape == (2, 101, 64)
-        assert torch.equal(after(encoder.module, tokens, 2), encoder.module(crops(2, 160)))
-    assert not short.module.training
-    assert short.module.backbone is encoder.module.backbone, "the weights are shared"
-    assert (short.digest, short.lora) == (encoder.digest, None)
+        assert torch.equal(blocks_after(encoder.module, tokens, 2), encoder.module(crops(2, 160)))
+    assert not first_blocks.module.training
+    assert first_blocks.module.backbone is encoder.module.backbone, "the weights are shared"
+    assert (first_blocks.digest, first_blocks.lora) == (encoder.digest, None)
 
 
 def test_checkpointing_changes_no_gradient() -> None:
@@ -95,9 +95,9 @@ def test_checkpointing_changes_no_gradient() -> None:
         module = tiny("uni").module
         module.backbone.set_grad_checkpointing(checkpointed)
         with torch.no_grad():
-            tokens = before(module, crops(), 2)
+            tokens = blocks_before(module, crops(), 2)
         module.backbone.blocks[2:].requires_grad_(True)
-        after(module, tokens, 2).square().sum().backward()
+        blocks_after(module, tokens, 2).square().sum().backward()
         assert module.backbone.blocks[1].attn.qkv.weight.grad is None
         gradients.append([p.grad for p in module.backbone.blocks[2:].parameters()])
     for one, other in zip(*gradients, strict=True):

@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-from extract.encoders.lora import LoraConfig, adapt, adapted_names, hasten, remove
-from extract.encoders.registry import build, table
+from extract.encoders.lora import LoraConfig, adapt, adapted_names, remove_adapters, speed_up_on_cpu
+from extract.encoders.registry import build, encoder_entries
 from hist_cache.errors import HistError, InputError
 from tests.extract.encoders.test_encoder import DEPTH, crops, encoder_of, tiny
 
@@ -21,7 +21,7 @@ def scrambled(adapted) -> None:  # type: ignore[no-untyped-def]
 def test_modules_and_size_on_uni(layers: int, parameters: int) -> None:
     """ViT-L: rank 4 on (1024 -> 3072) and (1024 -> 1024) is 4 (1024 + 3072) + 4 (1024 + 1024) numbers a block."""
     with torch.device("meta"):
-        encoder = encoder_of(build(table()["uni"]))
+        encoder = encoder_of(build(encoder_entries()["uni"]))
         adapted = adapt(encoder, LoraConfig(layers=layers))
     expected = {f"backbone.blocks.{i}.attn.{part}" for i in range(24 - layers, 24) for part in ("qkv", "proj")}
     assert set(adapted.modules) == set(adapted_names(encoder.module)) == expected
@@ -97,7 +97,7 @@ def test_removed_it_is_as_before_and_can_be_adapted_again() -> None:
     scrambled(adapted)
     with pytest.raises(HistError, match="carries an adapter already"):
         adapt(encoder, LoraConfig(layers=1))
-    remove(adapted)
+    remove_adapters(adapted)
     with torch.inference_mode():
         assert torch.equal(encoder.module(crops()), expected)
     assert adapt(encoder, LoraConfig(layers=1)).modules == ("backbone.blocks.3.attn.qkv", "backbone.blocks.3.attn.proj")
@@ -121,14 +121,14 @@ def test_settings_that_make_no_sense(wrong: dict) -> None:
         LoraConfig(**wrong)
 
 
-def test_hastened_attention_is_the_same_attention() -> None:
+def test_attention_on_a_cpu_is_the_same_attention() -> None:
     encoder = tiny()
     expected = encoder.module(crops())
     adapted = adapt(encoder, LoraConfig(layers=2))
-    hasten(adapted)
+    speed_up_on_cpu(adapted)
     fused = [block.attn.fused_attn for block in encoder.module.backbone.blocks]
     assert fused == [True] * (len(fused) - 2) + [False] * 2
     torch.testing.assert_close(encoder.module(crops()), expected, rtol=1e-5, atol=1e-6)
-    remove(adapted)
+    remove_adapters(adapted)
     assert all(block.attn.fused_attn for block in encoder.module.backbone.blocks)
     assert torch.equal(encoder.module(crops()), expected)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -9,8 +10,15 @@ import torch
 from safetensors.torch import save_file
 
 from extract.encoders.encoder import Encoder, PooledEncoder
-from extract.encoders.registry import build, encoder_names, find_row, load_encoder, table
-from extract.encoders.weights import LAYOUTS, digest
+from extract.encoders.registry import (
+    build,
+    count_blocks_of,
+    encoder_entries,
+    encoder_names,
+    find_entry,
+    load_encoder,
+)
+from extract.encoders.weights import LAYOUTS, weights_digest
 from hist_cache.errors import InputError
 
 
@@ -29,14 +37,15 @@ def test_names_without_torch():
         "assert not {'torch', 'timm', 'transformers', 'huggingface_hub'} & sys.modules.keys()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.split() == encoder_names(), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == encoder_names()
     assert encoder_names()[0] == "uni"
     assert "conch" not in encoder_names()
 
 
 @pytest.mark.parametrize("name", encoder_names())
 def test_each_row_builds_the_documented_model(name):
-    row = table()[name]
+    row = encoder_entries()[name]
     with torch.device("meta"):  # shapes only: the largest has a billion weights
         backbone = build(row)
         pooled = PooledEncoder(backbone, row.pooling).eval()
@@ -68,13 +77,13 @@ def test_each_row_builds_the_documented_model(name):
 )
 def test_size_and_prefix_tokens(name, millions, prefix):
     with torch.device("meta"):
-        backbone = build(table()[name])
+        backbone = build(encoder_entries()[name])
     assert round(sum(p.numel() for p in backbone.parameters()) / 1e6) == millions
     assert backbone.num_prefix_tokens == prefix
 
 
 def test_uni_transform():
-    row = table()["uni"]
+    row = encoder_entries()["uni"]
     assert (row.input_size, row.interpolation) == (224, "bilinear")
     assert list(row.mean) == [0.485, 0.456, 0.406]
     assert list(row.std) == [0.229, 0.224, 0.225]
@@ -82,9 +91,10 @@ def test_uni_transform():
     assert row.arguments["dynamic_img_size"] is True
 
 
-def test_demo_needs_nothing_and_says_what_it_is(demo, capsys):
+def test_demo_needs_nothing_and_says_what_it_is(demo, caplog):
+    caplog.set_level("INFO")
     again = load_encoder("demo")
-    assert "not pretrained" in capsys.readouterr().out
+    assert [(r.levelname, "not pretrained" in r.getMessage()) for r in caplog.records] == [("INFO", True)]
     assert (again.digest, again.source, again.pretrained) == (demo.digest, "random, seed 0", False)
     assert (demo.slug, demo.width, demo.input_size) == ("demo", 192, 224)
     with torch.inference_mode():
@@ -98,13 +108,14 @@ def test_demo_needs_nothing_and_says_what_it_is(demo, capsys):
     assert not any(p.requires_grad for p in demo.module.parameters())
 
 
-def test_random_weights_leave_the_random_state_alone(capsys):
+def test_random_weights_leave_the_random_state_alone(caplog):
     torch.manual_seed(7)
     expected = torch.rand(4)
     torch.manual_seed(7)
     load_encoder("timm:test_vit", random_weights=True)
     assert torch.equal(torch.rand(4), expected)
-    assert "warning: encoder timm:test_vit: random weights" in capsys.readouterr().err
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "encoder timm:test_vit: random weights" in caplog.text
 
 
 def test_a_weights_file_of_ones_own(demo, tmp_path):
@@ -165,10 +176,10 @@ def test_any_timm_model(name, tmp_path):
 
 
 def test_timm_rows_name_their_repository():
-    row = find_row("timm:vit_small_patch16_224")
+    row = find_entry("timm:vit_small_patch16_224")
     assert row.repo.startswith("timm/vit_small_patch16_224.")
     assert list(row.mean) == [0.5, 0.5, 0.5]
-    assert find_row("timm:vit_small_patch16_224.dino").repo == "timm/vit_small_patch16_224.dino"
+    assert find_entry("timm:vit_small_patch16_224.dino").repo == "timm/vit_small_patch16_224.dino"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +205,31 @@ def test_names_that_cannot_be_loaded(name, message, random_weights):
 def test_weights_or_random_weights(tmp_path):
     with pytest.raises(InputError, match="exclude each other"):
         load_encoder("uni", weights=tmp_path, random_weights=True)
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("demo", 4), ("timm:test_vit", 6), ("uni", 24), ("prov-gigapath", 40)])
+def test_blocks_are_counted_without_weights(name, blocks):
+    started = time.perf_counter()
+    assert count_blocks_of(name) == blocks
+    assert time.perf_counter() - started < 10, "a billion weights are not drawn"
+
+
+def test_blocks_of_what_is_no_vit():
+    with pytest.raises(InputError, match="encoder timm:test_resnet is a ResNet, not a timm VisionTransformer"):
+        count_blocks_of("timm:test_resnet")
+    with pytest.raises(InputError, match="did you mean uni"):
+        count_blocks_of("UNI")
+
+
+def test_blocks_are_counted_where_the_meta_device_does_not_do(monkeypatch):
+    """Some models read values of their tensors while they are built."""
+
+    def build_on_cpu_only(entry):
+        torch.zeros(()).item()
+        return build(entry)
+
+    monkeypatch.setattr("extract.encoders.registry.build", build_on_cpu_only)
+    assert count_blocks_of("timm:test_vit") == 6
 
 
 @pytest.mark.slow
@@ -222,5 +258,5 @@ def test_uni_as_it_is_published(tmp_path, monkeypatch):
         path.unlink(missing_ok=True)  # 1.2 GB, and pytest keeps its folders
     assert encoder.source == f"{path} ($HIST_WEIGHTS_UNI)"
     assert (encoder.width, encoder.pretrained) == (1024, True)
-    assert encoder.digest == digest(published)
+    assert encoder.digest == weights_digest(published)
     assert len(encoder.module.backbone.blocks) == 24

@@ -13,7 +13,14 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from extract.encoders.weights import digest, environment_variable, find_weights, from_dinov2, load_strictly, read_state
+from extract.encoders.weights import (
+    environment_variable,
+    find_weights,
+    from_dinov2,
+    load_strictly,
+    read_state,
+    weights_digest,
+)
 from hist_cache.errors import InputError
 
 REPO, FILES = "MahmoodLab/UNI", ["pytorch_model.bin"]
@@ -84,7 +91,8 @@ def test_the_real_cache_is_found_by_hf_home(tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HIST_", "HUGGINGFACE_"))}
     environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert done.stdout.strip() == str(cached), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(cached)
 
 
 @pytest.mark.parametrize("by", ["option", "variable"])
@@ -235,7 +243,7 @@ def test_files_that_are_no_weights(tmp_path):
 def test_loading_is_strict(tmp_path):
     module, path = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), tmp_path / "w.bin"
     good = {key: torch.ones_like(value) for key, value in module.state_dict().items()}
-    before = digest(module)
+    before = weights_digest(module)
     missing = {key: value for key, value in good.items() if key != "1.bias"}
     cases = [
         (missing, r"1 missing \(first 1\.bias\)"),
@@ -248,27 +256,27 @@ def test_loading_is_strict(tmp_path):
     for state, problem in cases:
         with pytest.raises(InputError, match=rf"w\.bin: not the weights of encoder uni: .*{problem}"):
             load_strictly(module, state, path, "uni")
-        assert digest(module) == before, "nothing may be loaded from a file that does not fit"
+        assert weights_digest(module) == before, "nothing may be loaded from a file that does not fit"
     load_strictly(module, good, path, "uni")
     assert same(module.state_dict(), good)
 
 
 def test_digest_tells_every_difference():
     module = nn.Linear(3, 2)
-    start = digest(module)
-    assert start == digest(module)
+    start = weights_digest(module)
+    assert start == weights_digest(module)
     assert len(start) == 64
     with torch.no_grad():
         module.weight[1, 2] = torch.nextafter(module.weight[1, 2], torch.tensor(9.0))
-    changed = digest(module)
-    assert len({start, changed, digest(module.bfloat16()), digest(nn.Sequential(module))}) == 4
+    changed = weights_digest(module)
+    assert len({start, changed, weights_digest(module.bfloat16()), weights_digest(nn.Sequential(module))}) == 4
     flat, square = nn.Module(), nn.Module()
     flat.register_buffer("x", torch.zeros(4))
     square.register_buffer("x", torch.zeros(2, 2))
-    assert digest(flat) != digest(square)
+    assert weights_digest(flat) != weights_digest(square)
     scalar = nn.Module()
     scalar.register_buffer("x", torch.tensor(1.5, dtype=torch.bfloat16))
-    assert len(digest(scalar)) == 64
+    assert len(weights_digest(scalar)) == 64
 
 
 def test_dinov2_layout_is_the_same_model(tmp_path):

@@ -1,14 +1,10 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import PIL.Image
-import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.slides.batches import Normalizer, resize, resize_float
-from extract.slides.crops import Crops, TileStore, niche_side_um, pieces, plan_crops, sweep_order
+from extract.slides.crops import Crops, TileStore, niche_side_um, pieces, plan_crops, reading_order
 from extract.slides.readers import WHITE
 
 
@@ -35,7 +31,7 @@ class Grid:
 
 
 def test_published_sides() -> None:
-    assert [niche_side_um(m, 100, 55) for m in (1, 2, 3)] == [255, 455, 655]  # Visium
+    assert [niche_side_um(n, 100, 55) for n in (1, 2, 3)] == [255, 455, 655]  # Visium
     assert niche_side_um(1, 200, 100) == 500  # legacy ST
 
 
@@ -68,12 +64,12 @@ def test_a_crop_is_the_padded_image_there(width, height, tile_width, tile_height
     assert all(n == 1 for n in image.read.values())
 
 
-def test_a_sweep_decodes_each_tile_once_and_keeps_few() -> None:
+def test_each_tile_is_decoded_once_and_few_are_kept() -> None:
     image = Grid(np.zeros((4000, 1000, 3), dtype=np.uint8), 50, 50)
     y, x = np.mgrid[100:3900:100, 100:900:100].reshape(2, -1)
     coords = np.stack([x, y], axis=1) + 0.0
     crops = plan_crops("6", coords, 255, 1.0)
-    order = sweep_order(coords, crops.side_px)
+    order = reading_order(coords, crops.side_px)
     plans = [pieces(image, int(crops.left[r]), int(crops.top[r]), crops.side_px) for r in order]
     most = 0
     with ThreadPoolExecutor(2) as pool:
@@ -85,36 +81,3 @@ def test_a_sweep_decodes_each_tile_once_and_keeps_few() -> None:
     assert set(image.read.values()) == {1}
     assert most < 0.25 * image.pixels.nbytes
     assert tiles.bytes == 0
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("side", [60, 146, 224, 500, 729])
-def test_resize_agrees_with_pillow(interpolation: str, side: int) -> None:
-    rng = np.random.default_rng(side)
-    smooth = np.kron(rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8), np.ones((1, 24, 24, 1), dtype=np.uint8))
-    crops = np.concatenate([smooth, rng.integers(0, 256, smooth.shape, dtype=np.uint8)])[:, :side, :side]
-    kernel = PIL.Image.Resampling[interpolation.upper()]
-    expected = np.stack([np.asarray(PIL.Image.fromarray(c).resize((224, 224), kernel)) for c in crops])
-    ours = resize(torch.from_numpy(np.ascontiguousarray(crops)), 224, interpolation).permute(0, 2, 3, 1).numpy()  # type: ignore[arg-type]
-    difference = np.abs(ours.astype(int) - expected)
-    assert difference.max() <= 2  # Pillow rounds between its two passes
-    assert (difference > 0).mean() < 0.02
-
-
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_the_float_kernel_of_other_devices_agrees(interpolation: str) -> None:
-    crops = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 300, 300, 3), dtype=np.uint8))
-    ours = resize(crops, 224, interpolation)  # type: ignore[arg-type]
-    theirs = resize_float(crops.permute(0, 3, 1, 2), 224, interpolation)  # type: ignore[arg-type]
-    assert (ours.int() - theirs.int()).abs().max() <= 2
-
-
-def test_normalizing_is_the_usual_formula() -> None:
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    normalize = Normalizer(mean, std, 32, torch.device("cpu"))
-    for n in (3, 1, 4):
-        images = torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
-        out = torch.empty((n, 3, 32, 32)).to(memory_format=torch.channels_last)
-        normalize(images, out)
-        m, s = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (mean, std))
-        torch.testing.assert_close(out.double(), (images.double() / 255 - m) / s, atol=1e-5, rtol=0)

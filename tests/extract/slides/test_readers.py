@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 import tifffile
 
-from extract.slides.readers import WHITE, open_image, thumbnail
+from extract.slides.readers import WHITE, make_thumbnail, open_image
 from hist_cache.errors import SlideError
 from tests.conftest import SHARED, needs_shared
 
@@ -31,7 +31,7 @@ def test_lossless_tiff(tmp_path: Path, pixels: np.ndarray, options: dict) -> Non
     image = open_image("S", tmp_path / "a.tif")
     assert image.reader == "tifffile"
     np.testing.assert_array_equal(whole(image), pixels)
-    assert thumbnail(image).shape == pixels.shape
+    assert make_thumbnail(image).shape == pixels.shape
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -53,7 +53,7 @@ def test_a_thumbnail_of_an_image_without_pyramid(tmp_path: Path) -> None:
     y, x = np.mgrid[0:3000, 0:2500]
     pixels = np.stack([x // 10, y // 12, np.full_like(x, 128)], axis=-1).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(256, 256), compression="zlib", photometric="rgb")
-    small = thumbnail(open_image("S", tmp_path / "a.tif"))
+    small = make_thumbnail(open_image("S", tmp_path / "a.tif"))
     expected = np.asarray(PIL.Image.fromarray(pixels).resize((853, 1024), PIL.Image.Resampling.BOX))
     assert small.shape == expected.shape
     assert np.abs(small.astype(int) - expected).mean() < 2
@@ -94,5 +94,5 @@ def test_real_tiles_agree_with_openslide() -> None:
         ours = image.read_tile(column, row)
         theirs = np.asarray(slide.read_region((column * 256, row * 256), 0, ours.shape[1::-1]).convert("RGB"))
         assert np.abs(ours.astype(int) - theirs).max() <= 2  # chroma upsampling may round otherwise
-    small = thumbnail(image)
+    small = make_thumbnail(image)
     assert max(small.shape) == 1024

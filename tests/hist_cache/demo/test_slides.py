@@ -95,9 +95,9 @@ def test_hex_lattice(root: Path, spots: Spots) -> None:
         np.testing.assert_allclose(gaps, pitch_px, rtol=1e-6)
     lattice = find_lattice(spots.coords, spots.array, pitch_px)
     assert (lattice.kind, lattice.source) == ("hex", "array")
-    found = (ring_neighbors(lattice, spots.coords, pitch_px, 1) >= 0).sum(axis=1)
-    assert found.max() == 6
-    assert 0.05 < (found < 6).mean() < 0.5  # a tissue has edges
+    n_neighbors = (ring_neighbors(lattice, spots.coords, pitch_px, 1) >= 0).sum(axis=1)
+    assert n_neighbors.max() == 6
+    assert 0.05 < (n_neighbors < 6).mean() < 0.5  # a tissue has edges
 
 
 def test_counts_are_raw(spots: Spots) -> None:

@@ -1,35 +1,53 @@
-from types import SimpleNamespace
+"""Grids from options with several values, and from the paper's tables."""
+
+from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
 from hist_cache.errors import InputError
-from train.cli import Config
-from train.experiments.grid import points, table_options, table_row
+from hist_cache.options import parse
+from train.experiments.grid import Point, points, table_row, with_table
+from train.models.registry import model_entries
 from train.models.variants import load_variants
+from train.options import TrainOptions
 
 
-def grid(**options: object) -> list[tuple[object, ...]]:
-    return [tuple(vars(p).values()) for p in points(SimpleNamespace(**(vars(Config()) | options)))]
+def options(*argv: object) -> TrainOptions:
+    return parse(TrainOptions, "hist-train", "", [str(a) for a in argv])
+
+
+def grid(**given: object) -> list[Point]:
+    return points(TrainOptions().with_values(given))
 
 
 def test_without_lists_it_is_one_point() -> None:
-    assert grid() == [("full", 6, "hmhvg", None, None, "paper", "log2", 0)]
+    assert grid() == [Point("full", 6, "hmhvg", None, None, "paper", "log2", 0, "hist")]
 
 
 def test_every_combination_with_variants_fastest() -> None:
     found = grid(ablation="no_hea,clip", neighbors="6,18", split="slide, patient")
-    assert [(p[4], p[1], p[0]) for p in found] == [
+    assert [(p.split, p.neighbors, p.ablation) for p in found] == [
         (split, k, name) for split in ("slide", "patient") for k in (6, 18) for name in ("no_hea", "clip")
     ]
 
 
 def test_all_is_every_row_of_the_table_and_nothing_is_run_twice() -> None:
-    assert [p[0] for p in grid(ablation="all")] == list(load_variants())
+    assert [p.ablation for p in grid(ablation="all")] == list(load_variants())
     assert len(grid(ablation="full,full", neighbors="6,6")) == 1
 
 
+def test_variants_are_of_the_models_that_have_them() -> None:
+    found = grid(model="hist,ridge", ablation="full,no_hea", neighbors="6,18")
+    assert [(p.neighbors, p.model, p.ablation) for p in found] == [
+        (k, *method) for k in (6, 18) for method in (("hist", "full"), ("hist", "no_hea"), ("ridge", ""))
+    ]
+    assert {p.model for p in grid(model="all")} == {entry.name for entry in model_entries()}
+
+
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("given", "says"),
     [
         ({"neighbors": "6,7"}, "--neighbors 7: one of 6, 18, 36"),
         ({"neighbors": "six"}, "--neighbors six: a whole number"),
@@ -38,30 +56,57 @@ def test_all_is_every_row_of_the_table_and_nothing_is_run_twice() -> None:
         ({"ablation": "full,"}, "''"),
         ({"protocol": "paper,stict"}, "--protocol stict"),
         ({"transform": "log3"}, "--transform log3: one of log2, ln_cp10k"),
+        ({"model": "hist,rigde"}, "--model rigde: no such model, did you mean ridge?"),
+        ({"model": "ridge", "ablation": "no_hea"}, "--ablation no_hea: --model ridge has no variants"),
     ],
 )
-def test_wrong_values_are_named(options: dict[str, str], says: str) -> None:
+def test_wrong_values_are_named(given: dict[str, str], says: str) -> None:
     with pytest.raises(InputError) as error:
-        grid(**options)
+        grid(**given)
     assert says in str(error.value)
 
 
-def options_of(number: int, **given: object) -> dict[str, object]:
-    return table_options(number, vars(Config()) | given, vars(Config()))
+def set_by_table(*argv: object) -> dict[str, Any]:
+    """What `--table` sets beside the options that are given."""
+    before = options(*argv)
+    after = with_table(before)
+    return {name: getattr(after, name) for name in after.given - before.given}
 
 
 def test_tables_of_the_paper() -> None:
-    assert options_of(3) == {"ablation": "full,no_gi_hea,no_hea,no_hha,meru,clip"}
-    assert options_of(6) == {"test_dataset": "kidney_papilla"}
-    assert options_of(9) == {"n_genes": "200,1000,3000"}
-    assert options_of(10) == {"neighbors": "6,18,36"}
-    assert options_of(8, split="loso") == {}  # what is given beside it holds
+    assert set_by_table("--table", 3) == {"ablation": "full,no_gi_hea,no_hea,no_hha,meru,clip"}
+    assert set_by_table("--table", 6) == {"test_dataset": "kidney_papilla"}
+    assert set_by_table("--table", 9) == {"n_genes": "200,1000,3000"}
+    assert set_by_table("--table", 10) == {"neighbors": "6,18,36"}
+    assert set_by_table("--table", 8, "--split", "loso") == {}  # what is given beside it holds
     assert table_row(9)["cost"]
     with pytest.raises(InputError, match="--table 2: there are 1, 3"):
         table_row(2)
-    assert options_of(14) == {"finetune_lora": True, "lora_layers": "0,5,7,11"}
+    assert set_by_table("--table", 14) == {"finetune_lora": True, "lora_layers": "0,5,7,11"}
 
 
-def test_tuned_blocks_count_only_with_tuning() -> None:
-    assert {p[7] for p in grid(lora_layers="5,7")} == {0}
-    assert [p[7] for p in grid(lora_layers="0,11", finetune_lora=True)] == [0, 11]
+@pytest.mark.parametrize(
+    ("table", "given"),
+    [
+        (3, ("--ablation", "full")),
+        (10, ("--neighbors", "6")),
+        (7, ("--genes", "hmhvg")),
+        (14, ("--lora-layers", "11")),
+    ],
+)
+def test_a_default_that_is_given_beside_a_table_holds(table: int, given: tuple[str, str]) -> None:
+    name = given[0].strip("-").replace("-", "_")
+    assert getattr(with_table(options("--table", table, *given)), name) == given[1]
+    assert getattr(with_table(options("--table", table)), name) != given[1]
+
+
+def test_a_default_in_a_configuration_file_counts_as_given(tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("options") / "o.yaml"
+    file.write_text("ablation: full\n")
+    assert with_table(options("--config", file, "--table", 3)).ablation == "full"
+
+
+def test_fine_tuned_blocks_count_only_with_fine_tuning() -> None:
+    assert {p.lora_layers for p in grid(lora_layers="5,7")} == {0}
+    assert [p.lora_layers for p in grid(lora_layers="0,11", finetune_lora=True)] == [0, 11]
+    assert [p.lora_layers for p in grid(finetune_lora=True)] == [None]  # as many as the encoder has, 11 at most

@@ -1,6 +1,7 @@
 import pytest
 
 from hist_cache.errors import InputError
+from hist_cache.fingerprint import CropRule
 from train.experiments.protocols import Protocol, check_crops, get_protocol
 from train.models.variants import Variant, get_variant
 
@@ -26,10 +27,15 @@ def test_paper_leaves_variants_as_they_are() -> None:
 
 def test_crops_that_are_not_the_protocols_are_said() -> None:
     paper, release = get_protocol("paper"), get_protocol("release")
-    assert check_crops(paper, "spot diameter") is None
-    assert check_crops(release, "spot diameter, at least 112") is None
-    assert "hist-extract --min-spot-um 112" in str(check_crops(release, "spot diameter"))
-    assert "at least 112" in str(check_crops(paper, "spot diameter, at least 112"))
+    assert check_crops(paper, CropRule()) is None
+    assert check_crops(release, CropRule(112.0)) is None
+    assert check_crops(release, CropRule()) == (
+        "protocol release has spot crops of the spot's diameter, at least 112 um, the cache of the spot's diameter: "
+        "run hist-extract --min-spot-um 112"
+    )
+    text = str(check_crops(paper, CropRule(112.0)))
+    assert "at least 112" in text
+    assert text.endswith(": run hist-extract")
 
 
 def test_a_variant_survives_a_runs_configuration() -> None:

@@ -18,7 +18,7 @@ import extract.cli
 from hist_cache.runs import Fold
 from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
 from train.cli import main
-from train.experiments.fold import load_model
+from train.experiments.outputs import load_model
 
 Run = Callable[..., tuple[int, str]]
 SMALL = ("--width", 8, "--depth", 1, "--epochs", 3, "--batch-size", 16, "--n-genes", 20, "--lr", 1e-3)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 import train.finetune.crop_inputs
 import train.finetune.memory
 from extract.cli import main
-from extract.encoders.encoder import Encoder, PooledEncoder, before
+from extract.encoders.encoder import Encoder, PooledEncoder, blocks_before
 from extract.encoders.lora import LoraConfig, adapt
 from extract.encoders.registry import load_encoder
 from extract.pipeline import Pipeline
@@ -28,11 +29,12 @@ from hist_cache.cache import Cache, open_cache
 from hist_cache.errors import HistError, InputError, SlideError, StaleCacheError
 from hist_cache.slides import find_slide
 from tests.conftest import TINY_ENCODER, write_slide
-from train.data import SpotData, assemble, read_slides
-from train.finetune.crop_inputs import find_source
-from train.finetune.inputs import CropFrontier, Frontier, TokenFrontier, dihedral, prefetched
+from train.data import Inputs, SpotData, assemble, read_slides
+from train.finetune.crop_inputs import CropInputs, dihedral, find_source
+from train.finetune.inputs import HeldStore
 from train.finetune.memory import choose_place, free_memory
-from train.finetune.token_inputs import HeldStore
+from train.finetune.token_inputs import TokenInputs
+from train.fit.batches import prefetch
 
 CPU = torch.device("cpu")
 BLOCK = 2  # of 6
@@ -46,7 +48,7 @@ def load() -> Encoder:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`hest` and `cache`, with tokens at block 2."""
-    where = tmp_path_factory.mktemp("frontiers")
+    where = tmp_path_factory.mktemp("inputs")
     for i in (1, 2):
         write_slide(where / "hest", f"TINY{i}", seed=i)
     options = ["--ids", "TINY1,TINY2", "--encoder", TINY_ENCODER, "--random-weights", "--precision", "fp32"]
@@ -65,12 +67,12 @@ def data(cache: Cache) -> SpotData:
     return assemble(read_slides(cache, [6]), 6, ["GENE1", "GENE2"], CPU)
 
 
-def tokens_of(cache: Cache, data: SpotData, encoder: Encoder, **more: Any) -> TokenFrontier:
-    return TokenFrontier(cache, data, 6, encoder, BLOCK, CPU, "fp32", **more)
+def tokens_of(cache: Cache, data: SpotData, encoder: Encoder, **more: Any) -> TokenInputs:
+    return TokenInputs(cache, data, 6, encoder, BLOCK, CPU, "fp32", **more)
 
 
-def crops_of(cache: Cache, data: SpotData, encoder: Encoder, **more: Any) -> CropFrontier:
-    return CropFrontier(cache, data, 6, encoder, CPU, "fp32", **more)
+def crops_of(cache: Cache, data: SpotData, encoder: Encoder, **more: Any) -> CropInputs:
+    return CropInputs(cache, data, 6, encoder, CPU, "fp32", **more)
 
 
 def tuned(layers: int = 4) -> tuple[Encoder, list[nn.Parameter]]:
@@ -83,31 +85,31 @@ def tuned(layers: int = 4) -> tuple[Encoder, list[nn.Parameter]]:
     return encoder, adapted.parameters
 
 
-def outcome(frontier: Frontier, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
+def outcome(inputs: Inputs, parameters: list[nn.Parameter]) -> tuple[Tensor, list[Tensor]]:
     """Embeddings (2 n, D) of ROWS, spots then niches, and the gradients of a loss on them."""
-    embeddings = torch.cat([frontier.encode(level) for level in frontier.read(ROWS)])
+    embeddings = torch.cat([inputs.encode(level) for level in inputs.read(ROWS)])
     assert embeddings.dtype == torch.float32
     target = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(1))
     return embeddings.detach(), list(torch.autograd.grad(F.mse_loss(embeddings, target), parameters))
 
 
-def with_exact_tokens(frontier: TokenFrontier, crops: CropFrontier) -> TokenFrontier:
+def with_exact_tokens(inputs: TokenInputs, crops: CropInputs) -> TokenInputs:
     """The same, its tokens not rounded to float16."""
-    encoder, levels = frontier.encoder, []
+    levels = []
     with torch.no_grad():
         for level in crops.read(torch.arange(60)):
-            normalised = crops._inputs.empty(60)
-            crops._inputs.fill(level, normalised)
-            levels.append(before(encoder.module, normalised, frontier.block))
-    frontier.store = HeldStore(levels[0], levels[1], CPU, "exact", mapped=False)
-    return frontier
+            normalised = crops._transform.empty(60)
+            crops._transform.fill(level, normalised)
+            levels.append(blocks_before(inputs.source.module, normalised, inputs.block))
+    inputs.store = HeldStore(levels[0], levels[1], CPU, "exact", mapped=False)
+    return inputs
 
 
 def test_both_give_the_cached_embeddings(cache: Cache, data: SpotData) -> None:
     encoder = load()
-    for frontier in (tokens_of(cache, data, encoder), crops_of(cache, data, encoder)):
+    for inputs in (tokens_of(cache, data, encoder), crops_of(cache, data, encoder)):
         with torch.inference_mode():
-            spot, niche = map(frontier.encode, frontier.read(ROWS))
+            spot, niche = map(inputs.encode, inputs.read(ROWS))
         for found, cached in ((spot, data.spot), (niche, data.niche)):
             torch.testing.assert_close(found, cached[ROWS].float(), atol=5e-3, rtol=0)
 
@@ -130,10 +132,10 @@ def test_tokens_equal_the_whole_encoder(cache: Cache, data: SpotData, layers: in
 
 def test_checkpointing_changes_no_gradient(cache: Cache, data: SpotData) -> None:
     encoder, parameters = tuned()
-    for frontier in (tokens_of(cache, data, encoder), crops_of(cache, data, encoder)):
-        _, plain = outcome(frontier, parameters)
+    for inputs in (tokens_of(cache, data, encoder), crops_of(cache, data, encoder)):
+        _, plain = outcome(inputs, parameters)
         encoder.module.backbone.set_grad_checkpointing(True)
-        _, checkpointed = outcome(frontier, parameters)
+        _, checkpointed = outcome(inputs, parameters)
         encoder.module.backbone.set_grad_checkpointing(False)
         for mine, theirs in zip(checkpointed, plain, strict=True):
             torch.testing.assert_close(mine, theirs, atol=1e-7, rtol=1e-5)
@@ -141,10 +143,10 @@ def test_checkpointing_changes_no_gradient(cache: Cache, data: SpotData) -> None
 
 def test_bf16_is_near(cache: Cache, data: SpotData) -> None:
     encoder, parameters = tuned()
-    for frontier in (tokens_of(cache, data, encoder), crops_of(cache, data, encoder)):
-        exact, _ = outcome(frontier, parameters)
-        frontier.precision = "bf16"
-        near, gradients = outcome(frontier, parameters)
+    for inputs in (tokens_of(cache, data, encoder), crops_of(cache, data, encoder)):
+        exact, _ = outcome(inputs, parameters)
+        inputs.precision = "bf16"
+        near, gradients = outcome(inputs, parameters)
         assert F.cosine_similarity(near, exact).min() > 0.999
         assert not torch.equal(near, exact)
         assert all(g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
@@ -176,7 +178,7 @@ def test_data_without_some_spots_in_another_order(cache: Cache, data: SpotData) 
         found, expected = kind(cache, few, load()).read(torch.arange(5)), kind(cache, data, load()).read(some)
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     two = {"TINY1": cache, "TINY2": Cache(cache.folder)}
-    spot, _ = TokenFrontier(two, data, 6, load(), BLOCK, CPU, "fp32").read(some)
+    spot, _ = TokenInputs(two, data, 6, load(), BLOCK, CPU, "fp32").read(some)
     assert torch.equal(spot, tokens_of(cache, data, load()).read(some)[0])
 
 
@@ -195,12 +197,12 @@ def test_crops_are_what_hist_extract_encodes(cache: Cache, data: SpotData) -> No
     source = find_source(cache, "TINY2", data, 1, 6, None)
     pipeline = Pipeline(replace(encoder, module=Listening(nn.Identity(), "cls")), CPU, torch.float32, 7, 2)
     pipeline.stream(open_image("TINY2", source.files.image), source.coords, source.crops, keep)
-    frontier = crops_of(cache, data, encoder)
-    spot, niche = frontier.read(torch.arange(30, 60))
+    inputs = crops_of(cache, data, encoder)
+    spot, niche = inputs.read(torch.arange(30, 60))
     assert (spot.dtype, spot.shape) == (torch.uint8, (30, 160, 160, 3))
     for mine, theirs in ((spot, seen["spot"]), (niche, seen["6"])):
-        normalised = frontier._inputs.empty(30)
-        frontier._inputs.fill(mine, normalised)
+        normalised = inputs._transform.empty(30)
+        inputs._transform.fill(mine, normalised)
         assert torch.equal(normalised, theirs)
 
 
@@ -231,17 +233,17 @@ def test_the_eight_symmetries() -> None:
 
 
 def test_spot_and_niche_are_turned_alike(cache: Cache, data: SpotData) -> None:
-    frontier = crops_of(cache, data, load())
+    inputs = crops_of(cache, data, load())
     rows = torch.arange(60)
-    turned = frontier.read(rows, torch.Generator().manual_seed(5))
+    turned = inputs.read(rows, torch.Generator().manual_seed(5))
     turns = []
-    for level, plain in zip(turned, frontier.read(rows), strict=True):
+    for level, plain in zip(turned, inputs.read(rows), strict=True):
         every = torch.stack([dihedral(plain, torch.full((60,), k)) for k in range(8)])
         turns.append((every == level).flatten(2).all(2).int().argmax(0))
         assert (every == level).flatten(2).all(2).any(0).all()
     assert torch.equal(turns[0], turns[1])
     assert set(turns[0].tolist()) == set(range(8))
-    again = frontier.read(rows, torch.Generator().manual_seed(5))
+    again = inputs.read(rows, torch.Generator().manual_seed(5))
     assert torch.equal(again[0], turned[0])
 
 
@@ -249,11 +251,11 @@ def test_spot_and_niche_are_turned_alike(cache: Cache, data: SpotData) -> None:
 def test_prefetched_in_order(cache: Cache, data: SpotData, place: Any) -> None:
     chunks = list(ROWS.split(2))
     for kind in (tokens_of, crops_of):
-        frontier = kind(cache, data, load(), place=place)
-        for (spot, niche), rows in zip(prefetched(frontier, chunks), chunks, strict=True):
-            assert torch.equal(spot, frontier.read(rows)[0])
-            assert torch.equal(niche, frontier.read(rows)[1])
-        assert list(prefetched(frontier, [])) == []
+        inputs = kind(cache, data, load(), place=place)
+        for (spot, niche), rows in zip(prefetch(inputs, chunks), chunks, strict=True):
+            assert torch.equal(spot, inputs.read(rows)[0])
+            assert torch.equal(niche, inputs.read(rows)[1])
+        assert list(prefetch(inputs, [])) == []
 
 
 def test_augmented_alike_wherever_crops_are_kept(cache: Cache, data: SpotData) -> None:
@@ -261,7 +263,7 @@ def test_augmented_alike_wherever_crops_are_kept(cache: Cache, data: SpotData) -
     runs = []
     for place in ("memory", "disk"):
         torch.manual_seed(7)
-        inputs = prefetched(crops_of(cache, data, load(), place=place), list(ROWS.split(2)), augment=True)
+        inputs = prefetch(crops_of(cache, data, load(), place=place), list(ROWS.split(2)), augment=True)
         runs.append([(spot, niche, torch.rand(3)) for spot, niche in inputs])
     for one, other in zip(*runs, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
@@ -284,18 +286,18 @@ class Failing:
 
 def test_prefetched_passes_errors_on_and_ends_its_thread() -> None:
     chunks = [torch.tensor([i]) for i in range(9)]
-    frontier: Any = Failing()
-    inputs = prefetched(frontier, chunks)
+    failing: Any = Failing()
+    inputs = prefetch(failing, chunks)
     assert [int(next(inputs)[0]) for _ in range(2)] == [0, 1]
     with pytest.raises(SlideError, match="gone"):
         next(inputs)
     assert not reading()
-    frontier = Failing()
-    closing: Iterator[Any] = prefetched(frontier, chunks)
+    failing = Failing()
+    closing: Iterator[Any] = prefetch(failing, chunks)
     next(closing)
     closing.close()  # type: ignore[attr-defined]
     assert not reading()
-    assert len(frontier.asked) <= 3, "no more is read than two ahead"
+    assert len(failing.asked) <= 3, "no more is read than two ahead"
 
 
 def reading() -> bool:
@@ -303,14 +305,14 @@ def reading() -> bool:
 
 
 def test_an_adapter_before_the_cut_is_refused(cache: Cache, data: SpotData) -> None:
-    frontier = tokens_of(cache, data, tuned(5)[0])
+    inputs = tokens_of(cache, data, tuned(5)[0])
     with pytest.raises(HistError, match="block 1 of timm:test_vit is adapted, but tokens enter at block 2"):
-        frontier.encode(frontier.read(ROWS)[0])
+        inputs.encode(inputs.read(ROWS)[0])
 
 
 def test_tokens_cannot_be_turned(cache: Cache, data: SpotData) -> None:
     with pytest.raises(InputError, match="--no-token-cache"):
-        next(prefetched(tokens_of(cache, data, load()), [ROWS], augment=True))
+        next(prefetch(tokens_of(cache, data, load()), [ROWS], augment=True))
 
 
 def test_what_does_not_fit_the_cache_is_refused(cache: Cache, data: SpotData) -> None:
@@ -319,11 +321,11 @@ def test_what_does_not_fit_the_cache_is_refused(cache: Cache, data: SpotData) ->
         with pytest.raises(StaleCacheError, match='made by another encoder: encoder "timm:test_vit"'):
             kind(cache, data, other)
     with pytest.raises(InputError, match=r"tokens3\.h5: no such file; run hist-extract .* --tokens-at 3"):
-        TokenFrontier(cache, data, 6, load(), 3, CPU, "fp32")
+        TokenInputs(cache, data, 6, load(), 3, CPU, "fp32")
     with pytest.raises(InputError, match="no tokens of niches of 36 neighbours"):
-        TokenFrontier(cache, data, 36, load(), BLOCK, CPU, "fp32")
+        TokenInputs(cache, data, 36, load(), BLOCK, CPU, "fp32")
     with pytest.raises(InputError, match="has 6 blocks; give one from 0 to 6"):
-        TokenFrontier(cache, data, 6, load(), 7, CPU, "fp32")
+        TokenInputs(cache, data, 6, load(), 7, CPU, "fp32")
 
 
 def test_a_slide_that_changed_is_refused(cache: Cache, data: SpotData, made: Path, tmp_path: Path) -> None:
@@ -349,9 +351,8 @@ def test_what_fits_stays_in_memory(
     cache: Cache, data: SpotData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 0 < free_memory() < 2**50
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    4000 kB\n")
-    monkeypatch.setattr(train.finetune.memory, "MEMINFO", meminfo)
+    free = SimpleNamespace(available=4000 * 1024)
+    monkeypatch.setattr(train.finetune.memory.psutil, "virtual_memory", lambda: free)
     monkeypatch.setattr(train.finetune.memory, "CONTAINER", tmp_path)
     assert free_memory() == 4000 * 1024
     assert choose_place(2000 * 1024, CPU) == "memory"

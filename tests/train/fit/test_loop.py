@@ -3,6 +3,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,13 @@ import torch
 
 from hist_cache.errors import HistError, InputError
 from train.data import SpotData
+from train.fit.batches import read_batch
 from train.fit.checkpoints import Progress
-from train.fit.loop import MAX_GRADIENT_NORM, FitConfig, fit, gather, make_optimizer, predict, step, train_epoch
-from train.models.hist import HistConfig, HistModel
+from train.fit.config import FitConfig
+from train.fit.loop import fit, predict, train_epoch
+from train.fit.step import MAX_GRADIENT_NORM, make_optimizer, step
+from train.models.configs import HistConfig
+from train.models.hist import HistModel
 from train.models.variants import get_variant
 
 CPU = torch.device("cpu")
@@ -106,15 +111,15 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_batch_with_non_finite_gradients_is_skipped_and_counted() -> None:
     data = make_data()
     model = make_model(data)
-    optimizer = make_optimizer(model, FitConfig(lr=1e-2))
-    batch = gather(data, torch.arange(16))
-    step(model, optimizer, batch)
+    optimizer = make_optimizer(model, data.inputs, FitConfig(lr=1e-2))
+    batch = read_batch(data, torch.arange(16))
+    step(model, data.inputs, optimizer, batch)
     before = copy.deepcopy(model.state_dict())
-    bad = (*batch[:2], batch[2] * float("nan"), batch[3])
-    assert step(model, optimizer, bad)["skipped"] == 1
+    bad = replace(batch, expression=batch.expression * float("nan"))
+    assert step(model, data.inputs, optimizer, bad)["skipped"] == 1
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert step(model, optimizer, batch)["skipped"] == 0
+    assert step(model, data.inputs, optimizer, batch)["skipped"] == 0
     assert all(torch.isfinite(v).all() for v in model.state_dict().values())
     assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
@@ -124,38 +129,39 @@ def test_a_step_is_that_of_plain_adamw_with_clipping() -> None:
     data = make_data()
     data.expression.mul_(100)  # large gradients, so that clipping bites
     ours, theirs = make_model(data, dropout=0.0), make_model(data, dropout=0.0)
-    fused = make_optimizer(ours, FitConfig(lr=1e-3))
+    fused = make_optimizer(ours, data.inputs, FitConfig(lr=1e-3))
     geometry = [id(p) for p in theirs.geometry_parameters()]
     rest = [p for p in theirs.parameters() if id(p) not in geometry]
     groups = [{"params": rest}, {"params": theirs.geometry_parameters(), "weight_decay": 0.0}]
     plain = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.01, foreach=False, fused=False)
     for i in range(4):
-        batch = gather(data, torch.arange(16) + i)
-        log = step(ours, fused, batch)
-        loss, _ = theirs(*batch)
+        batch = read_batch(data, torch.arange(16) + i)
+        log = step(ours, data.inputs, fused, batch)
+        loss, _ = theirs.loss(batch)
         plain.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), MAX_GRADIENT_NORM)
         assert norm > MAX_GRADIENT_NORM
         assert log["gradient_norm"].item() == pytest.approx(norm.item(), rel=1e-4)
         plain.step()
-        theirs.constrain_()
+        theirs.after_step()
     for name, value in ours.state_dict().items():
         torch.testing.assert_close(
             value, theirs.state_dict()[name], rtol=2e-4, atol=2e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
-def test_an_epoch_leaves_out_the_unfilled_batch_and_sees_others_next_time() -> None:
+def test_an_epoch_leaves_out_the_unfilled_batch_and_sees_others_next_time(monkeypatch: pytest.MonkeyPatch) -> None:
     data = make_data()
     model = make_model(data)
     seen: list[int] = []
-    model.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+    loss = model.loss
+    monkeypatch.setattr(model, "loss", lambda batch: (seen.append(len(batch.rows)), loss(batch))[1])
     order = torch.Generator().manual_seed(0)
-    train_epoch(model, make_optimizer(model, FitConfig()), data, torch.arange(70), 32, order)
+    train_epoch(model, make_optimizer(model, data.inputs, FitConfig()), data, torch.arange(70), 32, order)
     assert seen == [32, 32]
     seen.clear()
-    train_epoch(model, make_optimizer(model, FitConfig()), data, torch.arange(10), 32, order)
+    train_epoch(model, make_optimizer(model, data.inputs, FitConfig()), data, torch.arange(10), 32, order)
     assert seen == [10]
 
 
@@ -173,7 +179,7 @@ def test_geometry_stays_within_its_ranges() -> None:
     with torch.no_grad():
         for p in model.geometry_parameters():
             p.fill_(50.0)
-    model.constrain_()
+    model.after_step()
     assert model.log_c.exp().item() == pytest.approx(10)
     assert model.log_scale_image.exp() == 1
     assert model.log_inverse_tau.exp().item() == pytest.approx(100)

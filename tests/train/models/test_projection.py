@@ -1,41 +1,43 @@
+"""Tangent PCA against scikit-learn, and the map to the Poincare disk."""
+
 import numpy as np
 import torch
 from sklearn.decomposition import TruncatedSVD
 
 from train.models import lorentz
-from train.models.alignment import Embedded
-from train.models.projection import EMBEDDINGS, tangent_projection, to_disk
+from train.models.alignment import EMBEDDING_NAMES, Embeddings
+from train.models.projection import tangent_projection, to_disk
 
 
-def embedded(c: float = 1.7, n: int = 20, d: int = 5) -> tuple[Embedded, dict[str, np.ndarray]]:
+def make_embeddings(c: float = 1.7, n: int = 20, d: int = 5) -> tuple[Embeddings, dict[str, np.ndarray]]:
     draw = np.random.default_rng(0)
-    vectors = {name: draw.normal(size=(n, d)) * (i + 1) / d for i, name in enumerate(EMBEDDINGS)}
+    vectors = {name: draw.normal(size=(n, d)) * (i + 1) / d for i, name in enumerate(EMBEDDING_NAMES)}
     points = {name: lorentz.exp_map0(torch.from_numpy(v), c) for name, v in vectors.items()}
-    return Embedded(**points, c=torch.tensor(c), tau=torch.tensor(0.1)), vectors
+    return Embeddings(**points, c=torch.tensor(c), tau=torch.tensor(0.1)), vectors
 
 
 def test_radii_are_the_tangent_lengths_in_curvature_radii() -> None:
-    e, vectors = embedded()
-    plane = tangent_projection(e, "lorentz")
+    embeddings, vectors = make_embeddings()
+    projection = tangent_projection(embeddings, "lorentz")
     for name, v in vectors.items():
-        np.testing.assert_allclose(plane.radii[name], np.linalg.norm(v, axis=1) * np.sqrt(1.7), rtol=1e-5)
+        np.testing.assert_allclose(projection.radii[name], np.linalg.norm(v, axis=1) * np.sqrt(1.7), rtol=1e-5)
 
 
 def test_axes_are_those_of_an_uncentred_svd() -> None:
-    e, vectors = embedded()
-    plane = tangent_projection(e, "lorentz")
-    every = np.concatenate(list(vectors.values())) * np.sqrt(1.7)
-    svd = TruncatedSVD(2, algorithm="arpack").fit(every)
+    embeddings, vectors = make_embeddings()
+    projection = tangent_projection(embeddings, "lorentz")
+    stacked = np.concatenate(list(vectors.values())) * np.sqrt(1.7)
+    svd = TruncatedSVD(2, algorithm="arpack").fit(stacked)
     for name, v in vectors.items():
-        np.testing.assert_allclose(np.abs(plane.points[name]), np.abs(svd.transform(v * np.sqrt(1.7))), atol=1e-5)
-    assert np.isclose(plane.explained, (svd.singular_values_**2).sum() / (every**2).sum(), rtol=1e-6)
+        np.testing.assert_allclose(np.abs(projection.points[name]), np.abs(svd.transform(v * np.sqrt(1.7))), atol=1e-5)
+    assert np.isclose(projection.explained, (svd.singular_values_**2).sum() / (stacked**2).sum(), rtol=1e-6)
 
 
 def test_euclidean_vectors_stay_as_they_are() -> None:
-    e, _ = embedded()
-    plane = tangent_projection(e, "euclidean")
-    norms = e.image_spot.double().norm(dim=1).numpy()
-    np.testing.assert_allclose(plane.radii["image_spot"], norms, rtol=1e-5)
+    embeddings, _ = make_embeddings()
+    projection = tangent_projection(embeddings, "euclidean")
+    norms = embeddings.image_spot.double().norm(dim=1).numpy()
+    np.testing.assert_allclose(projection.radii["image_spot"], norms, rtol=1e-5)
 
 
 def test_the_disk_keeps_directions_and_hyperbolic_distances_from_the_origin() -> None:

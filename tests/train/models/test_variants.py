@@ -1,4 +1,4 @@
-"""The table of variants: what each row says, and how a wrong row or name is refused."""
+"""The table of variants: the content of each row, and the errors for a wrong row or name."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ NONE = (0.0, 0.0, 0.0, 0.0)
 SPOTS = (0.5, 0.5, 0.0, 0.0)
 
 # (terms, decoder, alpha_scale)
-WANT = {
+EXPECTED = {
     "full": (Terms(QUARTERS, QUARTERS), "both", 1),
     "no_gi_hea": (Terms(QUARTERS, (0.25, 0.25, 0, 0)), "both", 1),
     "no_hea": (Terms(QUARTERS, NONE), "both", 1),
@@ -34,8 +34,8 @@ ROW = 'description = "mine"\ncontrast = [1, 0, 0, 0]\nentail = [0, 0, 0, 0.5]\n'
 
 def test_the_table():
     variants = load_variants()
-    assert list(variants) == list(WANT)
-    for name, (terms, decoder, alpha_scale) in WANT.items():
+    assert list(variants) == list(EXPECTED)
+    for name, (terms, decoder, alpha_scale) in EXPECTED.items():
         row = variants[name]
         assert (row.name, row.terms, row.decoder, row.alpha_scale) == (name, terms, decoder, alpha_scale)
         assert row.description

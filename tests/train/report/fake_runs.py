@@ -1,4 +1,4 @@
-"""Finished runs written by hand, as train/runs.py leaves them: numbers that a test knows, small predictions."""
+"""Finished runs written by hand, as hist-train leaves them: numbers that a test knows, small predictions."""
 
 from __future__ import annotations
 
@@ -19,19 +19,79 @@ GENES = [f"GENE{i}" for i in range(60)]
 CONFIG: dict[str, Any] = {
     "dataset": "tiny",
     "test_dataset": None,
-    "variant": {"name": "full", "terms": {"geometry": "lorentz"}, "decoder": "both"},
-    "protocol": {"name": "paper", "panel_from": "all", "edge_spots": "keep", "tested": "best", "split": ""},
-    "cache": {"encoder": "uni", "pretrained": True, "weights": "0" * 64},
+    "variant": {
+        "name": "full",
+        "terms": {
+            "contrast": [0.25] * 4,
+            "entail": [0.25] * 4,
+            "etas": [1.0] * 4,
+            "reverse": [False] * 4,
+            "geometry": "lorentz",
+            "main": "spot",
+        },
+        "decoder": "both",
+        "alpha_scale": 1.0,
+        "own_etas": False,
+    },
+    "protocol": {
+        "name": "paper",
+        "panel_from": "all",
+        "split": "",
+        "edge_spots": "keep",
+        "tested": "best",
+        "entail_scale": 1,
+        "etas": [1.0] * 4,
+        "min_spot_um": 0,
+    },
+    "cache": {
+        "encoder": "uni",
+        "input_size": 224,
+        "lora": None,
+        "mean": [0.485, 0.456, 0.406],
+        "niche_crop_um": "2 (m pitch + spot radius)",
+        "precision": "fp32",
+        "pretrained": True,
+        "resize": "antialiased bicubic, uint8",
+        "spot_crop_um": "spot diameter",
+        "std": [0.229, 0.224, 0.225],
+        "weights": "0" * 64,
+    },
     "slides": ["S0", "S1", "S2"],
     "neighbors": 6,
     "genes": "hmhvg",
     "n_genes": 60,
     "panel": "a" * 64,
     "transform": "log2",
-    "model": {"embedding_width": 64, "n_genes": 60, "width": 16, "alpha": 0.2, "beta": 0.4},
-    "loop": {"epochs": 4, "lr": 0.001, "seed": 42},
+    "model": {
+        "embedding_width": 64,
+        "n_genes": 60,
+        "width": 16,
+        "depth": 1,
+        "dropout": 0.1,
+        "alpha": 0.2,
+        "beta": 0.4,
+        "curvature": 1.0,
+        "fixed_curvature": False,
+        "temperature": 0.07,
+        "decoder_space": "tangent",
+    },
+    "loop": {"epochs": 4, "patience": 10, "batch_size": 8, "lr": 0.001, "weight_decay": 0.01, "seed": 42},
     "split_kind": "default",
-    "provenance": {"versions": {"torch": "2"}, "date": "2026-01-02T03:04:05+0000", "command": "hist-train"},
+    "patients": {},
+    "provenance": {
+        "versions": {"python": "3.11.7", "hist-cache": "0.1.0", "torch": "2", "timm": "1.0.31"},
+        "host": "example",
+        "date": "2026-01-02T03:04:05+0000",
+        "command": "hist-train",
+        "device": "cpu",
+        "threads": 1,
+    },
+}
+RIDGE: dict[str, Any] = {  # what config.json of another model changes; its training loop's options mean nothing
+    "model_name": "ridge",
+    "variant": None,
+    "model": {"embedding_width": 64, "n_genes": 60},
+    "loop": {"epochs": 100, "patience": 20, "batch_size": 256, "lr": 0.0001, "weight_decay": 0.1, "seed": 42},
 }
 
 
@@ -53,7 +113,8 @@ def write_run(
 ) -> Path:
     """A run whose fold i has PCC@10 values[i]; returns its folder.
 
-    change: entries of config.json by dotted key. tests: each fold's test slides (default S0, S1, ...).
+    change: entries of config.json by dotted key; `RIDGE` makes a run of a model without embeddings and without
+    training. tests: each fold's test slides (default S0, S1, ...).
     """
     config = copy.deepcopy(CONFIG)
     for key, value in (change or {}).items():
@@ -62,18 +123,21 @@ def write_run(
         for part in path:
             place = place[part]
         place[last] = value
-    folder = root / config["dataset"] / (name or f"{config['variant']['name']}-{zlib.crc32(str(change).encode()):08x}")
+    is_hist = config["variant"] is not None
+    method = config["variant"]["name"] if is_hist else config["model_name"]
+    folder = root / config["dataset"] / (name or f"{method}-{zlib.crc32(str(change).encode()):08x}")
     for i, value in enumerate(values):
         test = list(tests[i]) if tests else [f"S{i % 3}"]
         config["split"] = {"train": ["T1", "T2"], "val": ["V1"], "test": test, "name": f"draw-{i}"}
         fold = folder / f"fold{i}"
         fold.mkdir(parents=True)
         (fold / "config.json").write_text(json.dumps(config))
-        cost = {"train_s_per_epoch": 1.0 + i, "inference_s": 0.5, "peak_memory_gb": 2.0, "device": "cpu", "threads": 1}
+        cost = {"inference_s": 0.5, "peak_memory_gb": 2.0, "device": "cpu", "threads": 1}
+        cost |= {"train_s_per_epoch": 1.0 + i} if is_hist else {}
         (fold / "cost.json").write_text(json.dumps(cost))
         (fold / "panel.txt").write_text("\n".join(GENES) + "\n")
         slides = {slide: numbers(value - 0.01 * j) for j, slide in enumerate(test)}
-        found = {
+        fold_metrics = {
             "pooled": numbers(value),
             "slide_mean": numbers(value - 0.005),
             "slides": slides,
@@ -82,21 +146,25 @@ def write_run(
             "n_complete_niches": 20,
             "n_undefined_genes": 0,
             "controls": {"permuted": numbers(0.1), "train_mean": numbers(0.0), "ridge": numbers(0.4 + 0.01 * i)},
-            "best_epoch": 2,
-            "epochs": 4,
+            "best_epoch": 2 if is_hist else None,
+            "epochs": 4 if is_hist else 0,
             "warnings": [],
         }
         if predictions:
-            fake_predictions(test, value, seed + i).write_h5ad(fold / "predictions.h5ad")
-            for figure, size in (("maps", (900, 500)), ("training", (600, 300)), ("geometry", (500, 250))):
+            fake_predictions(test, value, seed + i, is_hist).write_h5ad(fold / "predictions.h5ad")
+            sizes = {"maps": (900, 500)} | ({"training": (600, 300), "geometry": (500, 250)} if is_hist else {})
+            for figure, size in sizes.items():
                 noise = np.random.default_rng(i).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
                 Image.fromarray(noise).save(fold / f"{figure}.png")
-        (fold / "metrics.json").write_text(json.dumps(found | metrics))
+        (fold / "metrics.json").write_text(json.dumps(fold_metrics | metrics))
     return folder
 
 
-def fake_predictions(slides: Sequence[str], skill: float, seed: int) -> anndata.AnnData:
-    """20 spots a slide x 60 genes; predictions are the truth and noise, less of it for more skill."""
+def fake_predictions(slides: Sequence[str], skill: float, seed: int, radii: bool = True) -> anndata.AnnData:
+    """20 spots a slide x 60 genes; predictions are the truth and noise, less of it for more skill.
+
+    radii: whether the model has embeddings, whose distances from the origin are then in obs.
+    """
     rng = np.random.default_rng(seed)
     n = 20 * len(slides)
     slide = np.repeat(list(slides), 20)
@@ -108,7 +176,7 @@ def fake_predictions(slides: Sequence[str], skill: float, seed: int) -> anndata.
             "barcode": [f"B{i % 20}" for i in range(n)],
             "complete_niche": np.arange(n) % 2 == 0,
             "region": np.where(np.arange(n) % 20 < 12, "tumor", "stroma"),
-            **{f"radius_{e}_{level}": rng.random(n) for e in ("image", "gene") for level in ("spot", "niche")},
+            **{f"radius_{e}_{level}": rng.random(n) for e in ("image", "gene") for level in ("spot", "niche") if radii},
         },
         index=[f"{s}_B{i % 20}" for i, s in enumerate(slide)],
     )

@@ -14,9 +14,9 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from hist_cache.errors import InputError
 from tests.train.report.fake_runs import GENES, write_run
-from train.report.analysis import digest, improvement, region_gains, region_metrics, regions, run_regions
+from train.report.analysis import improvement, region_gains, region_metrics, regions, run_regions, summarize_run
 from train.report.analysis_tables import gene_table, improvement_table, radius_table, region_gain_table, slide_table
-from train.report.context import caveats
+from train.report.context import result_warnings
 from train.report.results import Results, read_results
 
 
@@ -36,12 +36,14 @@ def test_genes_against_scipy(results: Results) -> None:
     for fold in run.folds:
         table = anndata.read_h5ad(fold.fold.folder / "predictions.h5ad")
         expected.append([pearsonr(table.X[:, j], table.layers["truth"][:, j]).statistic for j in range(60)])
-    found = digest(run)
-    assert list(found.correlations.index) == GENES
-    np.testing.assert_allclose(found.correlations, np.mean(expected, axis=0), atol=1e-5)
-    assert found.radii.shape == (3, 4)
+    summary = summarize_run(run)
+    assert list(summary.correlations.index) == GENES
+    np.testing.assert_allclose(summary.correlations, np.mean(expected, axis=0), atol=1e-5)
+    assert summary.radii.shape == (3, 4)
     means = [f.fold.predictions.obs["radius_gene_niche"].mean() for f in run.folds]
-    row = radius_table({"full": found.radii}, "tiny").rows[0]
+    table = radius_table({"full": summary.radii}, "tiny")
+    assert table is not None
+    row = table.rows[0]
     assert row.cells[3].value == pytest.approx(np.mean(means))
     assert row.cells[3].spread == pytest.approx(np.std(means, ddof=1))
 
@@ -52,8 +54,8 @@ def test_improvement_is_sorted_and_joined_by_name() -> None:
     table = improvement(first, second)
     assert list(table.index) == ["B", "C"]
     assert table["difference"].tolist() == pytest.approx([0.7, -0.2])
-    shown = improvement_table("one", "two", {"one": first, "two": second})
-    assert [(r.label, r.cells[2].text) for r in shown.rows] == [("B", "+0.700"), ("C", "−0.200")]
+    gains = improvement_table("one", "two", {"one": first, "two": second})
+    assert [(r.label, r.cells[2].text) for r in gains.rows] == [("B", "+0.700"), ("C", "−0.200")]
     genes = gene_table({"one": first, "two": second}, "tiny")
     assert [r.label for r in genes.rows] == ["B", "A", "C", "X"]
     assert [c.text for c in genes.rows[1].cells] == ["0.500", "–"]
@@ -62,15 +64,15 @@ def test_improvement_is_sorted_and_joined_by_name() -> None:
 def test_regions_against_scikit_learn(results: Results) -> None:
     table = results.runs[0].folds[0].fold.predictions
     region = regions(table, "region", None)
-    found = region_metrics(table, region, ["GENE7"]).set_index(["gene", "region"])
+    metrics = region_metrics(table, region, ["GENE7"]).set_index(["gene", "region"])
     rows = (table.obs["region"] == "stroma").to_numpy()
     p, t = table.X[rows].astype(float), table.layers["truth"][rows].astype(float)
-    one = found.loc[("GENE7", "stroma")]
+    one = metrics.loc[("GENE7", "stroma")]
     assert one["n_spots"] == rows.sum()
     assert one["pcc"] == pytest.approx(pearsonr(p[:, 7], t[:, 7]).statistic)
     assert one["mse"] == pytest.approx(mean_squared_error(t[:, 7], p[:, 7]))
     assert one["mae"] == pytest.approx(mean_absolute_error(t[:, 7], p[:, 7]))
-    every = found.loc[("all genes", "stroma")]
+    every = metrics.loc[("all genes", "stroma")]
     assert every["mae"] == pytest.approx(mean_absolute_error(t, p))
     assert every["pcc"] == pytest.approx(np.mean([pearsonr(p[:, j], t[:, j]).statistic for j in range(60)]))
 
@@ -89,9 +91,9 @@ def test_gains_by_region_by_hand(results: Results) -> None:
         assert one.p[metric] == pytest.approx(ttest_rel(ours, base).pvalue)
     ours, base = means["full"]["pcc"], means["no_hea"]["pcc"]
     assert one.percent["pcc"] == pytest.approx(100 * (ours.mean() - base.mean()) / base.mean())
-    shown = region_gain_table("full", ["no_hea"], frames, "region")
-    assert shown.rows[0].label == "GENE3, over no_hea"
-    assert shown.rows[0].cells[1].value == one.percent["mse"]
+    gains = region_gain_table("full", ["no_hea"], frames, "region")
+    assert gains.rows[0].label == "GENE3, over no_hea"
+    assert gains.rows[0].cells[1].value == one.percent["mse"]
 
 
 def test_regions_from_the_slides_joined_by_barcode(results: Results, tmp_path: Path) -> None:
@@ -101,10 +103,10 @@ def test_regions_from_the_slides_joined_by_barcode(results: Results, tmp_path: P
         barcodes = [f"B{i}" for i in range(19, -1, -1)][:-2]  # in another order, two of them missing
         obs = pd.DataFrame({"layer": pd.Categorical([f"{slide}-{b}"[:4] for b in barcodes])}, index=barcodes)
         anndata.AnnData(X=np.zeros((18, 1), np.float32), obs=obs).write_h5ad(tmp_path / f"st/{slide}.h5ad")
-    found = regions(table, "layer", tmp_path)
+    names = regions(table, "layer", tmp_path)
     where = zip(table.obs["slide"], table.obs["barcode"], strict=True)
     expected = [f"{s}-{b}"[:4] if b not in ("B0", "B1") else None for s, b in where]
-    assert found.where(found.notna(), None).tolist() == expected
+    assert names.where(names.notna(), None).tolist() == expected
     with pytest.raises(InputError, match=r"neither in .*slide, barcode.*S0\.h5ad \(layer\)"):
         regions(table, "no_such", tmp_path)
     with pytest.raises(InputError, match="give --data-root"):
@@ -136,7 +138,7 @@ def test_what_must_be_known_first(tmp_path: Path) -> None:
         config = json.loads(file.read_text())
         config["split"] |= {"train": ["ZEN48", "ZEN46"], "val": ["ZEN44"], "test": ["ZEN49"]}
         file.write_text(json.dumps(config))
-    text = "\n".join(caveats(read_results([tmp_path])))
+    text = "\n".join(result_warnings(read_results([tmp_path])))
     assert "encoder uni has random weights" in text
     assert "colorectum, default split, folds 0, 1: Patient 1 in train and test" in text
     assert "full: genes without a PCC (constant in truth or prediction), counted as 0: 3 in fold 0, 3 in fold 1" in text

@@ -14,7 +14,7 @@ import pytest
 import extract.cli
 import train.cli
 from tests.conftest import TINY_ENCODER, write_slide
-from tests.train.report.fake_runs import write_run
+from tests.train.report.fake_runs import RIDGE, write_run
 from train.report.cli import main
 
 Run = Callable[..., tuple[int, str]]
@@ -148,18 +148,16 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
-    """Open the page; at the end, nothing may have been complained of or asked from elsewhere."""
+    """Open a page; at the end, nothing may have been complained of or asked from elsewhere."""
     troubles: list[str] = []
     pages = []
 
-    def opened(**options: Any) -> Any:
+    def opened(file: Path = page_file, **options: Any) -> Any:
         page = browser.new_page(**options)
         page.on("console", lambda message: troubles.append(message.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on(
-            "request", lambda r: None if r.url.startswith(("data:", page_file.as_uri())) else troubles.append(r.url)
-        )
-        page.goto(page_file.as_uri())
+        page.on("request", lambda r: None if r.url.startswith(("data:", file.as_uri())) else troubles.append(r.url))
+        page.goto(file.as_uri())
         pages.append(page)
         return page
 
@@ -250,6 +248,37 @@ def test_the_page_never_scrolls_sideways(visit: Callable[..., Any], width: int) 
     if width == 375:  # the table scrolls in its own box
         box = page.locator("#metrics-pooled-tiny .scroll")
         assert box.evaluate("e => e.scrollWidth > e.clientWidth")
+
+
+def section_titles(page: Any) -> list[str]:
+    return page.locator("section > h2").all_inner_texts()
+
+
+def test_a_model_that_does_not_learn_beside_hist(visit: Callable[..., Any], runs: Path, tmp_path: Path) -> None:
+    ridge = write_run(tmp_path, (0.8, 0.81, 0.79), change=RIDGE, predictions=True)
+    assert main([str(runs), str(ridge), "--out", str(tmp_path / "out"), "--region", "region"]) == 0
+    page = visit(tmp_path / "out/report.html")
+    page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
+    assert first_column(page, "metrics-pooled-tiny")[:5] == ["full", "no_hea", "meru", "clip", "ridge"]
+    assert "Highest PCC@50: ridge, 0.700" in page.locator("#part-metrics .lead").inner_text()
+    assert "ridge" in first_column(page, "cost")
+    assert first_column(page, "radii-tiny") == ["full", "no_hea", "meru", "clip"]
+    captions = page.locator("figcaption strong").all_inner_texts()
+    assert {"ridge: maps.", "meru: training.", "Methods side by side."} <= set(captions)
+    assert not {"ridge: training.", "ridge: geometry."} & set(captions)
+    widths = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
+    assert min(widths) > 0
+    assert {"ridge", "full"} <= set(page.locator("#configuration-and-origin dl:not(.origins) dt").all_inner_texts())
+
+
+def test_sections_that_no_run_has_are_left_out(visit: Callable[..., Any], page_file: Path, tmp_path: Path) -> None:
+    write_run(tmp_path, (0.8, 0.81, 0.79), change=RIDGE, predictions=True)
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    page = visit(tmp_path / "out/report.html")
+    expected = ["Metrics", "Maps", "Genes", "Slides", "Memory and time", "Configuration"]
+    assert [title for title in section_titles(page) if title != "Before you read on"] == expected
+    hist = section_titles(visit(page_file))
+    assert [title for title in hist if title in ("Geometry", "Training")] == ["Geometry", "Training"]
 
 
 def test_it_can_be_printed(visit: Callable[..., Any]) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.conftest import SHARED
-from train.report.published import published, published_cost, rows
+from train.report.published import published_cost, published_numbers, published_rows
 
 
 @pytest.mark.parametrize(
@@ -27,17 +27,17 @@ from train.report.published import published, published_cost, rows
     ],
 )
 def test_typed_from_the_paper(setting: tuple, metric: str, mean: float, std: float) -> None:
-    assert published(*setting)[metric] == (mean, std)
+    assert published_numbers(*setting)[metric] == (mean, std)
 
 
 def test_a_frozen_encoder_is_told_apart() -> None:
-    frozen = {d: published(d, "full", lora_layers=0)["pcc@200"][0] for d in ("colorectum", "skin", "kidney")}
+    frozen = {d: published_numbers(d, "full", lora_layers=0)["pcc@200"][0] for d in ("colorectum", "skin", "kidney")}
     assert frozen == {"colorectum": 0.458, "skin": 0.751, "kidney": 0.366}
-    assert published("kidney", "no_hea", lora_layers=0) == {}
+    assert published_numbers("kidney", "no_hea", lora_layers=0) == {}
 
 
 def test_lung_has_means_alone() -> None:
-    assert published("lung", "full")["pcc@200"] == (0.459, None)
+    assert published_numbers("lung", "full")["pcc@200"] == (0.459, None)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +53,11 @@ def test_lung_has_means_alone() -> None:
     ],
 )
 def test_nothing_published(setting: tuple) -> None:
-    assert published(*setting) == {}
+    assert published_numbers(*setting) == {}
 
 
 def test_the_table_asked_for_is_right_where_tables_disagree() -> None:
-    assert published("kidney", "no_hea", table=13)["pcc@200"] == (0.377, 0.066)
+    assert published_numbers("kidney", "no_hea", table=13)["pcc@200"] == (0.377, 0.066)
     assert published_cost("colorectum") == {
         "peak_memory_gb": (18.39, None), "train_s_per_epoch": (74.0, None), "inference_s": (3.0, None),
     }  # fmt: skip
@@ -68,10 +68,10 @@ def test_the_table_asked_for_is_right_where_tables_disagree() -> None:
 @pytest.mark.skipif(not (SHARED / "published_results.json").exists(), reason="no ../shared beside the repository")
 def test_every_published_number_is_there() -> None:
     source = json.loads((SHARED / "published_results.json").read_text())["rows"]
-    wanted = sorted((str(r["table"]), r["method"], r["metric"], r["mean"], r.get("std", -1.0)) for r in source)
-    have = sorted(
+    expected = sorted((str(r["table"]), r["method"], r["metric"], r["mean"], r.get("std", -1.0)) for r in source)
+    values = sorted(
         (str(row["table"]), row["method"], metric, mean, *(std or [-1.0]))
-        for row in rows()
+        for row in published_rows()
         for metric, (mean, *std) in row["values"].items()
     )
-    assert have == wanted
+    assert values == expected

@@ -14,11 +14,12 @@ import pytest
 from rich.console import Console
 
 from hist_cache.errors import InputError
-from tests.train.report.fake_runs import numbers, write_run
+from tests.train.report.fake_runs import RIDGE, numbers, write_run
+from train.report.context import configuration_table
 from train.report.paper_tables import cost_table, results_tables
 from train.report.results import read_results
 from train.report.selection import runs_of_table
-from train.report.table import latex, to_csv, to_latex, to_rich
+from train.report.table import escape_latex, to_csv, to_latex, to_rich
 
 FULL, NO_HEA = (0.7, 0.72, 0.74, 0.69, 0.75), (0.68, 0.71, 0.7, 0.69, 0.7)
 
@@ -116,7 +117,7 @@ def test_the_table_against_pandas(tmp_path: Path) -> None:
     assert table.rows[3].cells[0].value == pytest.approx(np.mean([0.4, 0.41, 0.42, 0.43, 0.44]))
 
 
-def test_controls_come_once_for_each_data_setting(tmp_path: Path) -> None:
+def test_baselines_come_once_for_each_data_setting(tmp_path: Path) -> None:
     for neighbors in (6, 18):
         for variant in ("full", "no_hea"):
             write_run(tmp_path, FULL, change={"variant.name": variant, "neighbors": neighbors})
@@ -166,13 +167,53 @@ def test_tuned_encoders_are_told_apart(tmp_path: Path) -> None:
     results = read_results([tmp_path])
     assert [run.label for run in results.runs] == ["full, LoRA 0", "full, LoRA 7"]
     [table] = results_tables(results)
-    found = {r.label: r.cells[0].text for r in table.rows if r.kind == "published"}
-    assert found == {
+    published = {r.label: r.cells[0].text for r in table.rows if r.kind == "published"}
+    assert published == {
         "published, LoRA 0": "0.831 ± 0.088",
         "published, LoRA 7": "0.838 ± 0.083",
         "published, LoRA 11": "0.839 ± 0.086",
     }
     assert [run.label for run in runs_of_table(results, 14).runs] == ["full, LoRA 0", "full, LoRA 7"]
+
+
+def test_other_models_stand_beside_the_variants(tmp_path: Path) -> None:
+    knn = RIDGE | {"model_name": "knn", "model": {"embedding_width": 64, "n_genes": 60, "nearest": 50}}
+    for change in (knn, RIDGE):
+        write_run(tmp_path, NO_HEA, change=change)
+    two_runs(tmp_path)
+    runs = read_results([tmp_path]).runs
+    assert [(r.label, r.model, r.variant) for r in runs] == [
+        ("full", "hist", "full"), ("no_hea", "hist", "no_hea"), ("ridge", "ridge", None), ("knn", "knn", None),
+    ]  # fmt: skip
+    write_run(tmp_path, FULL, change={"model.alpha": 0.3})
+    write_run(tmp_path, FULL, change=knn | {"model.nearest": 5})
+    assert labels(tmp_path) == [
+        "full, alpha 0.2", "no_hea, alpha 0.2", "full, alpha 0.3", "ridge", "knn, nearest 5", "knn, nearest 50",
+    ]  # fmt: skip
+
+
+def test_settings_that_all_models_have_tell_their_runs_apart(tmp_path: Path) -> None:
+    write_run(tmp_path, FULL)
+    write_run(tmp_path, FULL, change=RIDGE | {"neighbors": 18})
+    assert labels(tmp_path) == ["full, 6 neighbours", "ridge, 18 neighbours"]
+
+
+def test_tables_with_a_model_that_does_not_learn(tmp_path: Path) -> None:
+    for change in ({}, RIDGE):
+        write_run(tmp_path, FULL, change={**change, "dataset": "kidney", "n_genes": 200})
+    results = read_results([tmp_path])
+    [table] = results_tables(results)
+    assert [(r.label, r.kind) for r in table.rows] == [
+        ("full", "run"), ("published, LoRA 0", "published"), ("published, LoRA 11", "published"),
+        ("ridge", "run"), ("p against full", "p"),
+        ("ridge, PCA-256", "control"), ("train mean", "control"), ("full, permuted", "control"),
+    ]  # fmt: skip
+    assert [c.text for c in cost_table(results).rows[-1].cells] == ["2.000 ± 0.000", "–", "0.500 ± 0.000"]
+    assert [run.label for run in runs_of_table(results, 1).runs] == ["full"]
+    settings = configuration_table(results)
+    assert [c.title for c in settings.columns] == ["full", "ridge"]
+    texts = {row.label: [c.text for c in row.cells] for row in settings.rows}
+    assert (texts["width"], texts["epochs"], texts["seed"]) == (["16", "–"], ["4", "–"], ["42", "42"])
 
 
 def test_cost_and_the_tables_that_have_it(tmp_path: Path) -> None:
@@ -216,7 +257,7 @@ def test_latex_parsed_back(tmp_path: Path) -> None:
 
 
 def test_latex_escapes_everything() -> None:
-    assert latex(r"a_b & 50% $x$ #1 {c} ~ ^ \ <0.001") == (
+    assert escape_latex(r"a_b & 50% $x$ #1 {c} ~ ^ \ <0.001") == (
         r"a\_b \& 50\% \$x\$ \#1 \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{} $<$0.001"
     )
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from hist_cache.errors import InputError
-from tests.train.report.fake_runs import write_run
+from tests.train.report.fake_runs import RIDGE, write_run
 from train.report.analysis_tables import significance_table
 from train.report.results import read_results
 from train.report.significance import compare, comparisons, paired, references
@@ -22,14 +22,14 @@ B = [0.701, 0.704, 0.725, 0.690, 0.728]
 
 
 def test_against_scipy() -> None:
-    found = paired(np.array(A), np.array(B))
+    result = paired(np.array(A), np.array(B))
     d = np.array(A) - np.array(B)
     t = d.mean() / (d.std(ddof=1) / np.sqrt(5))
-    assert found.n == 5
-    assert found.difference == pytest.approx(d.mean())
-    assert found.p_t == pytest.approx(2 * stats.t.sf(abs(t), 4))
-    assert found.p_t == pytest.approx(stats.ttest_rel(A, B).pvalue)
-    assert found.p_wilcoxon == pytest.approx(stats.wilcoxon(A, B).pvalue)
+    assert result.n == 5
+    assert result.difference == pytest.approx(d.mean())
+    assert result.p_t == pytest.approx(2 * stats.t.sf(abs(t), 4))
+    assert result.p_t == pytest.approx(stats.ttest_rel(A, B).pvalue)
+    assert result.p_wilcoxon == pytest.approx(stats.wilcoxon(A, B).pvalue)
 
 
 @settings(max_examples=60, deadline=None)
@@ -38,18 +38,18 @@ def test_never_nan_and_never_a_warning(pairs: list[tuple[float, float]]) -> None
     first, second = (np.array([p[i] for p in pairs]) for i in (0, 1))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = paired(first, second)
-    for p in (found.p_t, found.p_wilcoxon):
+        result = paired(first, second)
+    for p in (result.p_t, result.p_wilcoxon):
         assert p is None or 0 <= p <= 1
     if len(pairs) < 2 or (first == second).all():
-        assert found.p_t is None
-        assert found.p_wilcoxon is None
+        assert result.p_t is None
+        assert result.p_wilcoxon is None
 
 
 def test_differences_that_do_not_vary_have_no_t_test() -> None:
-    found = paired(np.array([0.3, 0.4, 0.5]), np.array([0.2, 0.3, 0.4]))
-    assert found.p_t is None
-    assert found.difference == pytest.approx(0.1)
+    result = paired(np.array([0.3, 0.4, 0.5]), np.array([0.2, 0.3, 0.4]))
+    assert result.p_t is None
+    assert result.difference == pytest.approx(0.1)
 
 
 def test_runs_are_matched_by_split_not_by_place(tmp_path: Path) -> None:
@@ -59,9 +59,9 @@ def test_runs_are_matched_by_split_not_by_place(tmp_path: Path) -> None:
     (other / "fold0/metrics.json").unlink()
     results = read_results([tmp_path])
     full, no_hea = results.runs
-    found = compare(results, no_hea, full, "pcc@10")
-    assert found.n == 4
-    assert found.p_t == pytest.approx(stats.ttest_rel(B[1:], A[1:]).pvalue)
+    result = compare(results, no_hea, full, "pcc@10")
+    assert result.n == 4
+    assert result.p_t == pytest.approx(stats.ttest_rel(B[1:], A[1:]).pvalue)
     table = comparisons(results, ["pcc@10", "mse"])
     assert table[["run", "reference", "metric", "n"]].to_numpy().tolist() == [
         ["no_hea", "full", "pcc@10", 4], ["no_hea", "full", "mse", 4],
@@ -72,8 +72,8 @@ def test_splits_of_the_same_name_with_other_slides_are_no_pairs(tmp_path: Path) 
     write_run(tmp_path, A, tests=[["S0"]] * 5)
     write_run(tmp_path, B, change={"variant.name": "no_hea"}, tests=[["S1"]] * 5)
     results = read_results([tmp_path])
-    found = compare(results, results.runs[1], results.runs[0], "pcc@10")
-    assert (found.n, found.difference, found.p_t) == (0, None, None)
+    result = compare(results, results.runs[1], results.runs[0], "pcc@10")
+    assert (result.n, result.difference, result.p_t) == (0, None, None)
 
 
 def test_each_run_has_the_nearest_reference(tmp_path: Path) -> None:
@@ -89,6 +89,18 @@ def test_each_run_has_the_nearest_reference(tmp_path: Path) -> None:
     against = references(results, "clip, 6 neighbours")
     assert {r.label for r in against.values()} == {"clip, 6 neighbours"}
     with pytest.raises(InputError, match="--against meru: not among the runs; there are full; clip"):
+        references(results, "meru")
+
+
+def test_another_model_can_be_the_reference(tmp_path: Path) -> None:
+    write_run(tmp_path, A)
+    write_run(tmp_path, B, change=RIDGE)
+    results = read_results([tmp_path])
+    assert {label: r.label for label, r in references(results).items()} == {"ridge": "full"}
+    assert {label: r.label for label, r in references(results, "ridge").items()} == {"full": "ridge"}
+    full, ridge = results.runs
+    assert compare(results, ridge, full, "pcc@10").p_t == pytest.approx(stats.ttest_rel(B, A).pvalue)
+    with pytest.raises(InputError, match="--against meru: not among the runs; there are full; ridge"):
         references(results, "meru")
 
 

@@ -1,6 +1,6 @@
 "use strict";
-// Sorting: a click, or Enter or Space, on a column's head; the third time the rows are as they came.
-// A run and the rows under it (p, published) are one tbody and move together.
+// A click on a column's head, or Enter or Space on it, sorts the rows; a third click restores the first order.
+// A run and the rows under it (p, published) are one tbody, so that they move together.
 const OPPOSITE = { ascending: "descending", descending: "ascending" };
 
 function valueOf(body, column) {
@@ -21,7 +21,7 @@ function sortTable(table, column, direction) {
   bodies.sort((x, y) => {
     if (direction === "none") return x.dataset.place - y.dataset.place;
     const a = valueOf(x, column), b = valueOf(y, column);
-    if (a === null || b === null) return (a === null) - (b === null); // what has no value comes last, always
+    if (a === null || b === null) return (a === null) - (b === null); // a row without a value always comes last
     return sign * compare(a, b) || x.dataset.place - y.dataset.place;
   });
   table.append(...bodies);
@@ -41,7 +41,7 @@ for (const link of document.querySelectorAll("a.download")) {
   link.href = link.closest("figure").querySelector("img").src;
 }
 
-// Paper has nothing to click: whatever is folded is opened for it, and closed again.
+// Nothing can be clicked on paper: what is collapsed is opened before printing and closed after it.
 let opened = [];
 window.addEventListener("beforeprint", () => {
   opened = Array.from(document.querySelectorAll("details:not([open])"));

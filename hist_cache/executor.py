@@ -1,0 +1,103 @@
+"""Work as plain functions of plain data, and who runs it: this process, or `hist_cache.processes` in several.
+
+A kind of work is a `Worker`: `start` makes what a process needs for many tasks (tensors, an encoder), `work` does one
+task with it. Both are functions that any process can import, so that another engine can run them too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from hist_cache.errors import HistError
+
+T = TypeVar("T")  # a task
+R = TypeVar("R")  # its result
+
+Report = Callable[[Any], None]
+"""Sends a message about the task that is being done to whoever asked for it."""
+
+
+def _ignore(*_: object) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True)
+class Worker(Generic[T, R]):
+    """A kind of work.
+
+    Attributes:
+        start: Makes a process's context from `setup`; called once a process, before its first task.
+        work: Does one task: `work(context, task, report)`. An expected failure is a `HistError`.
+        setup: Plain data for `start`.
+    """
+
+    start: Callable[[Any], Any]
+    work: Callable[[Any, T, Report], R]
+    setup: Any
+
+
+@dataclass(frozen=True)
+class Events(Generic[T, R]):
+    """What is called in the asking process while tasks are done.
+
+    Attributes:
+        on_message: With a task and each message that it reports.
+        on_result: With a task and its result.
+        on_tick: About twice a second, where tasks run in other processes.
+    """
+
+    on_message: Callable[[T, Any], None] = _ignore
+    on_result: Callable[[T, R], None] = _ignore
+    on_tick: Callable[[], None] = _ignore
+
+
+@dataclass(frozen=True)
+class Failure(Generic[T]):
+    """A task that could not be done, and why; `worker_died` where its process is gone."""
+
+    task: T
+    error: HistError
+    worker_died: bool = False
+
+
+class Executor(Protocol):
+    """Runs tasks."""
+
+    def run(self, tasks: Sequence[T], worker: Worker[T, R], events: Events[T, R]) -> list[Failure[T]]:
+        """Do all tasks and return those that failed.
+
+        Raises:
+            KeyboardInterrupt: The user or the system asked to stop; what ran was told to end first.
+        """
+
+
+class SerialExecutor:
+    """Does one task after the other in this process.
+
+    Args:
+        stop_at_failure: Raise the first `HistError` instead of going on with the other tasks.
+    """
+
+    def __init__(self, stop_at_failure: bool = False) -> None:
+        self._stop_at_failure = stop_at_failure
+
+    def run(self, tasks: Sequence[T], worker: Worker[T, R], events: Events[T, R]) -> list[Failure[T]]:
+        """Do all tasks and return those that failed; see `Executor.run`."""
+        failures: list[Failure[T]] = []
+        context = worker.start(worker.setup)
+        for task in tasks:
+
+            def report(message: Any, task: T = task) -> None:
+                events.on_message(task, message)
+
+            try:
+                result = worker.work(context, task, report)
+            except HistError as error:
+                if self._stop_at_failure:
+                    raise
+                failures.append(Failure(task, error))
+            else:
+                events.on_result(task, result)
+        return failures

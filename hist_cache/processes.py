@@ -1,0 +1,206 @@
+"""Worker processes and signals: pinned spawned workers, Ctrl-C and SIGTERM, in one place for all commands."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
+
+from hist_cache.commands import claim_packages
+from hist_cache.console import hush
+from hist_cache.errors import HistError
+from hist_cache.executor import Events, Failure, Worker
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
+
+TICK_S = 0.5
+JOIN_S = 10  # a worker that does not end by then is killed
+STOPPING = "stopping at the end of the epochs that run (once more to stop at once)"
+
+
+def cores() -> list[int]:
+    """The CPU cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+class GracefulStop:
+    """Ctrl-C, or a scheduler's SIGTERM, asks to stop; asked a second time, KeyboardInterrupt is raised at once.
+
+    Outside the main thread, which alone hears signals, it does nothing.
+
+    Attributes:
+        requested: How often it was asked for.
+    """
+
+    def __init__(self, message: str, on_request: Callable[[], None] | None = None) -> None:
+        self.requested = 0
+        self._message, self._on_request = message, on_request
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> GracefulStop:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _request(self, number: int, frame: object) -> None:
+        self.requested += 1
+        if self.requested == 1:
+            log.info(self._message)
+        if self._on_request is not None:
+            self._on_request()
+        elif self.requested > 1:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does; outside the main thread it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+class ProcessExecutor:
+    """Does tasks in processes of their own, each pinned to cores of its own.
+
+    Args:
+        workers: How many processes.
+        prepare: Called here with each task just before a worker takes it.
+    """
+
+    def __init__(self, workers: int, prepare: Callable[[Any], None] = lambda task: None) -> None:
+        self._workers, self._prepare = workers, prepare
+        self._processes: dict[Connection, BaseProcess] = {}
+
+    def run(self, tasks: Sequence[T], worker: Worker[T, R], events: Events[T, R]) -> list[Failure[T]]:
+        """Do all tasks and return those that failed; see `hist_cache.executor.Executor.run`."""
+        failures: list[Failure[T]] = []
+        waiting, running = list(tasks), dict[Connection, T]()
+        with GracefulStop(STOPPING, self._terminate) as stop:
+            try:
+                self._start(worker)
+                for pipe in self._processes:
+                    self._hand_out(pipe, waiting, running)
+                while running:
+                    for pipe in self._ready(running):
+                        kind, content = self._receive(pipe)
+                        task = running[pipe]
+                        if kind == "message":
+                            events.on_message(task, content)
+                            continue
+                        del running[pipe]
+                        if kind == "result":
+                            events.on_result(task, content)
+                        elif kind == "failed":
+                            failures.append(Failure(task, HistError(content)))
+                        elif kind == "died" and not stop.requested:
+                            problem = HistError(f"its process died ({content}); out of memory?")
+                            failures.append(Failure(task, problem, worker_died=True))
+                        elif kind == "stopped" and not stop.requested:
+                            failures.append(Failure(task, HistError("its process was told to stop")))
+                        if kind != "died" and not stop.requested:
+                            self._hand_out(pipe, waiting, running)
+                    events.on_tick()
+            finally:
+                self._end()
+        if stop.requested:
+            raise KeyboardInterrupt
+        return failures + [Failure(task, HistError("not run, no process was left"), True) for task in waiting]
+
+    def _start(self, worker: Worker[T, R]) -> None:
+        context = multiprocessing.get_context("spawn")  # a fork would inherit OpenMP's threads, half of them dead
+        all_cores, share = cores(), max(1, len(cores()) // self._workers)
+        for i in range(self._workers):
+            pipe, theirs = context.Pipe()
+            own = all_cores[i * share : (i + 1) * share] or all_cores
+            process: BaseProcess = context.Process(target=_live, args=(theirs, own, pickle.dumps(worker)), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes[pipe] = process
+
+    def _hand_out(self, pipe: Connection, waiting: list[T], running: dict[Connection, T]) -> None:
+        if waiting:
+            task = running[pipe] = waiting.pop(0)
+            self._prepare(task)
+            with suppress(BrokenPipeError):  # a dead worker is found when it is heard
+                pipe.send(task)
+
+    def _ready(self, running: dict[Connection, T]) -> list[Connection]:
+        ready = wait(list(running), timeout=TICK_S)
+        return [pipe for pipe in running if pipe in ready]
+
+    def _receive(self, pipe: Connection) -> tuple[str, Any]:
+        try:
+            return pipe.recv()
+        except (EOFError, ConnectionResetError):
+            self._processes[pipe].join(JOIN_S)
+            return "died", f"exit code {self._processes[pipe].exitcode}"
+
+    def _terminate(self) -> None:
+        for process in self._processes.values():
+            process.terminate()
+
+    def _end(self) -> None:
+        for pipe, process in self._processes.items():
+            pipe.close()  # an idle worker ends when its pipe does
+            process.join(JOIN_S)
+            process.kill()
+        self._processes.clear()
+
+
+def _live(pipe: Connection, own: list[int], pickled: bytes) -> None:
+    """A worker's life: tasks from the pipe until it closes."""
+    os.setpgid(0, 0)  # Ctrl-C on the terminal reaches the parent alone, which passes it on
+    signal.signal(signal.SIGTERM, _interrupt)
+    hush()  # the parent shows what there is to show
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, own)
+    claim_packages()  # before anything of ours is imported: the user's own train.py may stand first on the path
+    import torch
+
+    torch.set_num_threads(len(own))
+    with suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
+        worker: Worker[Any, Any] = pickle.loads(pickled)
+        context: Any = None
+        started = False
+        while True:
+            task = pipe.recv()
+            try:
+                if not started:
+                    context, started = worker.start(worker.setup), True
+                result = worker.work(context, task, lambda message: pipe.send(("message", message)))
+                pipe.send(("result", result))
+            except KeyboardInterrupt:
+                pipe.send(("stopped", None))
+            except BrokenPipeError:
+                raise
+            except HistError as error:
+                pipe.send(("failed", str(error)))
+            except Exception:
+                pipe.send(("failed", traceback.format_exc()))
+    sys.stdout.flush()

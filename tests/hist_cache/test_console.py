@@ -1,0 +1,47 @@
+"""What is shown of log messages and progress: in a command everything, elsewhere nothing."""
+
+import subprocess
+import sys
+
+from hist_cache.console import duration, size
+
+LOG = """
+import logging
+from hist_cache.console import hush, progress, show_logs
+log = logging.getLogger("hist_cache.lattice")
+def work():
+    log.info("3 slides [bold]")
+    log.warning("SPA1: no pixel size")
+    with progress("read", 2, "slides") as meter:
+        meter.advance()
+    print(meter.done)
+"""
+
+
+def output(script: str) -> tuple[str, str]:
+    result = subprocess.run([sys.executable, "-c", LOG + script], capture_output=True, text=True, check=True)
+    return result.stdout, result.stderr
+
+
+def test_a_command_shows_information_and_warnings() -> None:
+    assert output("show_logs(); show_logs(); work()") == ("3 slides [bold]\n1.0\n", "warning: SPA1: no pixel size\n")
+
+
+def test_a_command_shows_progress_as_lines_without_a_terminal() -> None:
+    text, _ = output("import hist_cache.console as c; c.PLAIN_EVERY_S = 0; show_logs(); work()")
+    assert "read: 1/2 slides, " in text
+    assert "/s, ETA " in text
+
+
+def test_without_a_command_nothing_is_shown_on_standard_output() -> None:
+    assert output("work()")[0] == "1.0\n"
+
+
+def test_a_hushed_process_shows_nothing() -> None:
+    assert output("hush(); work()") == ("1.0\n", "")
+    assert output("show_logs(); hush(); work()") == ("1.0\n", "")
+
+
+def test_durations_and_sizes() -> None:
+    assert [duration(s) for s in (5, 200, 7500, float("nan"))] == ["5 s", "3 min 20 s", "2 h 05 min", "?"]
+    assert [size(n) for n in (999, 1500, 1.5e9, 2e12)] == ["999 B", "1.5 kB", "1.5 GB", "2.0 TB"]

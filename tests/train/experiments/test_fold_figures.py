@@ -1,0 +1,61 @@
+"""The figures of a fold, for HiST and for models that have or log less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.train.report.fake_runs import fake_predictions
+from train.experiments.fold_figures import TRAINING_PANELS, plot_geometry, plot_maps, plot_training
+from train.figures import EMBEDDING_STYLES
+from train.models.projection import EMBEDDING_NAMES
+
+HIST_COLUMNS = [column for lines in TRAINING_PANELS.values() for column in lines]
+
+
+def history(columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame({"epoch": range(4)} | {column: np.linspace(1, 0.5, 4) for column in columns})
+
+
+def size(file: Path) -> tuple[int, int]:
+    with Image.open(file) as image:
+        return image.size
+
+
+@pytest.mark.parametrize(
+    ("columns", "across", "down"),
+    [(HIST_COLUMNS, 3, 2), (["mse", "val_mse"], 1, 1), (["val_mse", "c", "violated", "hca"], 3, 2)],
+)
+def test_training_has_a_panel_for_each_quantity_that_was_logged(
+    tmp_path: Path, columns: list[str], across: int, down: int
+) -> None:
+    plot_training(tmp_path / "training.png", history(columns), 2)
+    assert size(tmp_path / "training.png") == (round(across * 4.2 * 110), round(down * 2.9 * 110))
+
+
+def test_no_figure_of_a_history_without_known_quantities(tmp_path: Path) -> None:
+    plot_training(tmp_path / "training.png", history(["seconds"]), 2)
+    assert not (tmp_path / "training.png").exists()
+
+
+def test_maps_need_no_embeddings(tmp_path: Path) -> None:
+    table = fake_predictions(["S0", "S1", "S2"], 0.7, 0, radii=False)
+    plot_maps(tmp_path / "maps.png", table, ["GENE3"])
+    width, height = size(tmp_path / "maps.png")
+    assert width == 2 * 3 * 110
+    assert height > 4 * 110  # two slides, each with two rows
+
+
+@pytest.mark.parametrize("geometry", ["lorentz", "euclidean"])
+def test_geometry_of_the_four_embeddings(tmp_path: Path, geometry: str) -> None:
+    assert tuple(EMBEDDING_STYLES) == tuple(EMBEDDING_NAMES)
+    table = fake_predictions(["S0"], 0.7, 0)
+    table.uns["plane"] = {"geometry": geometry, "explained": 0.8}
+    for name in EMBEDDING_STYLES:
+        table.obsm[f"plane_{name}"] = np.random.default_rng(0).normal(size=(len(table), 2))
+    plot_geometry(tmp_path / "geometry.png", table)
+    assert size(tmp_path / "geometry.png") == (1100, 506)

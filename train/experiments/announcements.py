@@ -1,0 +1,145 @@
+"""What hist-train and hist-sweep check and say before folds run, and as each fold ends."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from hist_cache.cache import last_dataset, open_cache
+from hist_cache.datasets import dataset_named
+from hist_cache.errors import InputError
+from hist_cache.fingerprint import CropRule
+from hist_cache.options import flag, folder_option
+from hist_cache.splits import patient_leaks
+from train.experiments import protocols
+from train.experiments.jobs import Job
+from train.options import FINETUNING, TrainOptions
+from train.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+
+def check_finetuning(options: TrainOptions) -> None:
+    """`InputError` for options that only fine-tuning reads, without it, and for those that contradict each other."""
+    for name in FINETUNING:
+        if not options.finetune_lora and name in options.given:
+            raise InputError(f"{flag(name)} is for tuning the encoder: give --finetune-lora too")
+    if options.finetune_lora and options.test_dataset:
+        raise InputError(
+            "--test-dataset with --finetune-lora: tune first, then train on the cache of hist-extract --lora"
+        )
+
+
+def open_workspace(options: TrainOptions, sizes: list[int], tensors_kept: int = 1) -> Workspace:
+    """The cache that is asked for, in memory; what it is, and what it lacks, is logged.
+
+    Args:
+        options: Of the command.
+        sizes: Neighbourhood sizes.
+        tensors_kept: As in `Workspace`.
+    """
+    root = folder_option(options.cache, "HIST_CACHE", "cache")
+    name = options.dataset or last_dataset(root)
+    if options.dataset is None:
+        log.info(f"dataset {name} (the one extracted last)")
+    cache = open_cache(root, name, options.encoder)
+    test_cache = open_cache(root, options.test_dataset, cache.folder.name) if options.test_dataset else None
+    workspace = Workspace(cache, sizes, test_cache, tensors_kept)
+    common, slides = workspace.common, workspace.slides
+    log.info(
+        f"{cache.folder}: {len(slides)} slides, {sum(map(len, slides.values())):,} spots, "
+        f"embeddings of {common['encoder']} ({common['precision']})"
+    )
+    if test_cache is not None:
+        test_slides = workspace.test_slides
+        spots = sum(map(len, test_slides.values()))
+        log.info(f"tested on {options.test_dataset}: {len(test_slides)} slides, {spots:,} spots")
+    if not common["pretrained"]:
+        log.warning(f"{common['encoder']} has random weights: metrics show that the method runs, not what it can do")
+    if missing := set(dataset_named(cache.dataset).ids) - set(slides):
+        log.warning(f"the cache holds {len(slides)} of the {len(slides) + len(missing)} slides of {cache.dataset}")
+    return workspace
+
+
+def announce_crops(jobs: list[Job], workspace: Workspace) -> None:
+    """Warn where the cache's spot crops are not those of the protocol."""
+    rule = CropRule.from_identity(workspace.common)
+    for sentence in dict.fromkeys(protocols.check_crops(job.setting.protocol, rule) for job in jobs):
+        if sentence:
+            log.warning(sentence)
+
+
+def check_genes(names: str | None, jobs: list[Job]) -> list[str] | None:
+    """The genes to draw; `InputError` where a panel lacks one."""
+    if names is None:
+        return None
+    genes = [name.strip() for name in names.split(",")]
+    for job in jobs:
+        if missing := [g for g in genes if g not in job.data.panel]:
+            raise InputError(f"--genes-to-plot {', '.join(missing)}: not in the panel of {job.title}")
+    return genes
+
+
+def check_resumable(jobs: list[Job]) -> None:
+    """`InputError` where no run was stopped."""
+    if not any(job.stopped for job in jobs):
+        raise InputError(
+            f"--resume: no stopped run in {jobs[0].folder.parent}; leave it out, or give the options of the run "
+            "that stopped"
+        )
+
+
+def announce_splits(jobs: list[Job], patients: dict[str, str]) -> None:
+    """Log each split once; then warn of the patients that parts of a split share."""
+    leaks: dict[str, list[str]] = {}
+    for split in dict.fromkeys(job.split for job in jobs):
+        folds = ", ".join(str(i) for i in sorted({job.fold for job in jobs if job.split == split}))
+        log.info(
+            f"fold {folds}: train {len(split.train)}, validate {', '.join(split.val)}, test {', '.join(split.test)}"
+        )
+        if shared := patient_leaks(split, patients):
+            leaks.setdefault(", ".join(shared), []).append(folds)
+    for shared_by, where in leaks.items():
+        log.warning(
+            f"fold {', '.join(where)}: {shared_by} in train and test: the metrics are optimistic "
+            "(--split patient avoids it)"
+        )
+
+
+def announce_grid(jobs: list[Job], left: list[Job], device: torch.device, workers: int) -> None:
+    """Log each setting, how many runs there are, how many are left, and where they run.
+
+    Args:
+        jobs: All.
+        left: Those that are not done.
+        device: To train on.
+        workers: How many run at once.
+    """
+    where = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU (no GPU found)"
+    settings = {job.setting.name: job for job in jobs}
+    for job in settings.values():
+        s = job.setting
+        tuned = f", last {s.finetuning.lora.layers} blocks tuned from {s.finetuning.start}" if s.finetuning else ""
+        width = f", width {s.model.width}" if hasattr(s.model, "width") else ""
+        log.info(
+            f"{s.method}: {s.n_genes} genes, {s.neighbors} neighbours{width}, protocol "
+            f"{s.protocol.name}{tuned}; {job.folder.parent}"
+        )
+    count = f"{len(settings)} settings x folds = {len(jobs)} runs" if len(settings) > 1 else f"{len(jobs)} folds"
+    done = f", {len(jobs) - len(left)} done before, not run again" if len(left) < len(jobs) else ""
+    log.info(f"{count}{done}" + (f"; on {where}, {workers} at once" if left else ""))
+
+
+def announce_result(job: Job, metrics: dict[str, Any]) -> None:
+    """Log what a fold that has ended reached, and warn of what it warns of."""
+    controls = metrics["controls"]
+    best = max((k for k in metrics["pooled"] if k.startswith("pcc@")), key=lambda k: k == "pcc@50", default="mse")
+    epochs = f"best epoch {metrics['best_epoch']} of {metrics['epochs']}, " if metrics["epochs"] else ""
+    log.info(
+        f"{job.title}: {epochs}{best.upper()} {metrics['pooled'][best]:.3f} "
+        f"(ridge {controls['ridge'][best]:.3f}, permuted {controls['permuted'][best]:.3f})"
+    )
+    for problem in metrics["warnings"]:
+        log.warning(f"{job.title}: {problem}")

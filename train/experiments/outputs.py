@@ -1,0 +1,176 @@
+"""What a fold leaves in its folder, and what a run leaves above its folds."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import load_file, save_file
+
+from hist_cache import runs as files
+from hist_cache.cache import CachedSlide
+from hist_cache.files import atomic_write, write_json, write_text
+from hist_cache.fingerprint import provenance
+from hist_cache.splits import Split
+from train.data import UNITS, SpotData
+from train.experiments.setting import Setting, read_setting
+from train.fit.checkpoints import Progress
+from train.metrics import mean_of, std_of
+from train.models.base import Model
+from train.models.projection import TangentProjection
+from train.models.registry import get_model
+
+
+def make_model(setting: Setting) -> Model:
+    """The model of a setting, on the CPU; its weights are drawn from torch's random state."""
+    entry = get_model(setting.model_name)
+    more = (setting.variant,) if entry.has_variants else ()
+    return entry.load()(setting.model, *more)
+
+
+def write_start(
+    folder: Path,
+    setting: Setting,
+    panel: list[str],
+    slides: dict[str, CachedSlide],
+    split: Split,
+    device: torch.device,
+) -> None:
+    """Write what a fold will be, before its first epoch: config.json and panel.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    patients = {s: str(slides[s].attributes["patient"]) for s in split.ids if "patient" in slides[s].attributes}
+    config = setting.as_dict() | {
+        "split": asdict(split),
+        "split_kind": setting.split,
+        "patients": patients if len(patients) == len(split.ids) else {},
+        "provenance": provenance(device=str(device), threads=torch.get_num_threads()),
+    }
+    write_json(folder / files.CONFIG, config)
+    write_text(folder / files.PANEL, "".join(f"{g}\n" for g in panel))
+
+
+def fold_cost(progress: Progress, inference_s: float, device: torch.device) -> dict[str, Any]:
+    """What a fold took.
+
+    Args:
+        progress: Of its training; without epochs, seconds an epoch are left out.
+        inference_s: Seconds for all test spots.
+        device: Where it ran. Peak memory is the device's on a GPU and the whole process's on a CPU.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated() / 1e9
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    seconds = [row["seconds"] for row in progress.history]
+    epoch = {"train_s_per_epoch": float(np.median(seconds))} if seconds else {}
+    return epoch | {
+        "inference_s": inference_s,
+        "peak_memory_gb": peak,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def prediction_table(
+    predicted: np.ndarray,
+    data: SpotData,
+    rows: torch.Tensor,
+    slides: dict[str, CachedSlide],
+    projection: TangentProjection | None,
+) -> anndata.AnnData:
+    """Test spots x genes, as scanpy and squidpy read it, with the slides' thumbnails where these look for them.
+
+    Args:
+        predicted: `(n, G)`.
+        data: All spots.
+        rows: `(n,)` of the test spots.
+        slides: By id.
+        projection: Of the test spots' embeddings, for a model that has one.
+    """
+    index = data.row[rows].cpu().numpy()
+    slide = np.array(data.slides)[data.slide[rows].cpu().numpy()]
+    order = list(dict.fromkeys(slide))
+    barcodes = np.concatenate([np.array(slides[s].barcodes, dtype=object)[index[slide == s]] for s in order])
+    obs = pd.DataFrame(
+        {"slide": pd.Categorical(slide), "barcode": barcodes, "complete_niche": data.complete[rows].cpu().numpy()},
+        index=[f"{s}_{b}" for s, b in zip(slide, barcodes, strict=True)],
+    )
+    obsm = {"spatial": np.concatenate([slides[s].coords[index[slide == s]] for s in order])}
+    uns: dict[str, Any] = {
+        "expression": UNITS[data.transform],
+        "spatial": {s: squidpy_picture(slides[s]) for s in order},
+    }
+    if projection is not None:
+        uns["plane"] = {"geometry": projection.geometry, "explained": projection.explained}
+        obsm |= {f"plane_{name}": points for name, points in projection.points.items()}
+        for name, radius in projection.radii.items():
+            obs[f"radius_{name}"] = radius
+    return anndata.AnnData(
+        X=predicted.astype(np.float32),
+        obs=obs,
+        var=pd.DataFrame(index=data.panel),
+        layers={"truth": data.expression[rows].cpu().numpy()},
+        obsm=obsm,
+        uns=uns,
+    )
+
+
+def squidpy_picture(slide: CachedSlide) -> dict[str, Any]:
+    """A slide's thumbnail and scale, as squidpy keeps them in `uns["spatial"]`."""
+    scale = {
+        "tissue_lowres_scalef": 1 / float(slide.attributes["thumbnail_downsample"]),
+        "spot_diameter_fullres": float(slide.attributes["spot_um"]) / float(slide.attributes["um_per_px"]),
+    }
+    return {"images": {"lowres": slide.thumbnail}, "scalefactors": scale}
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Write what was logged as CSV, a row an epoch."""
+    with atomic_write(path) as aside:
+        table = pd.DataFrame(history)
+        table["epoch"] = table["epoch"].astype(int)
+        table.to_csv(aside, index=False)
+
+
+def save_model(path: Path, model: Model) -> None:
+    """Write a model's weights; those of an encoder are no part of them."""
+    with atomic_write(path) as aside:
+        save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, aside)
+
+
+def load_model(folder: Path) -> Model:
+    """The model of a finished fold, in evaluation mode on the CPU.
+
+    That of a fold whose encoder was fine-tuned takes embeddings of `hist-extract --lora`.
+    """
+    model = make_model(read_setting(folder / files.CONFIG, files.Fold(folder).config))
+    model.load_state_dict(load_file(folder / files.MODEL))
+    return model.eval()
+
+
+def write_summary(run: Path) -> dict[str, Any]:
+    """Mean and standard deviation over the finished folds, of the run and of its baselines; also `summary.json`."""
+    folds = files.Run(run).folds
+    metrics = {fold.folder.name: fold.metrics for fold in folds}
+    name = read_setting(folds[0].folder / files.CONFIG, folds[0].config).model_name
+    rows = {
+        name: [m["pooled"] for m in metrics.values()],
+        f"{name} (slide mean)": [m["slide_mean"] for m in metrics.values()],
+    }
+    for baseline in next(iter(metrics.values()))["controls"]:
+        if baseline not in rows:
+            rows[baseline] = [m["controls"][baseline] for m in metrics.values()]
+    summary = {
+        "folds": list(metrics),
+        "mean": {row: mean_of(values) for row, values in rows.items()},
+        "std": {row: std_of(values) for row, values in rows.items()},
+    }
+    write_json(run / files.SUMMARY, summary)
+    return summary

@@ -1,0 +1,84 @@
+"""What the training loop, folds, sweeps and reports need of a model, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from train.data import Batch, Images, SpotData
+from train.models.configs import ModelConfig
+from train.models.projection import TangentProjection
+
+Log = dict[str, Tensor]
+"""Detached scalars by name, on the device; their means over an epoch go into history.csv."""
+
+
+class Model(nn.Module):
+    """Base of all models: embeddings of spot and niche crops in, expression out.
+
+    A model that learns by gradient steps has a `loss`; another one computes itself in `prepare`. Both `predict`.
+    """
+
+    learns: ClassVar[bool] = True
+    """Whether it is trained by gradient steps."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Log]:
+        """The loss of a batch, a scalar, and what to log; `mse` should be in the log."""
+        raise NotImplementedError
+
+    def predict(self, images: Images) -> Tensor:
+        """Predicted expression `(B, G)`, float32, from images alone."""
+        raise NotImplementedError
+
+    def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:
+        """Compute what the model needs before its first step: a bank, a PCA, or all of it where it does not learn.
+
+        Args:
+            data: All spots; only the rows named here may be read.
+            train: `(n,)` rows of the train spots.
+            val: `(m,)` rows of the validation spots, to choose a strength by and for nothing else.
+            seed: For whatever is drawn.
+        """
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer. Adapters of an encoder that is fine-tuned too join the first of them."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def after_step(self) -> None:
+        """Bring parameters back into their ranges after an optimizer step."""
+
+    def project(self, batch: Batch) -> TangentProjection | None:
+        """Where the embeddings of test spots lie in the model's latent space; None where it has no geometry."""
+        return None
+
+    def warnings(self, epoch: Mapping[str, float]) -> list[str]:
+        """Sentences on what looks wrong in the logged values of the epoch that is tested; empty where all is well."""
+        return []
+
+
+class PreparedModel(Model):
+    """Base of models that are computed at once: their tensors are buffers, whatever their shapes."""
+
+    learns = False
+
+    def keep(self, **tensors: Tensor) -> None:
+        """Make tensors part of the model's state, in place of those it had."""
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take the tensors of a saved model, of whatever shapes they are."""
+        self.keep(**state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+
+def embedding_pair(data: SpotData, rows: Tensor) -> Tensor:
+    """`(n, 2 D)` float64 embeddings of spot and niche side by side, on the CPU: the input of the baselines."""
+    return torch.cat([data.spot[rows], data.niche[rows]], dim=1).double().cpu()
