@@ -12,8 +12,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from hist_cache.errors import HistError
 
-T = TypeVar("T")  # a task
-R = TypeVar("R")  # its result
+_T = TypeVar("_T")  # a task
+_R = TypeVar("_R")  # its result
 
 Report = Callable[[Any], None]
 """Sends a message about the task that is being done to whoever asked for it."""
@@ -24,7 +24,7 @@ def _ignore(*_: object) -> None:
 
 
 @dataclass(frozen=True)
-class Worker(Generic[T, R]):
+class Worker(Generic[_T, _R]):
     """A kind of work.
 
     Attributes:
@@ -34,12 +34,12 @@ class Worker(Generic[T, R]):
     """
 
     start: Callable[[Any], Any]
-    work: Callable[[Any, T, Report], R]
+    work: Callable[[Any, _T, Report], _R]
     setup: Any
 
 
 @dataclass(frozen=True)
-class Events(Generic[T, R]):
+class Events(Generic[_T, _R]):
     """What is called in the asking process while tasks are done.
 
     Attributes:
@@ -48,16 +48,16 @@ class Events(Generic[T, R]):
         on_tick: About twice a second, where tasks run in other processes.
     """
 
-    on_message: Callable[[T, Any], None] = _ignore
-    on_result: Callable[[T, R], None] = _ignore
+    on_message: Callable[[_T, Any], None] = _ignore
+    on_result: Callable[[_T, _R], None] = _ignore
     on_tick: Callable[[], None] = _ignore
 
 
 @dataclass(frozen=True)
-class Failure(Generic[T]):
+class Failure(Generic[_T]):
     """A task that could not be done, and why; `worker_died` where its process is gone."""
 
-    task: T
+    task: _T
     error: HistError
     worker_died: bool = False
 
@@ -65,7 +65,7 @@ class Failure(Generic[T]):
 class Executor(Protocol):
     """Runs tasks."""
 
-    def run(self, tasks: Sequence[T], worker: Worker[T, R], events: Events[T, R]) -> list[Failure[T]]:
+    def run(self, tasks: Sequence[_T], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
         """Do all tasks and return those that failed.
 
         Raises:
@@ -83,13 +83,13 @@ class SerialExecutor:
     def __init__(self, stop_at_failure: bool = False) -> None:
         self._stop_at_failure = stop_at_failure
 
-    def run(self, tasks: Sequence[T], worker: Worker[T, R], events: Events[T, R]) -> list[Failure[T]]:
+    def run(self, tasks: Sequence[_T], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
         """Do all tasks and return those that failed; see `Executor.run`."""
-        failures: list[Failure[T]] = []
+        failures: list[Failure[_T]] = []
         context = worker.start(worker.setup)
         for task in tasks:
 
-            def report(message: Any, task: T = task) -> None:
+            def report(message: Any, task: _T = task) -> None:
                 events.on_message(task, message)
 
             try:

@@ -21,8 +21,8 @@ from typing import Any, Literal, Self, TypeVar
 from hist_cache.console import fail, show_logs
 from hist_cache.errors import HistError
 
-O = TypeVar("O", bound="CommandOptions")  # noqa: E741
-T = TypeVar("T")
+_O = TypeVar("_O", bound="CommandOptions")
+_T = TypeVar("_T")
 
 
 def option(
@@ -79,7 +79,7 @@ class CommandOptions:
         own = {f.name: getattr(self, f.name) for f in option_fields(type(self)) if f.name in self.given}
         return own | self.config_values
 
-    def resolve(self, kind: type[T], preset: Mapping[str, Any], **fixed: Any) -> T:
+    def resolve(self, kind: type[_T], preset: Mapping[str, Any], **fixed: Any) -> _T:
         """Fill a dataclass from these options.
 
         A field is taken from `fixed`, else from what was given, else from the command's own option of that name, else
@@ -113,7 +113,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse(kind: type[O], prog: str, description: str, argv: Sequence[str] | None = None) -> O:
+def parse(kind: type[_O], prog: str, description: str, argv: Sequence[str] | None = None) -> _O:
     """Read options into `kind`; wrong ones exit with 2, as argparse does.
 
     Args:
@@ -180,7 +180,7 @@ def folder_option(given: str | None, variable: str, default: str) -> Path:
     return Path(given or os.environ.get(variable) or default)
 
 
-def run(main: Callable[[O], int | None], options: O, debug: bool) -> int:
+def run(main: Callable[[_O], int | None], options: _O, debug: bool) -> int:
     """Call a command's `main`; an expected error becomes one line and its exit code."""
     show_logs()
     try:

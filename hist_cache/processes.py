@@ -22,8 +22,8 @@ from hist_cache.errors import HistError
 from hist_cache.executor import Events, Failure, Worker
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-R = TypeVar("R")
+_T = TypeVar("_T")
+_R = TypeVar("_R")
 
 TICK_S = 0.5
 JOIN_S = 10  # a worker that does not end by then is killed
@@ -97,10 +97,10 @@ class ProcessExecutor:
         self._workers, self._prepare = workers, prepare
         self._processes: dict[Connection, BaseProcess] = {}
 
-    def run(self, tasks: Sequence[T], worker: Worker[T, R], events: Events[T, R]) -> list[Failure[T]]:
+    def run(self, tasks: Sequence[_T], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
         """Do all tasks and return those that failed; see `hist_cache.executor.Executor.run`."""
-        failures: list[Failure[T]] = []
-        waiting, running = list(tasks), dict[Connection, T]()
+        failures: list[Failure[_T]] = []
+        waiting, running = list(tasks), dict[Connection, _T]()
         with GracefulStop(STOPPING, self._terminate) as stop:
             try:
                 self._start(worker)
@@ -132,7 +132,7 @@ class ProcessExecutor:
             raise KeyboardInterrupt
         return failures + [Failure(task, HistError("not run, no process was left"), True) for task in waiting]
 
-    def _start(self, worker: Worker[T, R]) -> None:
+    def _start(self, worker: Worker[_T, _R]) -> None:
         context = multiprocessing.get_context("spawn")  # a fork would inherit OpenMP's threads, half of them dead
         all_cores, share = cores(), max(1, len(cores()) // self._workers)
         for i in range(self._workers):
@@ -143,14 +143,14 @@ class ProcessExecutor:
             theirs.close()
             self._processes[pipe] = process
 
-    def _hand_out(self, pipe: Connection, waiting: list[T], running: dict[Connection, T]) -> None:
+    def _hand_out(self, pipe: Connection, waiting: list[_T], running: dict[Connection, _T]) -> None:
         if waiting:
             task = running[pipe] = waiting.pop(0)
             self._prepare(task)
             with suppress(BrokenPipeError):  # a dead worker is found when it is heard
                 pipe.send(task)
 
-    def _ready(self, running: dict[Connection, T]) -> list[Connection]:
+    def _ready(self, running: dict[Connection, _T]) -> list[Connection]:
         ready = wait(list(running), timeout=TICK_S)
         return [pipe for pipe in running if pipe in ready]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
-from hist_cache.options import all_option_names
+from hist_cache.options import all_option_names, option_fields
 from sweeps.options import SPACE, SweepOptions
 from train.options import TrainOptions
 
@@ -98,7 +98,8 @@ def _space_rows(space: str, source: str) -> tuple[dict[str, dict[str, Any]], set
         source: What error messages call it.
 
     Returns:
-        The rows in the order of spaces.toml, with those that come along with others, and the names in `space` itself.
+        The rows in the order of spaces.toml, with those that come along with others, then a file's rows of other
+        options; and the names in `space` itself.
     """
     all_rows = _read(SPACES_FILE)
     if _is_file(space):
@@ -107,11 +108,12 @@ def _space_rows(space: str, source: str) -> tuple[dict[str, dict[str, Any]], set
     else:
         named = {name.strip() for name in space.split(",") if name.strip()}
         rows = {name: all_rows.get(name, {}) for name in named}
-    if unknown := sorted(named - set(all_rows)):
+    own = {f.name for _, kind in TrainOptions.config_groups() for f in option_fields(kind)} & set(rows) - {*all_rows}
+    if unknown := sorted(named - set(all_rows) - (own if _is_file(space) else set())):
         raise InputError(f"{source}: {', '.join(unknown)} cannot be searched; there are {', '.join(all_rows)}")
     for name in named:
         rows |= {also: all_rows[also] for also in rows[name].get("also", ()) if also in all_rows and also not in rows}
-    return {name: rows[name] for name in all_rows if name in rows}, named
+    return {name: rows[name] for name in [*all_rows, *sorted(own)] if name in rows}, named
 
 
 def given_options(options: SweepOptions) -> dict[str, Any]:

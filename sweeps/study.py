@@ -108,12 +108,15 @@ def make_study_plan(options: SweepOptions, space: tuple[Parameter, ...], workspa
     """
     jobs = jobs_with(options, {}, workspace, runs)
     setting = jobs[0].setting
+    defaults = vars(options) | vars(setting.model) | vars(setting.fit)
+    defaults |= {"neighbors": setting.neighbors, "lora_layers": 0}
+    for name in (parameter.name for parameter in space):
+        if name not in defaults:
+            raise InputError(f"--space {name}: no option of --model {setting.model_name}; name others")
     sizes = [setting.n_genes]
     for parameter in space:
         for value in parameter.ends:
             sizes.append(jobs_with(options, {parameter.name: value}, workspace, runs)[0].setting.n_genes)
-    defaults = vars(options) | vars(setting.model) | vars(setting.fit)
-    defaults |= {"neighbors": setting.neighbors, "lora_layers": 0}
     objective = objective_named(options.objective, min(sizes))
     settings = flat(
         setting.identity()

@@ -21,6 +21,7 @@ from sweeps.storage import StudyStorage, open_study
 from sweeps.study import StudyPlan, check_single, make_study_plan
 from train.experiments.announcements import open_workspace
 from train.experiments.grid import points
+from train.models.registry import ModelEntry, model_entries, register
 from train.workspace import Workspace
 
 CHECK_EVERY_S = 0.5  # whether there is something to do
@@ -57,11 +58,12 @@ def run_trials(
 
 
 @dataclass(frozen=True)
-class WorkerSetup:
+class TrialWorkerSetup:
     """What a worker process is given: it opens cache and study itself, as one on another machine would."""
 
     options: SweepOptions
     device: torch.device
+    models: tuple[ModelEntry, ...]
 
 
 def run_trials_in_processes(
@@ -81,18 +83,22 @@ def run_trials_in_processes(
         HistError: A process failed.
         KeyboardInterrupt: It was asked to stop; trials that were running are queued again.
     """
-    worker: Worker[int, None] = Worker(use_setup, run_worker, WorkerSetup(options, device))
+    worker: Worker[int, None] = Worker(
+        start_trial_worker, run_worker, TrialWorkerSetup(options, device, tuple(model_entries()))
+    )
     failures = ProcessExecutor(workers).run(range(workers), worker, Events(on_tick=tick))
     if problems := [failure.error for failure in failures if not failure.worker_died]:
         raise problems[0]
 
 
-def use_setup(setup: WorkerSetup) -> WorkerSetup:
-    """What a worker works with is what it is given."""
+def start_trial_worker(setup: TrialWorkerSetup) -> TrialWorkerSetup:
+    """Make the models known that a user has registered; a worker works with what it is given."""
+    for entry in setup.models:
+        register(entry)
     return setup
 
 
-def run_worker(setup: WorkerSetup, number: int, report: Report) -> None:
+def run_worker(setup: TrialWorkerSetup, number: int, report: Report) -> None:
     """Work of one process: trials until there are enough."""
     parent = os.getppid()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,13 @@ def write_slide(root: Path, slide: str, *, rows: int = 6, columns: int = 10, um_
     }
     (root / "metadata" / f"{slide}.json").write_text(json.dumps(described | (metadata or {})))
     return path
+
+
+def stored_version(folder: Path) -> Path:
+    """Unpack what version 0.1 left of its caches, runs and a study into a folder."""
+    with tarfile.open(REPOSITORY / "tests/data/version_0_1.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 TALKATIVE = """import sys

@@ -1,4 +1,6 @@
-"""Imports point one way: hist_cache <- extract <- train <- sweeps."""
+"""Imports point one way: down the stairs of each package, and hist_cache <- extract <- train <- sweeps."""
+
+from __future__ import annotations
 
 import ast
 import subprocess
@@ -9,25 +11,121 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-ORDER = ("hist_cache", "extract", "train", "sweeps")
+PACKAGES = ("hist_cache", "extract", "train", "sweeps")
+
+# The stairs inside a package: a room, which is a folder or a file, imports only from itself and from rooms before it.
+STAIRS = {
+    "extract": (
+        *("encoders", "slides", "identity", "plan", "pipeline", "scheduler", "embeddings", "tokens", "status", "cli"),
+    ),
+    "extract.encoders": ("encoder", "weights", "lora", "adapters", "registry"),
+    "extract.slides": ("readers", "crops", "batches"),
+    "train": (
+        *("distributed", "data", "workspace", "metrics", "figures", "models", "fit", "finetune", "options"),
+        *("experiments", "report", "cli"),
+    ),
+    "train.models": (
+        *("configs", "numerics", "lorentz", "alignment", "variants", "projection", "base", "registry"),
+        *("baselines", "hist"),
+    ),
+    "train.fit": ("config", "batches", "step", "checkpoints", "loop"),
+    "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
+    "train.experiments": (
+        *("protocols", "grid", "setting", "jobs", "fold_figures", "outputs", "fold", "announcements", "runner"),
+    ),
+    "train.report": (
+        *("table", "published", "run_settings", "results", "selection", "significance", "analysis", "paper_tables"),
+        *("analysis_tables", "plots", "figures", "context", "page", "sections", "cli"),
+    ),
+    "sweeps": (
+        *("options", "space", "study", "sampling", "storage", "trials", "objective", "display", "workers"),
+        *("final_test", "figures", "report", "cli"),
+    ),
+}
 
 
-def imported(file: Path) -> set[str]:
-    found = set()
+def modules(package: str) -> dict[str, Path]:
+    """Dotted name -> file of all modules of a package."""
+    files = (REPOSITORY / package.replace(".", "/")).rglob("*.py")
+    return {".".join(f.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__"): f for f in files}
+
+
+EVERY_MODULE = {name: file for package in PACKAGES for name, file in modules(package).items()}
+
+
+def imports(file: Path) -> set[str]:
+    """Modules of ours that a file imports anywhere: at its head, in functions, and under TYPE_CHECKING."""
+    names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
-    return found & set(ORDER)
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = members & EVERY_MODULE.keys()
+            names |= submodules or {node.module}
+    return {name for name in names if name.split(".")[0] in PACKAGES}
 
 
-@pytest.mark.parametrize("package", ORDER)
-def test_imports_point_one_way(package: str) -> None:
-    allowed = set(ORDER[: ORDER.index(package) + 1])
-    for file in (REPOSITORY / package).rglob("*.py"):
-        if file.name != "commands.py":  # the entry points name all packages
-            assert imported(file) <= allowed, file
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_import_one_way(package: str) -> None:
+    allowed = set(PACKAGES[: PACKAGES.index(package) + 1])
+    for name, file in modules(package).items():
+        if name != "hist_cache.commands":  # the entry points name all packages
+            assert {module.split(".")[0] for module in imports(file)} <= allowed, name
+
+
+@pytest.mark.parametrize("package", STAIRS)
+def test_rooms_import_from_rooms_above_them(package: str) -> None:
+    rooms = STAIRS[package]
+    depth = package.count(".") + 1
+
+    def room(module: str) -> str | None:
+        inside = module.startswith(f"{package}.")
+        return module.split(".")[depth] if inside else None
+
+    found = {room(name) for name in modules(package)} - {None}
+    assert found == set(rooms), "every file and folder has its place on the stairs"
+    for name, file in modules(package).items():
+        own = room(name)
+        for imported in imports(file):
+            above = room(imported)
+            if own and above:
+                assert rooms.index(above) <= rooms.index(own), f"{name} imports {imported}, which stands below it"
+
+
+def test_there_is_no_circle() -> None:
+    """Counts imports in functions and under TYPE_CHECKING too."""
+    graph = {name: {m for m in imports(file) if m in EVERY_MODULE} - {name} for name, file in EVERY_MODULE.items()}
+    graph["hist_cache.commands"] = set()
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name]):
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_public_names_mean_one_thing() -> None:
+    """No function, class or constant of one module has the name of another's; each command has a main."""
+    homes: dict[str, str] = {}
+    shared = {"main", "DESCRIPTION", "log"}
+    for module, file in EVERY_MODULE.items():
+        for node in ast.parse(file.read_text()).body:
+            names = []
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign):
+                names = [n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)]
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                names = [node.target.id]
+            for name in names:
+                if not name.startswith("_") and name not in shared:
+                    assert homes.setdefault(name, module) == module, f"{name} is in {homes[name]} and in {module}"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +162,6 @@ def test_help_imports_nothing_heavy(module: str) -> None:
 
 
 def test_files_stay_about_one_thing() -> None:
-    for package in ORDER:
+    for package in PACKAGES:
         for file in (REPOSITORY / package).rglob("*.py"):
             assert len(file.read_text().splitlines()) <= 330, file

@@ -18,7 +18,7 @@ from hist_cache.panels import columns
 
 Transform = Literal["log2", "ln_cp10k"]
 UNITS = {"log2": "log2(1 + count)", "ln_cp10k": "ln(1 + count per 10,000)"}
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class SpotNiche(NamedTuple):
@@ -156,7 +156,7 @@ class SpotData:
         return replace(self, **{name: getattr(self, name)[rows] for name in per_spot}, encoder_inputs=None)
 
 
-class TensorCache(Generic[T]):
+class TensorCache(Generic[_T]):
     """Keeps what was made last, at most `size` of it: tensors are large, and many runs in a row need the same.
 
     Args:
@@ -164,11 +164,11 @@ class TensorCache(Generic[T]):
         close: Called for each that is dropped.
     """
 
-    def __init__(self, size: int = 1, close: Callable[[T], None] = lambda value: None) -> None:
+    def __init__(self, size: int = 1, close: Callable[[_T], None] = lambda value: None) -> None:
         self._size, self._close = size, close
-        self._values: OrderedDict[Hashable, T] = OrderedDict()
+        self._values: OrderedDict[Hashable, _T] = OrderedDict()
 
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
+    def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
         """The value of a key, made where it is not kept; the oldest is dropped before, to have its memory back."""
         if key not in self._values:
             while len(self._values) >= self._size:

@@ -18,7 +18,7 @@ from train.models.registry import DEFAULT_MODEL, ModelEntry, named_models
 from train.models.variants import named_variants
 from train.options import TrainOptions
 
-O = TypeVar("O", bound=TrainOptions)  # noqa: E741
+_O = TypeVar("_O", bound=TrainOptions)
 TABLES_FILE = Path(__file__).with_name("tables.toml")
 TABLE_OPTIONS = ("ablation", "neighbors", "genes", "n_genes", "split", "test_dataset", "finetune_lora", "lora_layers")
 
@@ -114,7 +114,7 @@ def table_row(number: int) -> dict[str, Any]:
     return row
 
 
-def with_table(options: O) -> O:
+def with_table(options: _O) -> _O:
     """The options with those that `--table` sets; one that was given beside it keeps its value."""
     if options.table is None:
         return options

@@ -23,6 +23,7 @@ from train.experiments.fold import FoldRunner
 from train.experiments.jobs import Job
 from train.finetune.encoder import Finetuner, find_data_root, load_cached_encoder
 from train.fit.config import EncodingConfig
+from train.models.registry import ModelEntry, model_entries, register
 from train.options import TrainOptions
 from train.workspace import DataKey, Workspace
 
@@ -109,7 +110,9 @@ def run_jobs(
     if finetuner is None and workers > 1 and len(jobs) > 1:
         with tempfile.TemporaryDirectory(prefix="hist-train-") as folder:
             shared = SharedTensors(workspace, Path(folder))
-            worker = Worker(start_worker, run_job, WorkerSetup(workspace.pictures, device, Path(folder)))
+            worker = Worker(
+                start_worker, run_job, FoldWorkerSetup(workspace.pictures, device, Path(folder), tuple(model_entries()))
+            )
             return ProcessExecutor(min(workers, len(jobs)), shared.write).run(jobs, worker, events)
     context = FoldContext(lambda key: workspace.data(key, device), FoldRunner(workspace.pictures, device, finetuner))
     # Of several processes on one batch, the others must not wait for one that has failed.
@@ -138,16 +141,19 @@ def tensor_file(folder: Path, key: DataKey) -> Path:
 
 
 @dataclass(frozen=True)
-class WorkerSetup:
+class FoldWorkerSetup:
     """What a worker process is given at its start."""
 
     slides: dict[str, CachedSlide]
     device: torch.device
     folder: Path
+    models: tuple[ModelEntry, ...]
 
 
-def start_worker(setup: WorkerSetup) -> FoldContext:
+def start_worker(setup: FoldWorkerSetup) -> FoldContext:
     """What a worker process needs for many folds."""
+    for entry in setup.models:
+        register(entry)  # one that a user has registered is unknown in another process
     tensors: TensorCache[SpotData] = TensorCache()
 
     def load(key: DataKey) -> SpotData:

@@ -1,0 +1,151 @@
+"""Models by name; a model that is registered from outside does all that HiST does."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import extract.cli
+import sweeps.cli
+import train.report.cli
+from hist_cache import load_run
+from hist_cache.errors import InputError
+from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
+from tests.train.models.toy import ToyModel, register_toy
+from train.cli import main
+from train.experiments.outputs import load_model
+from train.models import registry
+from train.models.registry import get_model, model_entries, named_models
+
+Run = Callable[..., tuple[int, str]]
+SMALL = ("--width", 6, "--epochs", 3, "--batch-size", 16, "--n-genes", 20, "--lr", 1e-2, "--split", "loso")
+
+
+@pytest.fixture
+def toy() -> Iterator[None]:
+    before = dict(registry._ENTRIES)
+    register_toy()
+    yield
+    registry._ENTRIES.clear()
+    registry._ENTRIES.update(before)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tiny slides, extracted."""
+    where = tmp_path_factory.mktemp("models")
+    for i in range(1, 5):
+        write_slide(where / "hest", f"TINY{i}", seed=i)
+    code = extract.cli.main(
+        ["--ids", "TINY1-4", "--dataset", "tiny", "--data-root", str(where / "hest"), "--cache", str(where / "cache"),
+         "--encoder", TINY_ENCODER, "--random-weights"]
+    )  # fmt: skip
+    assert code == 0
+    return where / "cache"
+
+
+def test_names() -> None:
+    assert [entry.name for entry in named_models("ridge, hist")] == ["ridge", "hist"]
+    assert named_models("all") == list(model_entries())
+    with pytest.raises(InputError, match="--model rdige: no such model, did you mean ridge"):
+        get_model("rdige")
+
+
+@pytest.mark.parametrize("entry", list(model_entries()), ids=lambda entry: entry.name)
+def test_every_entry_is_what_its_class_says(entry: registry.ModelEntry) -> None:
+    assert entry.load().learns == entry.learns
+    assert entry.config(8, 4).n_genes == 4  # every option has a default
+
+
+def test_a_registered_model_trains_reports_and_sweeps(toy: None, cache: Path, run_command: Run, tmp_path: Path) -> None:
+    argv = ("--cache", cache, "--model", "hist,toy,ridge", "--folds", 2, *SMALL, "--depth", 1, "--shrink", 0.25)
+    code, text = run_command(main, *argv, "--jobs", 2)  # known in other processes too
+    assert code == 0, text
+    assert "this is a toy" in text
+    folders = {p.name.split("-")[0]: p for p in (tmp_path / "runs/tiny").iterdir() if p.name != "report"}
+    assert set(folders) == {"full", "toy", "ridge"}
+    fold = load_run(folders["toy"]).folds[0]
+    assert fold.config["model"] == {"embedding_width": 64, "n_genes": 20, "shrink": 0.25, "width": 6}
+    assert list(fold.history.columns) == ["epoch", "loss", "mse", "gradient_norm", "skipped", "val_mse", "seconds"]
+    assert "geometry.png" not in {p.name for p in fold.folder.iterdir()}
+    assert load_run(folders["toy"]).summary["mean"]["toy"]["mse"] > 0
+    model = load_model(fold.folder)
+    assert isinstance(model, ToyModel)
+
+    code, text = run_command(main, *argv)
+    assert "6 runs, 6 done before, not run again" in text
+    code, text = run_command(main, *argv, "--shrink", 0.5, "--dry-run")
+    assert text.count("done before") == 1
+    assert "6 runs, 4 done before" in text  # only the toy has this option
+
+    code, text = run_command(train.report.cli.main, "runs/tiny", "--against", "ridge")
+    assert code == 0, text
+    page = (tmp_path / "runs/tiny/report/report.html").read_text()
+    assert "toy" in page
+    code, text = run_command(
+        sweeps.cli.main, "--cache", cache, "--model", "toy", "--space", "lr", "--trials", 2, "--jobs", 1,
+        *(a for a in SMALL if a not in ("--lr", 1e-2)),
+    )  # fmt: skip
+    assert code == 0, text
+    assert "--model toy" in json.loads(next((tmp_path / "runs/tiny").glob("sweep-*/best.json")).read_text())["command"]
+
+
+def test_options_of_a_model_can_be_searched_by_a_file(toy: None, cache: Path, run_command: Run, tmp_path: Path) -> None:
+    (tmp_path / "space.toml").write_text("[shrink]\nlow = 0.1\nhigh = 1.0\n")
+    argv = ("--cache", cache, "--model", "toy", "--folds", 1, *SMALL, "--trials", 2, "--jobs", 1)
+    code, text = run_command(sweeps.cli.main, *argv, "--space", "space.toml")
+    assert code == 0, text
+    assert "search shrink: 0.1 to 1; default 0.5" in text
+    code, text = run_command(sweeps.cli.main, *argv)
+    assert code == 2
+    assert "--space alpha: no option of --model toy" in text
+
+
+@pytest.mark.slow
+def test_a_registered_model_goes_on_where_it_was_stopped(cache: Path, tmp_path: Path) -> None:
+    script = "from tests.train.models.toy import register_toy\nregister_toy()\n" + TALKATIVE
+    words = ["--cache", cache, "--runs", tmp_path / "runs", "--model", "toy", "--fold", 0, *SMALL]
+    argv = [sys.executable, "-c", script, *map(str, words), "--epochs", "100000", "--patience", "100000"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    epochs = []
+    for more in ([], ["--resume"]):
+        process = subprocess.Popen(
+            [*argv, *more], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        wait_for_epochs(process)
+        process.send_signal(signal.SIGINT)
+        text = process.communicate()[0]
+        assert process.returncode == 130, text
+        [folder] = tmp_path.glob("runs/*/*/fold0")
+        epochs.append(torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["epoch"])
+    assert epochs[1] > epochs[0] > 0
+
+
+def test_baselines_are_models_too(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    """Ridge as a model gives the numbers of ridge as a baseline; neither depends on options of the loop."""
+    code, text = run_command(main, "--cache", cache, "--model", "ridge,knn", "--nearest", 5, "--folds", 2, *SMALL)
+    assert code == 0, text
+    folders = {p.name.split("-")[0]: p for p in (tmp_path / "runs/tiny").iterdir()}
+    for fold in load_run(folders["ridge"]).folds:
+        ridge = fold.metrics["controls"]["ridge"]
+        assert fold.metrics["pooled"] == pytest.approx(ridge)
+        assert (fold.metrics["epochs"], fold.metrics["best_epoch"]) == (0, None)
+        assert not {"history.csv", "training.png", "checkpoint.pt"} & {p.name for p in fold.folder.iterdir()}
+    code, text = run_command(
+        main, "--cache", cache, "--model", "ridge", "--folds", 2, *SMALL, "--epochs", 9, "--patience", 2
+    )
+    assert "2 folds, 2 done before" in text
+    for name in ("ridge", "knn"):
+        fold = load_run(folders[name]).folds[0]
+        again = load_model(fold.folder)
+        assert {k: v.shape for k, v in again.state_dict().items()}
+        assert np.isfinite(fold.predictions.X).all()
