@@ -109,20 +109,14 @@ class ProcessExecutor:
                 while running:
                     for pipe in self._ready(running):
                         kind, content = self._receive(pipe)
-                        task = running[pipe]
                         if kind == "message":
-                            events.on_message(task, content)
+                            events.on_message(running[pipe], content)
                             continue
-                        del running[pipe]
+                        task = running.pop(pipe)
                         if kind == "result":
                             events.on_result(task, content)
-                        elif kind == "failed":
-                            failures.append(Failure(task, HistError(content)))
-                        elif kind == "died" and not stop.requested:
-                            problem = HistError(f"its process died ({content}); out of memory?")
-                            failures.append(Failure(task, problem, worker_died=True))
-                        elif kind == "stopped" and not stop.requested:
-                            failures.append(Failure(task, HistError("its process was told to stop")))
+                        elif not stop.requested:
+                            failures.append(_failure(task, kind, content))
                         if kind != "died" and not stop.requested:
                             self._hand_out(pipe, waiting, running)
                     events.on_tick()
@@ -156,7 +150,8 @@ class ProcessExecutor:
 
     def _receive(self, pipe: Connection) -> tuple[str, Any]:
         try:
-            return pipe.recv()
+            kind, content = pipe.recv()
+            return kind, content
         except (EOFError, ConnectionResetError):
             self._processes[pipe].join(JOIN_S)
             return "died", f"exit code {self._processes[pipe].exitcode}"
@@ -171,6 +166,13 @@ class ProcessExecutor:
             process.join(JOIN_S)
             process.kill()
         self._processes.clear()
+
+
+def _failure(task: _T, kind: str, content: Any) -> Failure[_T]:
+    """What a worker's last message about a task means."""
+    if kind == "died":
+        return Failure(task, HistError(f"its process died ({content}); out of memory?"), worker_died=True)
+    return Failure(task, HistError(content if kind == "failed" else "its process was told to stop"))
 
 
 def _live(pipe: Connection, own: list[int], pickled: bytes) -> None:

@@ -1,0 +1,1 @@
+"""Folds: from options to settings and jobs, and running them."""

@@ -1,0 +1,1 @@
+"""Fine-tuning the encoder: its inputs, and its adapters."""

@@ -32,7 +32,7 @@ def choose_place(n_bytes: int, device: torch.device, share: float = SHARE) -> Pl
 
 def free_memory() -> float:
     """Bytes of memory that this process may still take, by the machine and by its container's limit."""
-    return min(psutil.virtual_memory().available, _free_of_container())
+    return min(float(psutil.virtual_memory().available), _free_of_container())
 
 
 def _free_of_container() -> float:

@@ -1,0 +1,1 @@
+"""Models: HiST, baselines, and the base that all share."""

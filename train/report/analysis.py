@@ -184,7 +184,7 @@ def run_regions(run: RunResult, column: str, genes: list[str], data_root: Path |
     for fold in run.folds:
         table = fold.fold.predictions
         frame = region_metrics(table, regions(table, column, data_root), genes)
-        frames.append(frame.assign(run=run.label, split=fold.split, test_slides=fold.test_slides))
+        frames.append(frame.assign(run=run.label, split=fold.split.name, test_slides=fold.test_slides))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -7,15 +7,16 @@ import tomllib
 from typing import Any
 
 from hist_cache.datasets import dataset_named
-from hist_cache.splits import Split, patient_leaks
-from train.experiments.protocols import PROTOCOLS_FILE as PROTOCOLS_FILE
+from hist_cache.fingerprint import as_version_0_1
+from hist_cache.splits import patient_leaks
+from train.experiments.protocols import PROTOCOLS_FILE
 from train.models.registry import model_entries
-from train.models.variants import VARIANTS_FILE
-from train.report.results import FoldResult, Results, RunResult
+from train.models.variants import load_variants
+from train.report.results import Results, RunResult
 from train.report.table import Cell, Column, Row, Table
 
 ABSENT = "–"
-PROTOCOL_WARNINGS = (  # a protocol's key, its value, and what that means for the numbers
+PROTOCOL_WARNINGS = (  # a protocol's option, its value, and what that means for the numbers
     ("tested", "last", "the last epoch's weights are tested, not those of the best validation epoch"),
     ("panel_from", "all", "the gene panel was chosen on all slides, the test slides among them"),
     ("edge_spots", "drop", "spots without a complete niche were dropped, also from the test"),
@@ -33,7 +34,8 @@ def result_warnings(results: Results) -> list[str]:
 
 def weight_warnings(results: Results) -> list[str]:
     """Encoders whose weights were never trained."""
-    encoders = {r.config["cache"]["encoder"] for r in results.runs if not r.config["cache"].get("pretrained", True)}
+    caches = [run.setting.cache for run in results.runs]
+    encoders = {cache["encoder"] for cache in caches if not cache.get("pretrained", True)}
     text = "has random weights: metrics show that the method runs, not what it can do"
     return [f"encoder {name} {text}" for name in sorted(encoders)]
 
@@ -43,13 +45,13 @@ def leak_warnings(results: Results) -> list[str]:
     folds_by_leak: dict[tuple[str, str, str], list[int]] = {}
     unknown = set()
     for run in results.runs:
-        dataset = str(run.settings["dataset"])
+        dataset = run.setting.dataset
         for fold in run.folds:
-            patients = dataset_named(dataset).patients or fold.config.get("patients", {})
+            patients = dataset_named(dataset).patients or fold.patients
             if not patients:
                 unknown.add(dataset)
-            if shared := patient_leaks(_split_of(fold), patients):
-                key = (dataset, str(run.settings["split"]), ", ".join(shared))
+            if shared := patient_leaks(fold.split, patients):
+                key = (dataset, run.setting.split, ", ".join(shared))
                 numbers = folds_by_leak.setdefault(key, [])
                 numbers += [fold.number] if fold.number not in numbers else []
     warnings = [
@@ -60,11 +62,6 @@ def leak_warnings(results: Results) -> list[str]:
     return warnings + [
         f"{d}: its patients are not listed, whether train and test share any is unknown" for d in sorted(unknown)
     ]
-
-
-def _split_of(fold: FoldResult) -> Split:
-    parts = fold.config["split"]
-    return Split(tuple(parts["train"]), tuple(parts["val"]), tuple(parts["test"]), parts["name"])
 
 
 def undefined_gene_warnings(run: RunResult) -> list[str]:
@@ -87,12 +84,12 @@ def run_warnings(run: RunResult) -> list[str]:
 
 def protocol_warnings(results: Results) -> list[str]:
     """Choices of a protocol that let training see the test slides, or that differ from the paper's."""
-    protocols = [run.config["protocol"] for run in results.runs]
+    protocols = [run.setting.protocol for run in results.runs]
     return [
-        f"protocol {protocol['name']}: {text}"
+        f"protocol {protocol.name}: {text}"
         for protocol in protocols
-        for key, value, text in PROTOCOL_WARNINGS
-        if protocol.get(key) == value
+        for option, value, text in PROTOCOL_WARNINGS
+        if getattr(protocol, option) == value
     ]
 
 
@@ -113,8 +110,8 @@ def configuration_table(results: Results) -> Table:
 
 def _setting_texts(run: RunResult) -> dict[str, str]:
     settings = run.settings | {
-        "slides": f"{len(run.settings['slides'])}",
-        "panel": run.settings["panel"][:8] or "each fold's",
+        "slides": f"{len(run.setting.slides)}",
+        "panel": run.setting.panel[:8] or "each fold's",
     }
     return {key.replace("_", " "): _text(value) for key, value in settings.items()}
 
@@ -127,24 +124,24 @@ def _text(value: Any) -> str:
 
 def descriptions(results: Results) -> list[tuple[str, str]]:
     """Names and descriptions of what was run: variants of HiST, other models, protocols."""
-    variants, protocols = (tomllib.loads(file.read_text("utf-8")) for file in (VARIANTS_FILE, PROTOCOLS_FILE))
-    lines = {name: row["description"] for name, row in variants.items()}
+    protocols = tomllib.loads(PROTOCOLS_FILE.read_text("utf-8"))
+    lines = {name: variant.description for name, variant in load_variants().items()}
     lines |= {entry.name: entry.title for entry in model_entries()}
     lines |= {f"protocol {name}": row["description"] for name, row in protocols.items()}
-    names = [run.method for run in results.runs] + [f"protocol {run.settings['protocol']}" for run in results.runs]
+    names = [run.method for run in results.runs] + [f"protocol {run.setting.protocol.name}" for run in results.runs]
     return [(name, lines.get(name, ABSENT)) for name in dict.fromkeys(names)]
 
 
 def cache_fingerprints(results: Results) -> list[tuple[str, str]]:
-    """The fingerprint of each cache that was trained on: its short hash, and all of it as JSON."""
-    caches = {run.settings["cache"]: run.config["cache"] for run in results.runs}
+    """The fingerprint of each cache that was trained on: its short hash, and as JSON all that the hash is taken of."""
+    caches = {run.settings["cache"]: as_version_0_1(run.setting.cache) for run in results.runs}
     return [(short, json.dumps(cache, indent=1, sort_keys=True)) for short, cache in caches.items()]
 
 
 def origin(run: RunResult) -> str:
     """When, on what, with what versions and by what command the first fold was run."""
-    provenance = run.config.get("provenance", {})
-    versions = provenance.get("versions", {})
+    provenance = run.folds[0].provenance
+    versions = provenance.versions
     packages = ", ".join(f"{name} {versions[name]}" for name in ("hist-cache", "torch", "timm") if name in versions)
-    date = provenance.get("date", "")[:16].replace("T", " ")
-    return "; ".join(filter(None, [date, provenance.get("device"), packages, provenance.get("command")]))
+    date = provenance.date[:16].replace("T", " ")
+    return "; ".join(filter(None, [date, provenance.device, packages, provenance.command]))

@@ -75,9 +75,9 @@ def run_groups(results: Results) -> list[list[RunResult]]:
 
 def group_name(run: RunResult) -> str:
     """Name of the run's group: `kidney`, `kidney, tested on kidney_papilla`, `kidney, ln_cp10k`."""
-    s = run.settings
-    parts = [s["dataset"], f"tested on {s['test_dataset']}" if s["test_dataset"] else ""]
-    return ", ".join(filter(None, [*parts, s["transform"] if s["transform"] != "log2" else ""]))
+    setting = run.setting
+    parts = [setting.dataset, f"tested on {setting.test_dataset}" if setting.test_dataset else ""]
+    return ", ".join(filter(None, [*parts, setting.transform if setting.transform != "log2" else ""]))
 
 
 def metrics_table(
@@ -134,7 +134,7 @@ def _fold_counts(runs: list[RunResult]) -> str:
 
 
 def _unit(run: RunResult) -> str:
-    return UNITS[run.settings["transform"]]
+    return UNITS[run.setting.transform]
 
 
 def _p_row(results: Results, run: RunResult, reference: RunResult, metrics: list[str], scope: str) -> Row:
@@ -160,22 +160,17 @@ def published_of_run(run: RunResult, table: int | None) -> list[tuple[str, Numbe
         Labels and numbers: first for as many fine-tuned blocks as the run has, then for training end to end. Empty
         where nothing was published.
     """
-    s = run.settings
-    if run.model != DEFAULT_MODEL or run.variant is None or s["transform"] != "log2":
+    s = run.setting
+    if run.model != DEFAULT_MODEL or run.variant is None or s.transform != "log2":
         return []
-    setting = (
-        s["dataset"],
-        run.variant,
-        s["genes"],
-        s["n_genes"],
-        s["split"],
-        s["neighbors"],
-        s["test_dataset"],
-        table,
-    )
-    layer_counts = dict.fromkeys((s["lora_layers"] or FROZEN, END_TO_END))
-    numbers_by_layers = {layers: published_numbers(*setting, lora_layers=layers) for layers in layer_counts}
-    return [(f"published, LoRA {layers}", numbers) for layers, numbers in numbers_by_layers.items() if numbers]
+    layers_of_run = s.finetuning.lora.layers if s.finetuning else FROZEN
+    published = []
+    for layers in dict.fromkeys((layers_of_run, END_TO_END)):
+        numbers = published_numbers(
+            s.dataset, run.variant, s.genes, s.n_genes, s.split, s.neighbors, s.test_dataset, table, layers
+        )
+        published += [(f"published, LoRA {layers}", numbers)] if numbers else []
+    return published
 
 
 def cost_table(results: Results, table: int | None = None) -> Table:
@@ -190,9 +185,8 @@ def cost_table(results: Results, table: int | None = None) -> Table:
     for run in results.runs:
         frame = results.cost[results.cost["run"] == run.label]
         rows.append(Row(run.label, "run", mean_cells(frame, list(COST_KEYS))))
-        s = run.settings
         is_published = run.model == DEFAULT_MODEL and run.variant == REFERENCE
-        numbers = published_cost(s["dataset"], s["n_genes"], table) if is_published else {}
+        numbers = published_cost(run.setting.dataset, run.setting.n_genes, table) if is_published else {}
         if numbers:
             has_published = True
             cells = tuple(number_cell(*numbers.get(m, (None, None))) for m in COST_KEYS)

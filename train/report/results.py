@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,39 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
-from hist_cache.runs import CONFIG, COST, METRICS, Fold
-from train.models.registry import DEFAULT_MODEL, model_entries
-from train.models.variants import VARIANTS_FILE
+from hist_cache.runs import CONFIG, METRICS
+from train.experiments.setting import Setting
+from train.models.registry import model_entries
+from train.models.variants import load_variants
+from train.report.fold_result import FoldResult, read_fold
 from train.report.run_settings import DATA, RANKING, model_settings, phrase, settings_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 COST_KEYS = ("peak_memory_gb", "train_s_per_epoch", "inference_s")
-CONFIG_KEYS = ("dataset", "variant", "protocol", "cache", "split", "model", "loop")  # needed in config.json
-METRICS_KEYS = ("pooled", "slide_mean", "slides", "controls")  # needed in metrics.json
-
-
-@dataclass(frozen=True)
-class FoldResult:
-    """The files of one finished fold."""
-
-    fold: Fold
-    number: int
-    config: dict[str, Any]
-    metrics: dict[str, Any]
-    cost: dict[str, Any]
-    """Empty where the fold has none."""
-
-    @property
-    def split(self) -> str:
-        """Name of the split."""
-        return str(self.config["split"]["name"])
-
-    @property
-    def test_slides(self) -> str:
-        """The test slides as one text, which matches folds of different runs together with the split's name."""
-        return " ".join(sorted(self.config["split"]["test"]))
 
 
 @dataclass(frozen=True)
@@ -59,30 +36,29 @@ class RunResult:
     """The part of the label that is about data; "" where all runs share theirs."""
 
     @property
-    def config(self) -> dict[str, Any]:
-        """The first fold's config.json, whose settings all folds share."""
-        return self.folds[0].config
+    def setting(self) -> Setting:
+        """The setting that all folds share."""
+        return self.folds[0].setting
 
     @property
     def model(self) -> str:
         """Name of the model: `hist`, `ridge`."""
-        return str(self.config.get("model_name") or DEFAULT_MODEL)
+        return self.setting.model_name
 
     @property
     def variant(self) -> str | None:
         """Name of the variant of HiST; None for other models, which have none."""
-        variant = self.config["variant"]
-        return str(variant["name"]) if variant else None
+        return self.setting.variant.name if self.setting.variant else None
 
     @property
     def method(self) -> str:
         """What labels begin with and references are named by: the variant of HiST, or the name of another model."""
-        return self.variant or self.model
+        return self.setting.method
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings but the method, by name."""
-        return settings_of(self.config)
+        return settings_of(self.setting)
 
     def shares(self, other: RunResult, keys: Sequence[str]) -> bool:
         """Whether two runs have the same values of these settings."""
@@ -108,7 +84,7 @@ class Results:
             m = fold.metrics
             scopes = {"pooled": m["pooled"], "slide_mean": m["slide_mean"]} | m["slides"]
             scopes |= {"complete_niches": m["complete_niches"]} if m.get("complete_niches") else {}
-            fold_columns = (run.label, fold.number, fold.split, fold.test_slides, m.get("n_spots"))
+            fold_columns = (run.label, fold.number, fold.split.name, fold.test_slides, m.get("n_spots"))
             rows += [(*fold_columns, scope, k, v) for scope, values in scopes.items() for k, v in values.items()]
         names = ["run", "fold", "split", "test_slides", "n_spots", "scope", "metric", "value"]
         return pd.DataFrame(rows, columns=names)
@@ -195,22 +171,7 @@ def read_run(folder: Path) -> RunResult:
         key=lambda p: int(p.name[4:]),
     )
     finished = [p for p in folders if (p / METRICS).exists()]
-    return RunResult(folder, tuple(map(_read_fold, finished)), tuple(p.name for p in folders if p not in finished))
-
-
-def _read_fold(folder: Path) -> FoldResult:
-    fold = Fold(folder)
-    config, metrics = fold.config, fold.metrics
-    for file, values, keys in ((CONFIG, config, CONFIG_KEYS), (METRICS, metrics, METRICS_KEYS)):
-        if missing := [key for key in keys if key not in values]:
-            raise InputError(
-                f"{folder / file}: no {missing[0]!r} in it; it was written by another version, run it anew"
-            )
-    if not isinstance(config["protocol"], dict):
-        raise InputError(
-            f"{folder / CONFIG}: 'protocol' is a name alone; it was written by another version, run it anew"
-        )
-    return FoldResult(fold, int(folder.name[4:]), config, metrics, fold.cost if (folder / COST).exists() else {})
+    return RunResult(folder, tuple(map(read_fold, finished)), tuple(p.name for p in folders if p not in finished))
 
 
 def with_labels(runs: list[RunResult]) -> list[RunResult]:
@@ -240,7 +201,7 @@ def _differing_settings(runs: list[RunResult], keys: dict[str, set[str]]) -> lis
 
     A setting that is the model's own, or that only some models have, is compared among runs of one model.
     """
-    own = {k for run in runs for k in model_settings(run.config)}
+    own = {k for run in runs for k in model_settings(run.setting.model)}
     visible: list[str] = []
     for key in dict.fromkeys(k for run in runs for k in run.settings):
         is_common = key not in own and all(key in of_model for of_model in keys.values())
@@ -258,7 +219,7 @@ def _differing_settings(runs: list[RunResult], keys: dict[str, set[str]]) -> lis
 def _rank(run: RunResult) -> tuple[Any, ...]:
     """A key to sort runs by: settings of `RANKING`, model, other settings, variant."""
     models = [entry.name for entry in model_entries()]
-    variants = list(tomllib.loads(VARIANTS_FILE.read_text("utf-8")))
+    variants = list(load_variants())
 
     def place(name: str | None, names: list[str]) -> int:
         return names.index(name) if name in names else len(names)

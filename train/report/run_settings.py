@@ -1,12 +1,16 @@
-"""A run's settings read from its config.json: flat, by name, and in words."""
+"""A run's settings: flat, by name, and in words."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hist_cache.fingerprint import identity_hash
-from train.models.registry import DEFAULT_MODEL, model_entries
+from train.experiments.setting import Setting
+from train.finetune.encoder import Finetuning
+from train.models.configs import ModelConfig
+from train.models.registry import get_model
 
 RANKING = (  # runs are put in order by these settings, then by the others
     *("dataset", "test_dataset", "protocol", "split", "lora_layers", "genes", "n_genes", "transform", "neighbors"),
@@ -16,7 +20,7 @@ DATA = (  # settings on which data and baselines depend
     *("transform", "panel_from", "edge_spots", "seed"),
 )
 TRUTH = ("dataset", "test_dataset", "genes", "n_genes", "panel", "transform", "panel_from", "edge_spots")
-MADE_BY_DATA = ("embedding_width", "n_genes")  # entries of "model" that follow from data
+MADE_BY_DATA = ("embedding_width", "n_genes")  # options of a model that follow from data
 PHRASES = {
     "dataset": "{}",
     "test_dataset": "tested on {}",
@@ -37,55 +41,58 @@ PHRASES = {
 }
 
 
-def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+def settings_of(setting: Setting) -> dict[str, Any]:
     """What decides a run's numbers besides its method.
-
-    Args:
-        config: a fold's config.json.
 
     Returns:
         Values by name, the more important ones first. Settings of the model and of its training are there only
         where the model has them.
     """
-    protocol, cache = config["protocol"], config["cache"]
-    settings = {
-        "dataset": config["dataset"],
-        "test_dataset": config.get("test_dataset"),
-        "protocol": protocol["name"],
-        "split": config.get("split_kind", "default"),
-        "encoder": cache.get("encoder"),
-        "cache": identity_hash(cache),
-        "neighbors": config["neighbors"],
-        "genes": config["genes"],
-        "n_genes": config["n_genes"],
-        "transform": config["transform"],
-        **_finetuning(config.get("tuning")),
-        "slides": tuple(config["slides"]),
-        "panel": config["panel"],
+    protocol = setting.protocol
+    return {
+        "dataset": setting.dataset,
+        "test_dataset": setting.test_dataset,
+        "protocol": protocol.name,
+        "split": setting.split,
+        "encoder": setting.cache.get("encoder"),
+        "cache": identity_hash(setting.cache),
+        "neighbors": setting.neighbors,
+        "genes": setting.genes,
+        "n_genes": setting.n_genes,
+        "transform": setting.transform,
+        **_finetuning_settings(setting.finetuning),
+        "slides": setting.slides,
+        "panel": setting.panel,
+        "panel_from": protocol.panel_from,
+        "edge_spots": protocol.edge_spots,
+        "tested": protocol.tested,
+        **model_settings(setting.model),
+        **_training_settings(setting),
     }
-    settings |= {k: protocol.get(k) for k in ("panel_from", "edge_spots", "tested")}
-    return settings | model_settings(config) | _training_settings(config)
 
 
-def model_settings(config: dict[str, Any]) -> dict[str, Any]:
+def model_settings(model: ModelConfig) -> dict[str, Any]:
     """The settings of the model itself, whose names may mean something else in another model."""
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in (config["model"] or {}).items()}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in asdict(model).items()}
     return {k: v for k, v in values.items() if k not in MADE_BY_DATA}
 
 
-def _training_settings(config: dict[str, Any]) -> dict[str, Any]:
+def _training_settings(setting: Setting) -> dict[str, Any]:
     """The settings of the training loop; a model without gradient steps depends on the seed alone."""
-    name = config.get("model_name", DEFAULT_MODEL)
-    learns = all(entry.learns for entry in model_entries() if entry.name == name)
-    return {k: v for k, v in (config["loop"] or {}).items() if learns or k == "seed"}
+    return asdict(setting.fit) if get_model(setting.model_name).learns else {"seed": setting.fit.seed}
 
 
-def _finetuning(tuning: dict[str, Any] | None) -> dict[str, Any]:
+def _finetuning_settings(finetuning: Finetuning | None) -> dict[str, Any]:
     """How the encoder was fine-tuned; on cached embeddings 0 blocks were, and the rest is None."""
-    lora = tuning["lora"] if tuning else {}
-    settings = {f"lora_{k}": lora.get(k) for k in ("layers", "rank", "alpha", "dropout")}
-    settings |= {f"tuning_{k}": tuning.get(k) if tuning else None for k in ("start", "augment", "precision")}
-    return settings | {"lora_layers": settings["lora_layers"] or 0}
+    return {
+        "lora_layers": finetuning.lora.layers if finetuning else 0,
+        "lora_rank": finetuning.lora.rank if finetuning else None,
+        "lora_alpha": finetuning.lora.alpha if finetuning else None,
+        "lora_dropout": finetuning.lora.dropout if finetuning else None,
+        "tuning_start": finetuning.start if finetuning else None,
+        "tuning_augment": finetuning.augment if finetuning else None,
+        "tuning_precision": finetuning.precision if finetuning else None,
+    }
 
 
 def phrase(key: str, value: Any) -> str:

@@ -265,3 +265,20 @@ def test_a_fold_that_fails_does_not_take_the_others_with_it(
     assert code == 1
     assert "diverged" in text
     assert "Traceback" not in text
+
+
+@pytest.mark.slow
+def test_workers_import_our_packages_beside_the_users_own_train(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("raise SystemExit('the wrong train')")
+    script = (
+        "from hist_cache.commands import hist_train\nif __name__ == '__main__':\n    raise SystemExit(hist_train())\n"
+    )
+    (tmp_path / "hist-train.py").write_text(script)
+    done = subprocess.run(
+        [sys.executable, "hist-train.py", "--cache", str(cache), "--split", "loso", "--folds", "2", "--jobs", "2",
+         *map(str, SMALL)],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(finished(tmp_path)) == 2

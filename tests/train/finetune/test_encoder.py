@@ -239,3 +239,16 @@ def test_torchrun_gives_what_one_process_gives(cache: Path, tmp_path: Path) -> N
     columns = ["loss", "mse", "hca", "hea", "val_mse", "gradient_norm", "c"]
     np.testing.assert_allclose(one.history[columns], two.history[columns], rtol=1e-4)
     assert one.metrics["pooled"] == pytest.approx(two.metrics["pooled"], rel=1e-3, abs=1e-4)
+
+
+def test_without_a_number_of_blocks_as_many_as_there_are_are_adapted(
+    cache: Path, run_command: Run, tmp_path: Path
+) -> None:
+    argv = ("--cache", cache, *LOSO, *SMALL, "--finetune-lora", "--precision", "fp32", "--dry-run")
+    code, text = run_command(main, *argv)
+    assert code == 0, text
+    assert text.count("--lora-layers 6: timm:test_vit has 6 blocks, so all of them are adapted") == 1
+    assert "last 6 blocks tuned from tokens" in text
+    named = run_command(main, *argv, "--lora-layers", 6)[1]
+    folder = next(line for line in named.splitlines() if "full-lora6-" in line).split("full-lora6-")[1]
+    assert folder in text, "the same run"

@@ -14,69 +14,44 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from hist_cache.fingerprint import CropRule
+from train.experiments.protocols import get_protocol
+from train.experiments.setting import Setting
+from train.fit.config import FitConfig
+from train.models.configs import HistConfig
+from train.models.variants import get_variant
+
 KEYS = ("pcc@10", "pcc@50", "mse", "mae")
 GENES = [f"GENE{i}" for i in range(60)]
-CONFIG: dict[str, Any] = {
-    "dataset": "tiny",
-    "test_dataset": None,
-    "variant": {
-        "name": "full",
-        "terms": {
-            "contrast": [0.25] * 4,
-            "entail": [0.25] * 4,
-            "etas": [1.0] * 4,
-            "reverse": [False] * 4,
-            "geometry": "lorentz",
-            "main": "spot",
-        },
-        "decoder": "both",
-        "alpha_scale": 1.0,
-        "own_etas": False,
-    },
-    "protocol": {
-        "name": "paper",
-        "panel_from": "all",
-        "split": "",
-        "edge_spots": "keep",
-        "tested": "best",
-        "entail_scale": 1,
-        "etas": [1.0] * 4,
-        "min_spot_um": 0,
-    },
-    "cache": {
+SETTING = Setting(
+    dataset="tiny",
+    test_dataset=None,
+    variant=get_variant("full"),
+    protocol=get_protocol("paper"),
+    cache={
         "encoder": "uni",
         "input_size": 224,
         "lora": None,
         "mean": [0.485, 0.456, 0.406],
-        "niche_crop_um": "2 (m pitch + spot radius)",
+        "crop_rule": CropRule().as_dict(),
         "precision": "fp32",
         "pretrained": True,
         "resize": "antialiased bicubic, uint8",
-        "spot_crop_um": "spot diameter",
         "std": [0.229, 0.224, 0.225],
         "weights": "0" * 64,
     },
-    "slides": ["S0", "S1", "S2"],
-    "neighbors": 6,
-    "genes": "hmhvg",
-    "n_genes": 60,
-    "panel": "a" * 64,
-    "transform": "log2",
-    "model": {
-        "embedding_width": 64,
-        "n_genes": 60,
-        "width": 16,
-        "depth": 1,
-        "dropout": 0.1,
-        "alpha": 0.2,
-        "beta": 0.4,
-        "curvature": 1.0,
-        "fixed_curvature": False,
-        "temperature": 0.07,
-        "decoder_space": "tangent",
-    },
-    "loop": {"epochs": 4, "patience": 10, "batch_size": 8, "lr": 0.001, "weight_decay": 0.01, "seed": 42},
-    "split_kind": "default",
+    slides=("S0", "S1", "S2"),
+    neighbors=6,
+    genes="hmhvg",
+    n_genes=60,
+    panel="a" * 64,
+    split="default",
+    transform="log2",
+    model=HistConfig(embedding_width=64, n_genes=60, width=16, depth=1),
+    fit=FitConfig(epochs=4, batch_size=8, lr=0.001),
+)
+CONFIG: dict[str, Any] = SETTING.as_dict() | {
+    "split_kind": SETTING.split,
     "patients": {},
     "provenance": {
         "versions": {"python": "3.11.7", "hist-cache": "0.1.0", "torch": "2", "timm": "1.0.31"},

@@ -162,6 +162,7 @@ def test_published_numbers_stand_under_the_run(tmp_path: Path) -> None:
 
 def test_tuned_encoders_are_told_apart(tmp_path: Path) -> None:
     lora = {"lora": {"layers": 7, "rank": 4, "alpha": 8, "dropout": 0.1}, "start": "tokens", "augment": False}
+    lora |= {"precision": "bf16"}
     for tuning in (lora, None):
         write_run(tmp_path, FULL, change={"dataset": "skin", "n_genes": 200, "tuning": tuning})
     results = read_results([tmp_path])

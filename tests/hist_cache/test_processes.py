@@ -1,0 +1,157 @@
+"""Worker processes: results, messages, failures, deaths, signals; the serial executor does the same in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from hist_cache.errors import HistError
+from hist_cache.executor import Events, Executor, Report, SerialExecutor, Worker
+from hist_cache.processes import GracefulStop, ProcessExecutor, cores, sigterm_as_interrupt
+from tests.conftest import REPOSITORY
+
+
+@dataclass
+class Context:
+    """What a worker makes once: it counts its tasks."""
+
+    base: int
+    tasks: int = 0
+
+
+def start(setup: int) -> Context:
+    return Context(setup)
+
+
+def work(context: Context, task: str, report: Report) -> tuple[str, int, int]:
+    context.tasks += 1
+    report(f"at {task}")
+    if task == "fail":
+        raise HistError("as expected")
+    if task == "surprise":
+        raise ZeroDivisionError("not expected")
+    if task == "die":
+        os._exit(7)
+    return task, context.base, os.getpid()
+
+
+EXECUTORS = [SerialExecutor(), ProcessExecutor(2)]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS, ids=["serial", "processes"])
+def test_tasks_are_done_and_expected_failures_named(executor: Executor) -> None:
+    messages: list[tuple[str, Any]] = []
+    results: dict[str, tuple[str, int, int]] = {}
+    events = Events(lambda task, m: messages.append((task, m)), lambda task, r: results.update({task: r}))
+    failures = executor.run(["a", "fail", "b", "c"], Worker(start, work, 5), events)
+    assert [(f.task, str(f.error), f.worker_died) for f in failures] == [("fail", "as expected", False)]
+    assert {task: result[:2] for task, result in results.items()} == {t: (t, 5) for t in "abc"}
+    assert sorted(messages) == [(t, f"at {t}") for t in ("a", "b", "c", "fail")]
+    own = {result[2] == os.getpid() for result in results.values()}
+    assert own == {isinstance(executor, SerialExecutor)}
+
+
+def test_a_failure_can_stop_the_rest() -> None:
+    with pytest.raises(HistError, match="as expected"):
+        SerialExecutor(stop_at_failure=True).run(["fail", "a"], Worker(start, work, 0), Events())
+
+
+def test_a_worker_that_dies_costs_one_task_and_a_bug_shows_its_traceback() -> None:
+    results: list[str] = []
+    events: Events[str, Any] = Events(on_result=lambda task, r: results.append(task))
+    failures = ProcessExecutor(2).run(["die", "a", "surprise", "b"], Worker(start, work, 0), events)
+    by_task = {f.task: f for f in failures}
+    assert by_task["die"].worker_died
+    assert "exit code 7" in str(by_task["die"].error)
+    assert "ZeroDivisionError: not expected" in str(by_task["surprise"].error)
+    assert sorted(results) == ["a", "b"]
+
+
+def test_without_workers_what_is_left_is_named() -> None:
+    failures = ProcessExecutor(1).run(["die", "a"], Worker(start, work, 0), Events())
+    assert [(f.task, f.worker_died) for f in failures] == [("die", True), ("a", True)]
+    assert "no process was left" in str(failures[1].error)
+
+
+def test_each_task_is_prepared_before_it_is_handed_out_and_ticks_come_while_they_run() -> None:
+    prepared: list[str] = []
+    ticks: list[int] = []
+    ProcessExecutor(1, prepared.append).run(["a", "b"], Worker(start, work, 0), Events(on_tick=lambda: ticks.append(1)))
+    assert prepared == ["a", "b"]
+    assert ticks
+
+
+def slow(context: Any, task: int, report: Report) -> int:
+    with GracefulStop("stopping") as stop:
+        report("running")
+        for _ in range(600):
+            time.sleep(0.05)
+            if stop.requested:
+                raise KeyboardInterrupt
+    return task
+
+
+SCRIPT = """
+import sys
+from hist_cache.executor import Events, Worker
+from hist_cache.processes import ProcessExecutor
+from tests.hist_cache.test_processes import slow, start
+if __name__ == "__main__":
+    try:
+        ProcessExecutor(2).run(range(4), Worker(start, slow, 0), Events(lambda task, m: print(m, task, flush=True)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_the_workers_end_what_they_are_at(number: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for _ in range(2):
+        assert "running" in process.stdout.readline()
+    process.send_signal(number)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 130, rest
+    assert "running" not in rest, "no further task was begun"
+
+
+def test_a_second_request_interrupts_at_once() -> None:
+    handler = signal.getsignal(signal.SIGTERM)
+    with GracefulStop("stopping") as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested == 1
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == handler
+    with pytest.raises(KeyboardInterrupt), sigterm_as_interrupt():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_other_threads_hear_no_signals() -> None:
+    requests: list[int] = []
+
+    def run() -> None:
+        with GracefulStop("stopping") as stop, sigterm_as_interrupt():
+            requests.append(stop.requested)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert requests == [0]
+
+
+def test_cores_are_those_that_may_be_used() -> None:
+    assert len(cores()) == len(os.sched_getaffinity(0))
