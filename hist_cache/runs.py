@@ -137,6 +137,6 @@ def write_predictions(path: Path, table: anndata.AnnData) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable ({error})") from None
     return values

@@ -34,8 +34,8 @@ STAIRS = {
         *("protocols", "grid", "setting", "jobs", "fold_figures", "outputs", "fold", "announcements", "runner"),
     ),
     "train.report": (
-        *("table", "published", "run_settings", "results", "selection", "significance", "analysis", "paper_tables"),
-        *("analysis_tables", "plots", "figures", "context", "page", "sections", "cli"),
+        *("table", "published", "run_settings", "fold_result", "results", "selection", "significance", "analysis"),
+        *("paper_tables", "analysis_tables", "plots", "figures", "context", "page", "sections", "cli"),
     ),
     "sweeps": (
         *("options", "space", "study", "sampling", "storage", "trials", "objective", "display", "workers"),

@@ -25,10 +25,10 @@ def check_finetuning(options: TrainOptions) -> None:
     """`InputError` for options that only fine-tuning reads, without it, and for those that contradict each other."""
     for name in FINETUNING:
         if not options.finetune_lora and name in options.given:
-            raise InputError(f"{flag(name)} is for tuning the encoder: give --finetune-lora too")
+            raise InputError(f"{flag(name)} is for fine-tuning the encoder: give --finetune-lora too")
     if options.finetune_lora and options.test_dataset:
         raise InputError(
-            "--test-dataset with --finetune-lora: tune first, then train on the cache of hist-extract --lora"
+            "--test-dataset with --finetune-lora: fine-tune first, then train on the cache of hist-extract --lora"
         )
 
 
@@ -121,7 +121,7 @@ def announce_grid(jobs: list[Job], left: list[Job], device: torch.device, worker
     settings = {job.setting.name: job for job in jobs}
     for job in settings.values():
         s = job.setting
-        tuned = f", last {s.finetuning.lora.layers} blocks tuned from {s.finetuning.start}" if s.finetuning else ""
+        tuned = f", last {s.finetuning.lora.layers} blocks fine-tuned from {s.finetuning.start}" if s.finetuning else ""
         width = f", width {s.model.width}" if hasattr(s.model, "width") else ""
         log.info(
             f"{s.method}: {s.n_genes} genes, {s.neighbors} neighbours{width}, protocol "

@@ -32,6 +32,7 @@ from train.experiments.outputs import (
 from train.finetune.encoder import Finetuner
 from train.fit.batches import encode_rows, make_batch
 from train.fit.checkpoints import Progress
+from train.fit.config import EncodingConfig
 from train.fit.loop import fit, predict_embedded
 from train.metrics import summarize, test_metrics
 from train.models import baselines
@@ -41,7 +42,7 @@ from train.workspace import DataKey
 
 OUT_OF_MEMORY = "out of memory; give a smaller --width"
 OUT_OF_MEMORY_ENCODER = (
-    "out of memory while tuning the encoder: give --micro-batch N to encode N spots at once (the loss stays that of "
+    "out of memory while fine-tuning the encoder: give --micro-batch N to encode N spots at once (the loss stays that of "
     "the whole batch), or --grad-checkpoint"
 )
 
@@ -110,8 +111,12 @@ class FoldRunner:
         model.prepare(data, train, val, setting.fit.seed)
         if not model.learns:
             return Progress()
-        encoding = self.finetuner.encoding if self.finetuner else None
-        return fit(model, data, train, val, setting.fit, checkpoint, on_epoch, setting.protocol.tested, encoding)
+        tested, encoding = setting.protocol.tested, self._encoding(job)
+        return fit(model, data, train, val, setting.fit, checkpoint, on_epoch, tested, encoding)
+
+    def _encoding(self, job: Job) -> EncodingConfig | None:
+        """How the encoder is fed, where this job fine-tunes it."""
+        return self.finetuner.encoding if self.finetuner is not None and job.setting.finetuning is not None else None
 
     def _save(self, folder: Path, model: Model, finetuner: Finetuner | None) -> None:
         save_model(folder / files.MODEL, model)
@@ -121,9 +126,9 @@ class FoldRunner:
     def _test(self, job: Job, model: Model, data: SpotData, progress: Progress) -> dict[str, Any]:
         """Predict the test spots and write all that a finished fold has, metrics.json last."""
         folder, test, seed = job.folder, data.rows(job.split.test), job.setting.fit.seed
-        micro_batch = self.finetuner.encoding.micro_batch if self.finetuner else None
+        encoding = self._encoding(job)
         started = time.monotonic()
-        images = encode_rows(data, test, micro_batch)
+        images = encode_rows(data, test, encoding.micro_batch if encoding else None)
         predicted = predict_embedded(model, images, test).cpu().numpy()
         write_json(folder / files.COST, fold_cost(progress, time.monotonic() - started, test.device))
         model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,6 +20,15 @@ from train.models.variants import Variant
 
 # Names in config.json and in the hash that differ from those here.
 FILE_NAMES = {"fit": "loop", "finetuning": "tuning"}
+# Entries of config.json that are read as they are, and their types.
+PLAIN_ENTRIES: dict[str, type] = {
+    "dataset": str,
+    "neighbors": int,
+    "genes": str,
+    "n_genes": int,
+    "panel": str,
+    "transform": str,
+}
 
 
 @dataclass(frozen=True)
@@ -100,19 +109,18 @@ class Setting:
         Raises:
             KeyError: An entry is missing.
             TypeError: An entry has another form.
+            InputError: A value is out of its range, or the model is unknown.
         """
-        entry = get_model(values.get("model_name", DEFAULT_MODEL))
-        plain = {f.name for f in fields(cls)} - {
-            *FILE_NAMES,
-            "variant",
-            "protocol",
-            "cache",
-            "slides",
-            "model",
-            "split",
-        }
+        name = values.get("model_name", DEFAULT_MODEL)
+        entry = get_model(name)
+        for key, kind in PLAIN_ENTRIES.items():
+            if not isinstance(values[key], kind):
+                raise TypeError(f"{key!r} is {values[key]!r}")
+        plain: dict[str, Any] = {key: values[key] for key in PLAIN_ENTRIES}
         return cls(
-            **{name: values[name] for name in plain if name in values},
+            **plain,
+            model_name=name,
+            test_dataset=values["test_dataset"],
             variant=Variant.from_dict(values["variant"]) if values["variant"] else None,
             protocol=Protocol.from_dict(values["protocol"]),
             cache=from_version_0_1(values["cache"]),
@@ -136,7 +144,7 @@ def read_setting(file: Path, values: Mapping[str, Any]) -> Setting:
     """The setting in the content of a config.json; `InputError` with its path where that is not one."""
     try:
         return Setting.from_dict(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
         raise InputError(
             f"{file}: not the configuration of a run ({type(error).__name__}: {error}); it was written by another "
             "version, run it anew"

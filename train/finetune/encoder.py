@@ -166,7 +166,7 @@ def load_cached_encoder(common: dict[str, Any], weights: Path | None) -> Encoder
     """
     if common["lora"] is not None:
         raise InputError(
-            "this cache holds embeddings of an encoder that is tuned already; give the cache of the plain encoder"
+            "this cache holds embeddings of an encoder that is fine-tuned already; give the cache of the plain encoder"
         )
     encoder = load_encoder(common["encoder"], weights, random_weights=not common["pretrained"])
     if encoder.digest != common["weights"]:

@@ -69,7 +69,19 @@ def test_an_option_that_is_added_orphans_no_run(stored: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"protocol": "paper"}, {"model": None}, {"loop": {"epoch": 3}}, {"variant": {"name": "full"}}, {"cache": 3}],
+    [
+        {"protocol": "paper"},
+        {"model": None},
+        {"loop": {"epoch": 3}},
+        {"loop": {"epochs": 0}},
+        {"model_name": "zz"},
+        {"panel": None},
+        {"transform": None},
+        {"dataset": 3},
+        {"neighbors": None},
+        {"variant": {"name": "full"}},
+        {"cache": 3},
+    ],
 )
 def test_what_is_no_setting_is_refused_in_one_line(stored: Path, change: dict[str, object]) -> None:
     file = configs(stored)[0]

@@ -144,7 +144,7 @@ def test_missing_tokens_are_made_and_tokens_before_serve_too(run_command: Run, c
     ("more", "says"),
     [
         (["--finetune-lora", "--lora-layers", 7], "--lora-layers 7: timm:test_vit has 6 blocks"),
-        (["--lora-layers", 5], "--lora-layers is for tuning the encoder: give --finetune-lora too"),
+        (["--lora-layers", 5], "--lora-layers is for fine-tuning the encoder: give --finetune-lora too"),
         (["--micro-batch", 5], "give --finetune-lora"),
         (["--finetune-lora", "--lora-rank", 0], "rank 0"),
         (["--finetune-lora", "--micro-batch", 0], "--micro-batch 0"),
@@ -248,7 +248,7 @@ def test_without_a_number_of_blocks_as_many_as_there_are_are_adapted(
     code, text = run_command(main, *argv)
     assert code == 0, text
     assert text.count("--lora-layers 6: timm:test_vit has 6 blocks, so all of them are adapted") == 1
-    assert "last 6 blocks tuned from tokens" in text
+    assert "last 6 blocks fine-tuned from tokens" in text
     named = run_command(main, *argv, "--lora-layers", 6)[1]
     folder = next(line for line in named.splitlines() if "full-lora6-" in line).split("full-lora6-")[1]
     assert folder in text, "the same run"
