@@ -42,8 +42,8 @@ from train.workspace import DataKey
 
 OUT_OF_MEMORY = "out of memory; give a smaller --width"
 OUT_OF_MEMORY_ENCODER = (
-    "out of memory while fine-tuning the encoder: give --micro-batch N to encode N spots at once (the loss stays that of "
-    "the whole batch), or --grad-checkpoint"
+    "out of memory while fine-tuning the encoder: give --micro-batch N to encode N spots at once (the loss stays that "
+    "of the whole batch), or --grad-checkpoint"
 )
 
 
