@@ -75,13 +75,13 @@ def check_options(options: SweepOptions) -> None:
 
 
 def say_plan(plan: StudyPlan) -> None:
-    """What is searched, by what it is judged, and where it is kept."""
+    """Print what is searched, the metric that judges it, and where the study is kept."""
     for p in plan.space:
         if p.choices:
-            what = f"one of {', '.join(map(str, p.choices))}"
+            values = f"one of {', '.join(map(str, p.choices))}"
         else:
-            what = f"{p.low:g} to {p.high:g}" + (" (log)" if p.log else "")
-        say(f"search {p.name.replace('_', ' ')}: {what}; default {plan.defaults[p.name]}")
+            values = f"{p.low:g} to {p.high:g}" + (" (log)" if p.log else "")
+        say(f"search {p.name.replace('_', ' ')}: {values}; default {plan.defaults[p.name]}")
     best = "highest" if plan.maximize else "lowest"
     say(f"study {plan.name}: {best} validation {plan.objective}, pruner {plan.options.pruner}; {plan.folder}")
     if not plan.default_is_in_space:
@@ -91,7 +91,7 @@ def say_plan(plan: StudyPlan) -> None:
 
 
 def missing(plan: StudyPlan, storage: StudyStorage) -> int:
-    """Finished trials that the study lacks."""
+    """How many finished trials the study still lacks."""
     from sweeps.storage import FINISHED
 
     finished = len(storage.study.get_trials(deepcopy=False, states=FINISHED))
@@ -101,23 +101,35 @@ def missing(plan: StudyPlan, storage: StudyStorage) -> int:
 def search(
     plan: StudyPlan, storage: StudyStorage, workspace: Workspace, device: torch.device, workers: int, left: int
 ) -> None:
-    """Run the trials that are missing, with what comes of them shown."""
+    """Run the missing trials and show their progress.
+
+    Args:
+        plan: The study.
+        storage: Where it is kept.
+        workspace: The cached slides.
+        device: To train on.
+        workers: How many run at once.
+        left: How many trials are missing.
+
+    Raises:
+        HistError: Trials are still missing, because no worker is left.
+    """
     from sweeps.display import study_display
     from sweeps.report import write_trials
     from sweeps.workers import run_trials, run_trials_in_processes
 
-    there = plan.options.trials - left
+    finished = plan.options.trials - left
     if not left:
-        say(f"the study has {there} trials or more: nothing to search, --trials N adds to it")
+        say(f"the study has {finished} trials or more: nothing to search, --trials N adds to it")
         return
-    kept = f", {there} done before" if there else ""
-    say(f"{left} trials{kept}; on {'the GPU' if device.type == 'cuda' else 'the CPU'}, {workers} at once")
+    before = f", {finished} done before" if finished else ""
+    say(f"{left} trials{before}; on {'the GPU' if device.type == 'cuda' else 'the CPU'}, {workers} at once")
     try:
-        with study_display(plan, storage) as shown:
+        with study_display(plan, storage) as display:
             if workers == 1:
-                run_trials(plan, storage, workspace, device, shown.tick)
+                run_trials(plan, storage, workspace, device, display.tick)
             else:
-                run_trials_in_processes(plan.options, device, workers, shown.tick)
+                run_trials_in_processes(plan.options, device, workers, display.tick)
     finally:
         write_trials(plan, storage.study.get_trials(deepcopy=False))
     if still := missing(plan, storage):
@@ -125,7 +137,7 @@ def search(
 
 
 def conclude(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, device: torch.device) -> None:
-    """Test the best setting beside the default, and show and write what was found."""
+    """Test the best setting beside the default, then print and write the results."""
     from sweeps.display import best_table
     from sweeps.final_test import test_best
     from sweeps.report import write_best, write_study_report, write_trials
@@ -137,7 +149,7 @@ def conclude(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, devic
     values = values_of(plan, best_trial(plan, trials))
     final = test_best(plan, workspace, values, device)
     write_trials(plan, trials)
-    found = write_best(plan, trials, final)
+    best = write_best(plan, trials, final)
     page = write_study_report(plan, storage.study, final)
     out.print(best_table(plan, trials, f"The best trials by validation {plan.objective}"))
     out.print(
@@ -146,8 +158,8 @@ def conclude(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, devic
     say(f"{study_work(plan, trials)}")
     if shares := importance(plan, storage.study):
         say("importance: " + ", ".join(f"{name.replace('_', ' ')} {share:.2f}" for name, share in shares.items()))
-    say(found["verdict"])
+    say(best["verdict"])
     for sentence in final.warnings:
         warn(sentence)
-    say(f"the best setting: {found['command']}")
+    say(f"the best setting: {best['command']}")
     say(f"{page}: history, importance, slices, contours; beside it trials.csv and best.json")

@@ -24,7 +24,7 @@ from train.experiments.grid import points
 from train.models.registry import ModelEntry, model_entries, register
 from train.workspace import Workspace
 
-CHECK_EVERY_S = 0.5  # whether there is something to do
+CHECK_EVERY_S = 0.5  # how often a worker looks whether there is something to do
 
 
 def run_trials(
@@ -59,7 +59,7 @@ def run_trials(
 
 @dataclass(frozen=True)
 class TrialWorkerSetup:
-    """What a worker process is given: it opens cache and study itself, as one on another machine would."""
+    """What a worker process is given. It opens the cache and the study itself, as one on another machine would."""
 
     options: SweepOptions
     device: torch.device
