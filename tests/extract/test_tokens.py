@@ -172,7 +172,8 @@ def test_killed_while_writing_tokens(hest_root: Path, tmp_path: Path, run_comman
         cache = open_cache(where, "custom")
         assert cache.slides == ["TINY1", "TINY2"]
         assert token_files(cache.folder) == []
-        assert [p.name for p in cache.folder.glob("*.partial")] == ["TINY1.tokens4.h5.partial"]
+        [leftover] = cache.folder.glob("*.partial")
+        assert leftover.name.startswith("TINY1.tokens4.h5.")
         assert "left by a killed run" in run_command(main, "--ids", IDS, "--cache", where, "--status")[1]
         code, text = run_command(main, *options(hest_root, *AT, "--cache", where))
         assert code == 0, text
