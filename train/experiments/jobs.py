@@ -42,17 +42,28 @@ class Job:
     def done(self) -> bool:
         """Whether it is finished; `InputError` where its slides were others (a file of splits has changed)."""
         fold = Fold(self.folder)
-        if not fold.finished:
-            return False
-        own = {k: set(v) for k, v in dataclasses.asdict(self.split).items()}
-        if {k: set(v) for k, v in fold.config["split"].items()} != own:
-            raise InputError(f"{fold.folder}: was run on other slides than this split has; give another --runs folder")
-        return True
+        if fold.finished:
+            self._check_slides(fold)
+        return fold.finished
 
     @property
     def stopped(self) -> bool:
-        """Whether it was begun and there is a checkpoint to go on from."""
-        return Fold(self.folder).stopped
+        """Whether it was begun and there is a checkpoint to go on from.
+
+        Raises:
+            InputError: It was begun on other slides or genes, so that test slides might have been trained on.
+        """
+        fold = Fold(self.folder)
+        if fold.stopped:
+            self._check_slides(fold)
+            if fold.panel != list(self.data.panel):
+                raise InputError(f"{fold.folder}: was begun with another gene panel; give another --runs folder")
+        return fold.stopped
+
+    def _check_slides(self, fold: Fold) -> None:
+        own = {k: set(v) for k, v in dataclasses.asdict(self.split).items()}
+        if {k: set(v) for k, v in fold.config["split"].items()} != own:
+            raise InputError(f"{fold.folder}: was run on other slides than this split has; give another --runs folder")
 
 
 def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspace, runs: Path) -> list[Job]:

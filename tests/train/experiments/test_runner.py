@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import extract.cli
+import train.fit.loop
 from hist_cache import load_run
 from hist_cache.runs import Fold
 from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
@@ -282,3 +283,28 @@ def test_workers_import_our_packages_beside_the_users_own_train(cache: Path, tmp
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(finished(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("end", ["finished", "stopped"])
+def test_a_fold_is_not_gone_on_with_on_other_slides(
+    cache: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """A train slide that has become a test slide since must not have been trained on."""
+    splits = tmp_path / "s.json"
+    splits.write_text('[{"train": ["TINY1", "TINY2"], "val": ["TINY3"], "test": ["TINY4"]}]')
+    argv = ("--cache", cache, "--split", splits, *SMALL)
+    if end == "stopped":
+        epoch = train.fit.loop.train_epoch
+
+        def stop(*args: object, **more: object) -> dict[str, float]:
+            os.kill(os.getpid(), signal.SIGINT)
+            return epoch(*args, **more)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(train.fit.loop, "train_epoch", stop)
+    assert run_command(main, *argv)[0] == (0 if end == "finished" else 130)
+    splits.write_text('[{"train": ["TINY4", "TINY2"], "val": ["TINY3"], "test": ["TINY1"]}]')
+    before = {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()}
+    code, text = run_command(main, *argv)
+    assert code == 2, text
+    assert "was run on other slides than this split has; give another --runs folder" in text
+    assert {p: p.read_bytes() for p in (tmp_path / "runs").rglob("*") if p.is_file()} == before
