@@ -24,8 +24,8 @@ from rich.progress import (
 )
 
 PLAIN_WIDTH = 130  # width of the output in characters where it does not go to a terminal
-out = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+out = Console(soft_wrap=True, highlight=False, emoji=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 PLAIN_EVERY_S = 10.0  # seconds between two lines of progress where the output does not go to a terminal
 PACKAGES = ("hist_cache", "extract", "train", "sweeps")  # packages whose log messages a command shows

@@ -94,13 +94,17 @@ def custom_dataset(ids: Iterable[str], name: str = "custom") -> Dataset:
         The dataset. It has patients only if the presets know the patient of every slide.
 
     Raises:
-        InputError: There are no IDs, or the name cannot be the name of a folder.
+        InputError: There are no IDs, or a name cannot be that of a file or folder.
     """
     slides = tuple(dict.fromkeys(ids))
     if not slides:
         raise InputError(f"dataset {name!r} has no slides: give at least one id, such as --ids SPA138")
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"dataset name {name!r}: use letters, digits, '_', '-' and '.', since it names a folder")
+    if wrong := [i for i in slides if not re.fullmatch(r"\w[\w .+-]*", i)]:
+        raise InputError(
+            f"slide {wrong[0]!r}: use letters, digits, '_', '-', '+', '.' and spaces, since it names files"
+        )
     base = dataset_named(name)
     # Two presets may both have a "Patient 1", so the preset's name becomes part of the patient's name.
     patient_of = {

@@ -23,7 +23,7 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from hist_cache.errors import InputError
-from hist_cache.fingerprint import differences
+from hist_cache.fingerprint import differences, mask_passwords
 from sweeps.sampling import SeededTPE, make_pruner, set_up_optuna
 from sweeps.study import StudyPlan
 
@@ -211,7 +211,9 @@ class PostgresStudy(StudyStorage):
             # The driver is named because versions of SQLAlchemy choose different ones for plain postgresql://.
             self.url = sqlalchemy.make_url(str(plan.options.storage)).set(drivername="postgresql+psycopg")
         except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-            raise InputError(f"--storage {plan.options.storage}: not a database's URL ({_brief(error)})") from None
+            raise InputError(
+                f"--storage {mask_passwords(str(plan.options.storage))}: not a database's URL ({_brief(error)})"
+            ) from None
         self.title = self.url.set(drivername="postgresql").render_as_string(hide_password=True)
         self.engine = sqlalchemy.create_engine(self.url, connect_args={"connect_timeout": CONNECT_S})
         try:
@@ -268,7 +270,7 @@ def open_study(plan: StudyPlan, must_exist: bool = False) -> StudyStorage:
         return JournalStudy(plan, must_exist)
     if url.split(":")[0].split("+")[0] not in ("postgresql", "postgres"):
         raise InputError(
-            f"--storage {url.split('@')[-1]}: give postgresql://USER:PASSWORD@HOST/DATABASE, or leave it out for a "
+            f"--storage {mask_passwords(url)}: give postgresql://USER:PASSWORD@HOST/DATABASE, or leave it out for a "
             "file in the study's folder"
         )
     return PostgresStudy(plan, must_exist)

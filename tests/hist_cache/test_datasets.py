@@ -142,3 +142,13 @@ def test_some_slides_of_a_preset_keep_its_defaults():
 def test_custom_datasets_that_cannot_be(ids, name):
     with pytest.raises(InputError):
         custom_dataset(ids, name)
+
+
+@pytest.mark.parametrize("wrong", ["../EVIL", "/etc/passwd", "a/b", "..", ".hidden", "a\0b", "a\nb", "a\\b"])
+def test_slides_never_leave_their_folder(wrong):
+    with pytest.raises(InputError, match="since it names files"):
+        custom_dataset(["SPA138", wrong])
+
+
+def test_slides_may_have_the_names_that_people_give():
+    assert custom_dataset(["Größe 1", "a+b.c-d_e"]).ids == ("Größe 1", "a+b.c-d_e")

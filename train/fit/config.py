@@ -8,6 +8,7 @@ from typing import Literal
 from hist_cache.errors import InputError
 from hist_cache.options import flag, option
 
+MAX_SEED = 2**32 - 1  # of scikit-learn's random states
 Tested = Literal["best", "last"]
 
 
@@ -27,6 +28,10 @@ class FitConfig:
         for name in ("epochs", "patience", "batch_size", "lr"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{flag(name)} {getattr(self, name)}: must be above 0")
+        if not self.weight_decay >= 0:
+            raise InputError(f"--weight-decay {self.weight_decay}: must be 0 or more")
+        if not 0 <= self.seed <= MAX_SEED:
+            raise InputError(f"--seed {self.seed}: must be from 0 to {MAX_SEED}")
 
 
 @dataclass(frozen=True)

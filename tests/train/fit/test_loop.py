@@ -189,6 +189,9 @@ def test_geometry_stays_within_its_ranges() -> None:
 def test_wrong_numbers(wrong: dict) -> None:
     with pytest.raises(InputError, match="must be above 0"):
         FitConfig(**wrong)
+    for more in ({"weight_decay": -1.0}, {"weight_decay": float("nan")}, {"seed": -1}, {"seed": 2**63}):
+        with pytest.raises(InputError, match=r"--(weight-decay|seed) \S+: must be (0 or more|from 0 to 4294967295)"):
+            FitConfig(**more)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="--curvature 20"):
         HistConfig(8, 8, curvature=20.0)
 
