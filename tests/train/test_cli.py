@@ -61,6 +61,7 @@ def test_leave_one_slide_out_writes_whole_runs(cache: Path, run_command: Run, tm
         "config.json", "cost.json", "geometry.png", "history.csv", "maps.png", "metrics.json",
         "model.safetensors", "panel.txt", "predictions.h5ad", "training.png",
     ]  # fmt: skip
+    assert len({p.stat().st_mode for p in fold.folder.iterdir()}) == 1, "all files may be read by the same people"
     table = sc.read_h5ad(fold.folder / "predictions.h5ad")
     assert table.shape == (30, 20)
     assert list(table.var_names) == fold.panel

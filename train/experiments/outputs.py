@@ -12,7 +12,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from hist_cache import runs as files
 from hist_cache.cache import CachedSlide
@@ -142,7 +142,8 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 def save_model(path: Path, model: Model) -> None:
     """Write a model's weights; those of an encoder are no part of them."""
     with atomic_write(path) as aside:
-        save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, aside)
+        # Not `save_file`, whose files only their owner may read.
+        aside.write_bytes(save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
 
 
 def load_model(folder: Path) -> Model:
