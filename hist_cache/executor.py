@@ -1,4 +1,4 @@
-"""Work as plain functions of plain data, and who runs it: this process, or `hist_cache.processes` in several.
+"""Work is a plain function of plain data. An executor runs it, in this process or in several (`hist_cache.processes`).
 
 A kind of work is a `Worker`: `start` makes what a process needs for many tasks (tensors, an encoder), `work` does one
 task with it. Both are functions that any process can import, so that another engine can run them too.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from hist_cache.errors import HistError
+from hist_cache.errors import HistError, InputError
 
 _T = TypeVar("_T")  # a task
 _R = TypeVar("_R")  # its result
@@ -55,11 +55,17 @@ class Events(Generic[_T, _R]):
 
 @dataclass(frozen=True)
 class Failure(Generic[_T]):
-    """A task that could not be done, and why; `worker_died` where its process is gone."""
+    """A task that could not be done.
+
+    Attributes:
+        task: The task.
+        error: What went wrong.
+        reason: Whether the task failed, its process died or was told to stop, or no process was left to do it.
+    """
 
     task: _T
     error: HistError
-    worker_died: bool = False
+    reason: Literal["failed", "died", "stopped", "not run"] = "failed"
 
 
 class Executor(Protocol):
@@ -84,7 +90,11 @@ class SerialExecutor:
         self._stop_at_failure = stop_at_failure
 
     def run(self, tasks: Sequence[_T], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
-        """Do all tasks and return those that failed; see `Executor.run`."""
+        """Do all tasks and return those that failed; see `Executor.run`.
+
+        Raises:
+            InputError: A task met wrong input.
+        """
         failures: list[Failure[_T]] = []
         context = worker.start(worker.setup)
         for task in tasks:
@@ -95,7 +105,9 @@ class SerialExecutor:
             try:
                 result = worker.work(context, task, report)
             except HistError as error:
-                if self._stop_at_failure:
+                if self._stop_at_failure or isinstance(
+                    error, InputError
+                ):  # other tasks would meet the same wrong input
                     raise
                 failures.append(Failure(task, error))
             else:

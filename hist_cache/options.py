@@ -16,13 +16,15 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NoReturn, Self, TypeVar
 
 from hist_cache.console import fail, show_logs
 from hist_cache.errors import HistError
 
 _O = TypeVar("_O", bound="CommandOptions")
 _T = TypeVar("_T")
+PRINT_CONFIG = "--print_config"
+SHARED = {"seed"}  # options of a command that a config dataclass has too
 
 
 def option(
@@ -82,15 +84,15 @@ class CommandOptions:
     def resolve(self, kind: type[_T], preset: Mapping[str, Any], **fixed: Any) -> _T:
         """Fill a dataclass from these options.
 
-        A field is taken from `fixed`, else from what was given, else from the command's own option of that name, else
-        from `preset` (a dataset's defaults), else it has its default.
+        A field is taken from `fixed`, else from what was given, else from the command's own option if they share it,
+        else from `preset` (a dataset's defaults), else it has its default.
         """
         values = dict(fixed)
         own = {f.name for f in option_fields(type(self))}
         for name in (f.name for f in dataclasses.fields(kind) if f.name not in fixed):  # type: ignore[arg-type]
             if name in self.config_values:
                 values[name] = self.config_values[name]
-            elif name in own:
+            elif name in own & SHARED:
                 values[name] = getattr(self, name)
             elif name in preset:
                 values[name] = preset[name]
@@ -132,20 +134,37 @@ def parse(kind: type[_O], prog: str, description: str, argv: Sequence[str] | Non
 
     parser = ArgumentParser(prog=prog, description=description, formatter_class=Help)
     parser.add_argument("--config", action="config", help="read options from a YAML FILE", metavar="FILE")
+    for action in parser._actions:
+        if PRINT_CONFIG in action.option_strings:
+            action.help, action.metavar = "print the options that were given, as such a file, and exit", None
     _add_options(parser, kind)
     names = {f.name for f in option_fields(kind)}
     for title, config in kind.config_groups():
+        if clash := sorted({f.name for f in option_fields(config)} & {f.name for f in option_fields(kind)} - SHARED):
+            raise ValueError(f"{config.__name__}.{clash[0]}: the command has an option of that name; rename the field")
         _add_options(parser, config, title, without=names)
         names |= {f.name for f in option_fields(config)}
     words = list(argv) if argv is not None else sys.argv[1:]
-    parsed = parser.parse_args(words).as_dict()
-    given = {name for name in parser.parse_args(words, defaults=False).as_dict() if name in names}
-    own = {f.name: parsed[f.name] for f in option_fields(kind)}
+    show = any(word == PRINT_CONFIG or word.startswith(f"{PRINT_CONFIG}=") for word in words)
+    parsed = parser.parse_args([w for w in words if not w.startswith(PRINT_CONFIG)], defaults=False).as_dict()
+    # Null and false say what leaving an option out says.
+    given = {n: v for n, v in parsed.items() if n in names and v is not None and v is not False and v != []}
+    if show:
+        _print_config(given)
+    own = {f.name for f in option_fields(kind)}
     return kind(
-        **own,
+        **{name: value for name, value in given.items() if name in own},
         given=frozenset(given),
-        config_values={name: parsed[name] for name in given if name not in own},
+        config_values={name: value for name, value in given.items() if name not in own},
     )
+
+
+def _print_config(given: Mapping[str, Any]) -> NoReturn:
+    """Print the options that were given as a file for `--config`, and exit."""
+    import yaml
+
+    print(yaml.safe_dump(dict(given), sort_keys=False) if given else "{}\n", end="")
+    raise SystemExit(0)
 
 
 def _add_options(parser: Any, kind: type, title: str | None = None, without: set[str] | None = None) -> None:

@@ -7,10 +7,9 @@ import multiprocessing
 import os
 import pickle
 import signal
-import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -25,6 +24,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
 TICK_S = 0.5
 JOIN_S = 10  # a worker that does not end by then is killed
 STOPPING = "stopping at the end of the epochs that run (once more to stop at once)"
@@ -105,7 +105,8 @@ class ProcessExecutor:
             try:
                 self._start(worker)
                 for pipe in self._processes:
-                    self._hand_out(pipe, waiting, running)
+                    if not stop.requested:
+                        self._hand_out(pipe, waiting, running)
                 while running:
                     for pipe in self._ready(running):
                         kind, content = self._receive(pipe)
@@ -121,21 +122,34 @@ class ProcessExecutor:
                             self._hand_out(pipe, waiting, running)
                     events.on_tick()
             finally:
-                self._end()
+                self._end(running)
         if stop.requested:
             raise KeyboardInterrupt
-        return failures + [Failure(task, HistError("not run, no process was left"), True) for task in waiting]
+        return failures + [Failure(task, HistError("not run, no process was left"), "not run") for task in waiting]
 
     def _start(self, worker: Worker[_T, _R]) -> None:
+        """Start the processes, then send each its kind of work.
+
+        Signals wait until all have started, here and, as a process inherits what is blocked, there too. So a worker
+        that is half started neither dies of a Ctrl-C nor is forgotten.
+        """
         context = multiprocessing.get_context("spawn")  # a fork would inherit OpenMP's threads, half of them dead
         all_cores, share = cores(), max(1, len(cores()) // self._workers)
-        for i in range(self._workers):
-            pipe, theirs = context.Pipe()
-            own = all_cores[i * share : (i + 1) * share] or all_cores
-            process: BaseProcess = context.Process(target=_live, args=(theirs, own, pickle.dumps(worker)), daemon=True)
-            process.start()
-            theirs.close()
-            self._processes[pipe] = process
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            for i in range(self._workers):
+                pipe, theirs = context.Pipe()
+                own = all_cores[i * share : (i + 1) * share] or all_cores
+                process: BaseProcess = context.Process(target=_live, args=(theirs, own), daemon=True)
+                process.start()
+                theirs.close()
+                self._processes[pipe] = process
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        pickled = pickle.dumps(worker)
+        for pipe in self._processes:
+            with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found when it is heard
+                pipe.send_bytes(pickled)
 
     def _hand_out(self, pipe: Connection, waiting: list[_T], running: dict[Connection, _T]) -> None:
         if waiting:
@@ -160,7 +174,9 @@ class ProcessExecutor:
         for process in self._processes.values():
             process.terminate()
 
-    def _end(self) -> None:
+    def _end(self, running: Collection[Connection]) -> None:
+        for pipe in running:  # after an error here: nobody needs what they are at
+            self._processes[pipe].terminate()
         for pipe, process in self._processes.items():
             pipe.close()  # an idle worker ends when its pipe does
             process.join(JOIN_S)
@@ -171,23 +187,26 @@ class ProcessExecutor:
 def _failure(task: _T, kind: str, content: Any) -> Failure[_T]:
     """What a worker's last message about a task means."""
     if kind == "died":
-        return Failure(task, HistError(f"its process died ({content}); out of memory?"), worker_died=True)
-    return Failure(task, HistError(content if kind == "failed" else "its process was told to stop"))
+        return Failure(task, HistError(f"its process died ({content}); out of memory?"), "died")
+    if kind == "stopped":
+        return Failure(task, HistError("its process was told to stop"), "stopped")
+    return Failure(task, HistError(content))
 
 
-def _live(pipe: Connection, own: list[int], pickled: bytes) -> None:
-    """A worker's life: tasks from the pipe until it closes."""
-    os.setpgid(0, 0)  # Ctrl-C on the terminal reaches the parent alone, which passes it on
-    signal.signal(signal.SIGTERM, _interrupt)
-    hush()  # the parent shows what there is to show
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, own)
-    claim_packages()  # before anything of ours is imported: the user's own train.py may stand first on the path
-    import torch
-
-    torch.set_num_threads(len(own))
+def _live(pipe: Connection, own: list[int]) -> None:
+    """A worker's life: its kind of work, then tasks, from the pipe until it closes."""
     with suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
-        worker: Worker[Any, Any] = pickle.loads(pickled)
+        os.setpgid(0, 0)  # Ctrl-C on the terminal reaches the parent alone, which passes it on
+        signal.signal(signal.SIGTERM, _interrupt)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        hush()  # the parent shows what there is to show
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, own)
+        claim_packages()  # before anything of ours is imported: the user's own train.py may stand first on the path
+        import torch
+
+        torch.set_num_threads(len(own))
+        worker: Worker[Any, Any] = pickle.loads(pipe.recv_bytes())
         context: Any = None
         started = False
         while True:
@@ -205,4 +224,3 @@ def _live(pipe: Connection, own: list[int], pickled: bytes) -> None:
                 pipe.send(("failed", str(error)))
             except Exception:
                 pipe.send(("failed", traceback.format_exc()))
-    sys.stdout.flush()

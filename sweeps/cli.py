@@ -56,6 +56,7 @@ def sweep(options: SweepOptions) -> int:
         left = missing(plan, storage)
         workers = min(options.jobs or default_workers(left, device), max(left, 1))
         search(plan, storage, workspace, device, workers, left)
+        workspace.keep_tensors(1)  # those of the trials are not needed any more
         conclude(plan, storage, workspace, device)
     finally:
         storage.close()

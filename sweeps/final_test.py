@@ -17,7 +17,7 @@ from hist_cache.runs import Run
 from sweeps.study import StudyPlan
 from train.experiments.jobs import Job
 from train.experiments.outputs import write_summary
-from train.experiments.runner import default_workers, run_with_progress
+from train.experiments.runner import default_workers, describe_failure, run_with_progress
 from train.report.results import Results, read_results
 from train.report.significance import compare
 from train.workspace import Workspace
@@ -65,7 +65,7 @@ def test_best(plan: StudyPlan, workspace: Workspace, values: Mapping[str, Any], 
         workers = min(plan.options.jobs or default_workers(len(left), device), max(len(left), 1))
         failures = run_with_progress(left, workspace, device, workers)
         for failure in failures:
-            fail(str(failure.error))
+            fail(describe_failure(failure))
         if failures:
             raise HistError(f"{len(failures)} folds of the test failed; the same command goes on")
         folders = [jobs[0].folder.parent for jobs in (best, default)]

@@ -18,6 +18,7 @@ from sweeps.space import Parameter
 from train.experiments.grid import points
 from train.experiments.jobs import Job, make_jobs
 from train.metrics import TOP_K
+from train.models.registry import get_model
 from train.options import TrainOptions
 from train.workspace import Workspace
 
@@ -69,9 +70,10 @@ class StudyPlan:
         words = ["hist-train", "--dataset", self.dataset]
         given = self.options.given_values() | dict(values)
         for name in all_option_names(TrainOptions):
-            if name in ("dataset", *NOT_IN_COMMAND) or given.get(name) in (None, False):
+            value = given.get(name)
+            if name in ("dataset", *NOT_IN_COMMAND) or value is None or value is False:
                 continue
-            words += [flag(name)] if given[name] is True else [flag(name), str(given[name])]
+            words += [flag(name)] if value is True else [flag(name), str(value)]
         return shlex.join(words)
 
 
@@ -108,11 +110,13 @@ def make_study_plan(options: SweepOptions, space: tuple[Parameter, ...], workspa
     """
     jobs = jobs_with(options, {}, workspace, runs)
     setting = jobs[0].setting
-    defaults = vars(options) | vars(setting.model) | vars(setting.fit)
-    defaults |= {"neighbors": setting.neighbors, "lora_layers": 0}
+    defaults = {"neighbors": setting.neighbors} | vars(setting.model)
+    defaults |= vars(setting.fit) if get_model(setting.model_name).learns else {}
     for name in (parameter.name for parameter in space):
         if name not in defaults:
-            raise InputError(f"--space {name}: no option of --model {setting.model_name}; name others")
+            raise InputError(
+                f"{name} is no option of --model {setting.model_name}: give --space with the names of others"
+            )
     sizes = [setting.n_genes]
     for parameter in space:
         for value in parameter.ends:

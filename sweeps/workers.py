@@ -87,7 +87,7 @@ def run_trials_in_processes(
         start_trial_worker, run_worker, TrialWorkerSetup(options, device, tuple(model_entries()))
     )
     failures = ProcessExecutor(workers).run(range(workers), worker, Events(on_tick=tick))
-    if problems := [failure.error for failure in failures if not failure.worker_died]:
+    if problems := [failure.error for failure in failures if failure.reason == "failed"]:
         raise problems[0]
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import pytest
 import tifffile
 from scipy.sparse import csr_matrix
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.commands import REPOSITORY, Command, make_quick
+
 SHARED = REPOSITORY.parent / "shared"
 TINY_ENCODER = "timm:test_vit"  # 160 px input, width 64: a test model that timm ships
 
@@ -66,6 +66,8 @@ def stored_version(folder: Path) -> Path:
     return folder
 
 
+HIST_EXTRACT = "from extract.cli import main; raise SystemExit(main())"
+HIST_TRAIN = "from train.cli import main; raise SystemExit(main())"
 TALKATIVE = """import sys
 import hist_cache.console
 hist_cache.console.PLAIN_EVERY_S = 0.1
@@ -75,10 +77,9 @@ if __name__ == "__main__":
 """  # hist-train that tells of every epoch
 
 
-def wait_for_epochs(process: subprocess.Popen[str], folds: int = 1) -> None:
-    """Until a talkative hist-train has trained so many folds for an epoch at least."""
+def wait_for_epochs(process: Any, folds: int = 1) -> None:
+    """Until a talkative hist-train, a `Popen` or a `Command`, has trained so many folds for an epoch at least."""
     heard: set[str] = set()
-    assert process.stdout is not None
     while len(heard) < folds:
         line = process.stdout.readline()
         assert line, "it ended"
@@ -95,8 +96,29 @@ def hest_root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def quick(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blank figures and no new processes, unless the test is marked `unpatched`; see `tests.commands`."""
+    if request.node.get_closest_marker("unpatched") is None:
+        make_quick(monkeypatch)
+
+
+@pytest.fixture
+def start_command() -> Iterator[Callable[..., Command]]:
+    """Start a script with arguments in a process of its own, which ends with the test."""
+    commands: list[Command] = []
+
+    def start(script: str, *argv: object, file: Path | None = None) -> Command:
+        commands.append(Command(script, [str(a) for a in argv], file))
+        return commands[-1]
+
+    yield start
+    for command in commands:
+        command.end()
+
+
+@pytest.fixture
 def run_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quick: None
 ) -> Callable[..., tuple[int, str]]:
     """Call a command's main in this process, in a folder of its own: (exit code, all it printed)."""
     monkeypatch.chdir(tmp_path)

@@ -24,6 +24,7 @@ from hist_cache import load_run, open_cache
 from tests.conftest import TINY_ENCODER, stored_version
 from train.experiments.outputs import load_model
 
+pytestmark = pytest.mark.unpatched
 Run = Callable[..., tuple[int, str]]
 ENCODER = ("--encoder", TINY_ENCODER, "--random-weights", "--precision", "fp32")
 DATA = ("--ids", "TINY1-3", "--dataset", "tiny", "--data-root", "hest")

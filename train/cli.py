@@ -32,7 +32,7 @@ def train(options: TrainOptions) -> int:
     from train.experiments import announcements
     from train.experiments.grid import points, table_row, with_table
     from train.experiments.jobs import make_jobs
-    from train.experiments.runner import default_workers, make_finetuner, run_with_progress
+    from train.experiments.runner import default_workers, describe_failure, make_finetuner, run_with_progress
 
     own_device = distributed.init()
     if own_device is not None and not options.finetune_lora:
@@ -63,7 +63,7 @@ def train(options: TrainOptions) -> int:
     finetuner = make_finetuner(options, workspace, finetuned, device) if finetuned else None
     failures = run_with_progress(left, workspace, device, workers, finetuner)
     for failure in failures:
-        fail(f"{failure.task.title}: {failure.error}" if failure.worker_died else str(failure.error))
+        fail(describe_failure(failure))
     if distributed.rank() == 0 and any(job.done for job in jobs):
         print_results(jobs, genes_to_plot, options.table)
     distributed.destroy()

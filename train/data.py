@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 
 
 class SpotNiche(NamedTuple):
-    """The same of the spots and of their niches, row by row."""
+    """Two tensors, one of the spots and one of their niches; row i of both belongs to spot i."""
 
     spot: Tensor
     niche: Tensor
@@ -33,7 +33,8 @@ class Images:
     """What a model sees of B spots when it predicts.
 
     Attributes:
-        spot: `(B, D)` float32 embeddings; `niche` likewise.
+        spot: `(B, D)` float32 embeddings (tokens or crops before an encoder has made embeddings of them).
+        niche: The same of the niches.
         rows: `(B,)` int64, the spots' rows in the `SpotData` that they come from.
     """
 
@@ -51,7 +52,7 @@ class Batch(Images):
 
 
 class Inputs(Protocol):
-    """What images are made from: cached embeddings, cached tokens or crops. The training loop knows no more of them."""
+    """What images are made from: cached embeddings, tokens or crops. The training loop uses only these members."""
 
     @property
     def description(self) -> str:
@@ -142,7 +143,9 @@ class SpotData:
     @property
     def inputs(self) -> Inputs:
         """What images are made from."""
-        return self.encoder_inputs or CachedEmbeddings(self.spot, self.niche)
+        if self.encoder_inputs is not None:
+            return self.encoder_inputs
+        return CachedEmbeddings(self.spot, self.niche)
 
     def rows(self, slides: Sequence[str]) -> Tensor:
         """Rows of these slides' spots, in order."""
@@ -157,7 +160,7 @@ class SpotData:
 
 
 class TensorCache(Generic[_T]):
-    """Keeps what was made last, at most `size` of it: tensors are large, and many runs in a row need the same.
+    """Keeps the `size` values that were used last: tensors are large, and many runs in a row need the same.
 
     Args:
         size: How many are kept.
@@ -169,7 +172,7 @@ class TensorCache(Generic[_T]):
         self._values: OrderedDict[Hashable, _T] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], _T]) -> _T:
-        """The value of a key, made where it is not kept; the oldest is dropped before, to have its memory back."""
+        """The value of a key, made if it is not kept; the one unused for longest is dropped first to free memory."""
         if key not in self._values:
             while len(self._values) >= self._size:
                 self._close(self._values.popitem(last=False)[1])

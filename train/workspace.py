@@ -55,7 +55,11 @@ class Workspace:
             self.test_slides = read_slides(test_cache, sizes)
         self.patients = patients_of(cache.dataset, self.slides)
         self._panels: dict[Any, list[str]] = {}
-        self._tensors: TensorCache[SpotData] = TensorCache(tensors_kept)
+        self.keep_tensors(tensors_kept)
+
+    def keep_tensors(self, count: int) -> None:
+        """Drop all tensors, and keep those of `count` keys from here on."""
+        self._tensors: TensorCache[SpotData] = TensorCache(count)
 
     @property
     def all_slides(self) -> dict[str, CachedSlide]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +17,11 @@ from extract.cli import main
 from hist_cache.cache import Cache, open_cache, read_slide
 from hist_cache.slides import slides_on_disk
 from hist_cache.verify import verify_slide
-from tests.conftest import REPOSITORY, SHARED, TINY_ENCODER, needs_shared, write_slide
+from tests.commands import Command
+from tests.conftest import HIST_EXTRACT, SHARED, TINY_ENCODER, needs_shared, write_slide
 
 Run = Callable[..., tuple[int, str]]
+Start = Callable[..., Command]
 IDS = "TINY1,TINY2"
 
 
@@ -192,15 +192,6 @@ def test_a_cache_file_is_hest_bench_compatible(hest_root: Path, run_command: Run
         assert len(file["embeddings"]) == len(file["barcodes"]) == len(file["coords"])
 
 
-def command(root: Path, *more: object) -> list[str]:
-    script = "from extract.cli import main; raise SystemExit(main())"
-    return [sys.executable, "-c", script, *map(str, options(root, *more))]
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-
-
 def six_slides(tmp_path: Path) -> tuple[Path, list[str]]:
     """A HEST folder with enough work to be interrupted, and its ids."""
     ids = [f"TINY{i}" for i in range(1, 7)]
@@ -210,14 +201,12 @@ def six_slides(tmp_path: Path) -> tuple[Path, list[str]]:
 
 
 @pytest.mark.slow
-def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
+def test_killed_anywhere_it_goes_on(tmp_path: Path, start_command: Start) -> None:
     root, ids = six_slides(tmp_path)
     more = ("--ids", ",".join(ids), "--cache", tmp_path / "cache")
     deaths = 0
     for finished_before_death in range(5):
-        process = subprocess.Popen(
-            command(root, *more), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        process = start_command(HIST_EXTRACT, *options(root, *more))
         while process.poll() is None:
             whole = list((tmp_path / "cache").glob("custom/*/*.h5"))
             for path in whole:
@@ -229,52 +218,48 @@ def test_killed_anywhere_it_goes_on(tmp_path: Path) -> None:
             time.sleep(0.002)
         process.wait()
     assert deaths >= 3
-    last = subprocess.run(command(root, *more), env=environment(), capture_output=True, text=True)
-    assert last.returncode == 0, last.stderr
+    last = start_command(HIST_EXTRACT, *options(root, *more))
+    text, _ = last.communicate()
+    assert last.returncode == 0, text
     cache = open_cache(tmp_path / "cache", "custom")
     assert cache.slides == ids
-    unbroken = subprocess.run(command(root, *more[:3], tmp_path / "whole"), env=environment(), capture_output=True)
-    assert unbroken.returncode == 0
+    unbroken = start_command(HIST_EXTRACT, *options(root, *more[:3], tmp_path / "whole"))
+    text, _ = unbroken.communicate()
+    assert unbroken.returncode == 0, text
     for slide in ids:
         a, b = cache.read(slide), open_cache(tmp_path / "whole", "custom").read(slide)
         np.testing.assert_array_equal(a.embeddings, b.embeddings)
         np.testing.assert_array_equal(a.niches[6], b.niches[6])
 
 
-def test_killed_while_writing_leaves_nothing_that_is_read(hest_root: Path, tmp_path: Path, run_command: Run) -> None:
+@pytest.mark.parametrize("moment", ["os.replace", "h5py.File.flush"])
+def test_killed_while_writing_leaves_nothing_that_is_read(
+    hest_root: Path, tmp_path: Path, run_command: Run, start_command: Start, moment: str
+) -> None:
     """SIGKILL between the last byte and the rename, and in the middle of the file."""
-    for moment in ("os.replace", "h5py.File.flush"):
-        script = (
-            "import os, h5py, signal\n"
-            f"{moment} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
-            "from extract.cli import main; raise SystemExit(main())"
-        )
-        where = tmp_path / moment
-        argv = [sys.executable, "-c", script, *map(str, options(hest_root, "--cache", where))]
-        assert subprocess.run(argv, env=environment(), capture_output=True).returncode == -signal.SIGKILL
-        assert list(where.glob("custom/*/*.h5")) == []
-        assert len(list(where.glob("custom/*/*.partial"))) == 1
-        assert "left by a killed run" in run_command(main, "--ids", IDS, "--cache", where, "--status")[1]
-        code, text = run_command(main, *options(hest_root, "--cache", where))
-        assert code == 0, text
-        assert list(where.glob("custom/*/*.partial")) == []
-        assert open_cache(where, "custom").slides == ["TINY1", "TINY2"]
+    script = (
+        "import os, h5py, signal\n"
+        f"{moment} = lambda *a, **k: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from extract.cli import main; raise SystemExit(main())"
+    )
+    where = tmp_path / moment
+    process = start_command(script, *options(hest_root, "--cache", where))
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert list(where.glob("custom/*/*.h5")) == []
+    assert len(list(where.glob("custom/*/*.partial"))) == 1
+    assert "left by a killed run" in run_command(main, "--ids", IDS, "--cache", where, "--status")[1]
+    code, text = run_command(main, *options(hest_root, "--cache", where))
+    assert code == 0, text
+    assert list(where.glob("custom/*/*.partial")) == []
+    assert open_cache(where, "custom").slides == ["TINY1", "TINY2"]
 
 
 @pytest.mark.slow
-def test_two_at_once_share_the_work(tmp_path: Path) -> None:
+def test_two_at_once_share_the_work(tmp_path: Path, start_command: Start) -> None:
     root, ids = six_slides(tmp_path)
     more = ("--ids", ",".join(ids), "--cache", tmp_path / "cache")
-    both = [
-        subprocess.Popen(
-            command(root, *more),
-            env=environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    both = [start_command(HIST_EXTRACT, *options(root, *more)) for _ in range(2)]
     texts = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], texts
     cache = open_cache(tmp_path / "cache", "custom")

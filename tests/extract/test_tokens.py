@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from hist_cache.errors import InputError, StaleCacheError
 from hist_cache.token_files import open_tokens, token_files
 from hist_cache.verify import verify_tokens
 from tests.conftest import TINY_ENCODER, write_slide
-from tests.extract.test_scheduler import IDS, Run, cache_of, environment, options
+from tests.extract.test_scheduler import IDS, Run, Start, cache_of, options
 
 BLOCK = 4
 AT = ("--tokens-at", BLOCK)
@@ -156,7 +154,7 @@ def test_wrong_input(hest_root: Path, run_command: Run, more: list[object], says
     assert "Traceback" not in text
 
 
-def test_killed_while_writing_tokens(hest_root: Path, tmp_path: Path, run_command: Run) -> None:
+def test_killed_while_writing_tokens(hest_root: Path, tmp_path: Path, run_command: Run, start_command: Start) -> None:
     """SIGKILL amid the crops, and between the last byte and the rename: embeddings whole, no tokens to be read."""
     amid = "import hist_cache.token_writer as t\nput = t.TokenWriter.put\nleft = iter(range(2))\n" + (
         "t.TokenWriter.put = lambda *a: put(*a) if next(left, None) is not None else kill()\n"
@@ -166,9 +164,9 @@ def test_killed_while_writing_tokens(hest_root: Path, tmp_path: Path, run_comman
         script = "import os, signal\ndef kill(): os.kill(os.getpid(), signal.SIGKILL)\n" + patch
         script += "from extract.cli import main; raise SystemExit(main())"
         where = tmp_path / name
-        argv = [sys.executable, "-c", script, *map(str, options(hest_root, *AT, "--cache", where))]
-        died = subprocess.run(argv, env=environment(), capture_output=True, text=True)
-        assert died.returncode == -signal.SIGKILL, died.stderr
+        process = start_command(script, *options(hest_root, *AT, "--cache", where))
+        text, _ = process.communicate()
+        assert process.returncode == -signal.SIGKILL, text
         cache = open_cache(where, "custom")
         assert cache.slides == ["TINY1", "TINY2"]
         assert token_files(cache.folder) == []

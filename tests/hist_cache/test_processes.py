@@ -52,7 +52,7 @@ def test_tasks_are_done_and_expected_failures_named(executor: Executor) -> None:
     results: dict[str, tuple[str, int, int]] = {}
     events = Events(lambda task, m: messages.append((task, m)), lambda task, r: results.update({task: r}))
     failures = executor.run(["a", "fail", "b", "c"], Worker(start, work, 5), events)
-    assert [(f.task, str(f.error), f.worker_died) for f in failures] == [("fail", "as expected", False)]
+    assert [(f.task, str(f.error), f.reason) for f in failures] == [("fail", "as expected", "failed")]
     assert {task: result[:2] for task, result in results.items()} == {t: (t, 5) for t in "abc"}
     assert sorted(messages) == [(t, f"at {t}") for t in ("a", "b", "c", "fail")]
     own = {result[2] == os.getpid() for result in results.values()}
@@ -64,23 +64,26 @@ def test_a_failure_can_stop_the_rest() -> None:
         SerialExecutor(stop_at_failure=True).run(["fail", "a"], Worker(start, work, 0), Events())
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_worker_that_dies_costs_one_task_and_a_bug_shows_its_traceback() -> None:
     results: list[str] = []
     events: Events[str, Any] = Events(on_result=lambda task, r: results.append(task))
     failures = ProcessExecutor(2).run(["die", "a", "surprise", "b"], Worker(start, work, 0), events)
     by_task = {f.task: f for f in failures}
-    assert by_task["die"].worker_died
+    assert by_task["die"].reason == "died"
     assert "exit code 7" in str(by_task["die"].error)
     assert "ZeroDivisionError: not expected" in str(by_task["surprise"].error)
     assert sorted(results) == ["a", "b"]
 
 
+@pytest.mark.usefixtures("quick")
 def test_without_workers_what_is_left_is_named() -> None:
     failures = ProcessExecutor(1).run(["die", "a"], Worker(start, work, 0), Events())
-    assert [(f.task, f.worker_died) for f in failures] == [("die", True), ("a", True)]
+    assert [(f.task, f.reason) for f in failures] == [("die", "died"), ("a", "not run")]
     assert "no process was left" in str(failures[1].error)
 
 
+@pytest.mark.usefixtures("quick")
 def test_each_task_is_prepared_before_it_is_handed_out_and_ticks_come_while_they_run() -> None:
     prepared: list[str] = []
     ticks: list[int] = []
@@ -125,6 +128,38 @@ def test_asked_to_stop_the_workers_end_what_they_are_at(number: int) -> None:
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == 130, rest
     assert "running" not in rest, "no further task was begun"
+
+
+STARTING = """
+import sys
+from hist_cache.executor import Events, Worker
+from hist_cache.processes import ProcessExecutor
+from tests.hist_cache.test_processes import slow, start
+if __name__ == "__main__":
+    print("starting", flush=True)
+    try:
+        ProcessExecutor(2).run(range(4), Worker(start, slow, "x" * 10**6), Events())
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.5])
+def test_ctrl_c_while_workers_start_ends_it(delay: float) -> None:
+    """To the whole group of processes, as a terminal sends it; what the workers are sent fills any pipe."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STARTING], env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "starting\n"
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGINT)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode in (130, 1 if delay == 0 else 130), text
+    if delay:
+        assert "Traceback" not in text
 
 
 def test_a_second_request_interrupts_at_once() -> None:

@@ -25,6 +25,7 @@ from sweeps.options import SweepOptions
 from sweeps.storage import open_study
 from sweeps.trials import study_work
 from sweeps.workers import prepare, run_trials
+from tests.commands import make_quick
 from tests.sweeps.conftest import SMALL
 from train.options import TrainOptions
 
@@ -59,28 +60,10 @@ def searched(options: SweepOptions) -> list[tuple[Any, ...]]:
 def done(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs folder of a study of 12 trials, by the command."""
     runs = tmp_path_factory.mktemp("done") / "runs"
-    code = main(
-        [
-            *map(
-                str,
-                (
-                    "--cache",
-                    cache,
-                    "--dataset",
-                    "tiny",
-                    "--runs",
-                    runs,
-                    "--trials",
-                    12,
-                    "--jobs",
-                    1,
-                    "--pruner",
-                    "none",
-                    *SMALL,
-                ),
-            )
-        ]
-    )
+    argv = ("--cache", cache, "--dataset", "tiny", "--runs", runs, "--trials", 12, "--jobs", 1, "--pruner", "none")
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch)
+        code = main([*map(str, argv), *map(str, SMALL)])
     assert code == 0
     return runs
 
@@ -125,6 +108,7 @@ def test_the_printed_command_is_the_run_that_was_tested(done: Path, run_command:
     assert Path(best["run"]).name in text
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_trials_value_is_what_hist_train_has_on_validation(cache: Path, tmp_path: Path) -> None:
     options = settings(cache, tmp_path, objective="mse", trials=1, epochs=5)
     [(_, _, [value], _)] = searched(options)
@@ -279,3 +263,12 @@ def test_nothing_is_written_by_a_trial(cache: Path, tmp_path: Path) -> None:
     storage.run_next(lambda trial, values: run_trial(trial, values, plan, workspace, torch.device("cpu")))
     assert sorted(tmp_path.rglob("*")) == before
     storage.close()
+
+
+def test_the_command_keeps_zeros_and_leaves_out_what_was_not_given(cache: Path, tmp_path: Path) -> None:
+    plan, _ = prepare(settings(cache, tmp_path).with_values({"dropout": 0.0, "seed": 0, "fixed_curvature": True}))
+    command = plan.command({"depth": 0, "augment": False})
+    for words in ("--dropout 0.0", "--seed 0", "--depth 0", "--fixed-curvature"):
+        assert words in command
+    assert "--augment" not in command
+    assert "--beta" not in command

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from hist_cache.options import parse
 from sweeps.options import SweepOptions
 from sweeps.storage import FINISHED, StudyStorage, open_study
 from sweeps.workers import prepare
-from tests.conftest import REPOSITORY
+from tests.commands import Command
 from tests.sweeps.conftest import SMALL, wait_for
 
 # A heart that is missed sooner than a minute, so that the test does not wait.
@@ -31,15 +30,16 @@ from sweeps.cli import main
 if __name__ == "__main__":
     sys.exit(main())
 """
+Start = Callable[[list[str]], Command]
 LONG = ("--epochs", 25, "--patience", 25)  # a trial that can be caught running
 
 
-def start(argv: list[str], script: Path) -> subprocess.Popen[str]:
+@pytest.fixture
+def start(start_command: Callable[..., Command], tmp_path: Path) -> Callable[[list[str]], Command]:
+    """Start hist-sweep; its workers find the script in a file."""
+    script = tmp_path / "hist-sweep.py"
     script.write_text(SCRIPT)
-    return subprocess.Popen(
-        [sys.executable, str(script), *argv], env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    return lambda argv: start_command(SCRIPT, *argv, file=script)
 
 
 def arguments(cache: Path, runs: Path, *more: object) -> list[str]:
@@ -71,10 +71,10 @@ def check_whole(storage: StudyStorage, wanted: int, killed: FrozenTrial) -> None
 
 
 @pytest.mark.slow
-def test_two_processes_on_a_journal_and_one_is_killed(cache: Path, tmp_path: Path) -> None:
+def test_two_processes_on_a_journal_and_one_is_killed(cache: Path, tmp_path: Path, start: Start) -> None:
     argv = arguments(cache, tmp_path / "runs", "--trials", 5, "--jobs", 2)
     storage = opened(argv)
-    process = start(argv, tmp_path / "one.py")
+    process = start(argv)
     wait_for(lambda: len({t.user_attrs.get("worker") for t in running(storage)} - {None}) == 2)
     [killed] = running(storage)[:1]
     os.kill(int(killed.user_attrs["process"].split(":")[1]), signal.SIGKILL)
@@ -86,12 +86,12 @@ def test_two_processes_on_a_journal_and_one_is_killed(cache: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_two_commands_on_postgres_and_one_is_killed(cache: Path, tmp_path: Path, postgres: str) -> None:
+def test_two_commands_on_postgres_and_one_is_killed(cache: Path, tmp_path: Path, postgres: str, start: Start) -> None:
     both = [
         arguments(cache, tmp_path / where, "--trials", 5, "--jobs", 1, "--storage", postgres) for where in ("a", "b")
     ]
     storage = opened(both[0])
-    one, two = (start(argv, tmp_path / f"{i}.py") for i, argv in enumerate(both))
+    one, two = (start(argv) for argv in both)
     wait_for(lambda: running(storage, one.pid) and running(storage, two.pid))
     [killed] = running(storage, one.pid)
     one.send_signal(signal.SIGKILL)
@@ -105,7 +105,7 @@ def test_two_commands_on_postgres_and_one_is_killed(cache: Path, tmp_path: Path,
     storage.close()
 
 
-@pytest.mark.parametrize("kind", ["journal", "postgres"])
+@pytest.mark.parametrize("kind", ["journal", pytest.param("postgres", marks=pytest.mark.database)])
 def test_many_workers_never_run_too_many_nor_the_same(
     kind: str, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -158,11 +158,11 @@ def test_ctrl_c_between_asking_and_beginning_leaves_nothing_running(
 @pytest.mark.slow
 @pytest.mark.parametrize(("jobs", "how"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_stopped_trials_wait_and_the_same_command_goes_on(
-    jobs: int, how: signal.Signals, cache: Path, tmp_path: Path
+    jobs: int, how: signal.Signals, cache: Path, tmp_path: Path, start: Start
 ) -> None:
     argv = arguments(cache, tmp_path / "runs", "--trials", 2, "--jobs", jobs)
     storage = opened(argv)
-    process = start(argv, tmp_path / "one.py")
+    process = start(argv)
     wait_for(lambda: len([t for t in running(storage) if "worker" in t.user_attrs]) == jobs)
     process.send_signal(how)
     text, _ = process.communicate(timeout=60)
@@ -172,7 +172,7 @@ def test_stopped_trials_wait_and_the_same_command_goes_on(
     waiting = [t for t in trials if t.state == TrialState.WAITING]
     assert len(waiting) == jobs
     assert not running(storage)
-    process = start(argv, tmp_path / "one.py")
+    process = start(argv)
     text, _ = process.communicate(timeout=200)
     assert process.returncode == 0, text
     states = [t.state for t in storage.study.get_trials()]

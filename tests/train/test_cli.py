@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,7 +17,8 @@ import extract.cli
 from hist_cache import load_run, open_cache
 from hist_cache.datasets import get_dataset
 from hist_cache.errors import InputError
-from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
+from tests.commands import Command
+from tests.conftest import TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
 from train.cli import main
 from train.data import assemble, read_slides
 from train.experiments.outputs import load_model
@@ -193,24 +191,12 @@ def test_nothing_extracted_yet(run_command: Run) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(cache: Path, tmp_path: Path) -> None:
-    argv = [
-        sys.executable,
-        "-c",
-        TALKATIVE,
-        "--cache",
-        cache,
-        "--runs",
-        tmp_path / "runs",
-        "--split",
-        "loso",
-        "--fold",
-        0,
-        *SMALL,
-    ]
-    argv = [*map(str, argv), "--epochs", "4000", "--patience", "4000", "--lr", "1e-5"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(
+    cache: Path, start_command: Callable[..., Command], tmp_path: Path
+) -> None:
+    argv = ("--cache", cache, "--runs", tmp_path / "runs", "--split", "loso", "--fold", 0, *SMALL)
+    argv += ("--epochs", 4000, "--patience", 4000, "--lr", 1e-5)
+    process = start_command(TALKATIVE, *argv)
     wait_for_epochs(process)
     process.send_signal(signal.SIGINT)
     text = process.communicate()[0]
@@ -220,9 +206,7 @@ def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(cache: Path, tmp_path:
     assert load_file(folder / "model.safetensors")
     assert not (folder / "metrics.json").exists()
     done = torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
-    again = subprocess.Popen(
-        [*argv, "--resume"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    again = start_command(TALKATIVE, *argv, "--resume")
     wait_for_epochs(again)
     again.send_signal(signal.SIGINT)
     again.communicate()

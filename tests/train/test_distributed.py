@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests.commands import fork_server
 from tests.train.fit.test_loop import make_data, make_model
 from train import distributed
 from train.data import CachedEmbeddings, SpotData
@@ -79,7 +80,8 @@ def test_two_are_as_one(variant: str, with_encoder: bool, tmp_path: Path) -> Non
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.start_processes(work, (port, variant, with_encoder, tmp_path), nprocs=2, start_method="spawn")
+    fork_server()  # which imports torch once for all
+    mp.start_processes(work, (port, variant, with_encoder, tmp_path), nprocs=2, start_method="forkserver")
     a, b = (torch.load(tmp_path / f"rank{i}.pt", weights_only=True) for i in range(2))
     single = train(variant, with_encoder, tmp_path / "one")
     for name, weight in a["first_weights"].items():

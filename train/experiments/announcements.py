@@ -19,12 +19,13 @@ from train.options import FINETUNING, TrainOptions
 from train.workspace import Workspace
 
 log = logging.getLogger(__name__)
+DEFAULTS = TrainOptions()  # a file that an earlier version printed names all options
 
 
 def check_finetuning(options: TrainOptions) -> None:
     """`InputError` for options that only fine-tuning reads, without it, and for those that contradict each other."""
     for name in FINETUNING:
-        if not options.finetune_lora and name in options.given:
+        if not options.finetune_lora and name in options.given and getattr(options, name) != getattr(DEFAULTS, name):
             raise InputError(f"{flag(name)} is for fine-tuning the encoder: give --finetune-lora too")
     if options.finetune_lora and options.test_dataset:
         raise InputError(

@@ -40,7 +40,7 @@ from train.models.base import Model
 from train.models.configs import RidgeConfig
 from train.workspace import DataKey
 
-OUT_OF_MEMORY = "out of memory; give a smaller --width"
+OUT_OF_MEMORY = "out of memory; give a smaller model (such as --width) or --batch-size"
 OUT_OF_MEMORY_ENCODER = (
     "out of memory while fine-tuning the encoder: give --micro-batch N to encode N spots at once (the loss stays that "
     "of the whole batch), or --grad-checkpoint"
@@ -84,8 +84,11 @@ class FoldRunner:
         setting, folder = job.setting, job.folder
         torch.manual_seed(setting.fit.seed)
         model = make_model(setting).to(self.device)
-        finetuner = self.finetuner if setting.finetuning is not None else None
-        if finetuner is not None and setting.finetuning is not None:
+        finetuner = None
+        if setting.finetuning is not None:
+            if self.finetuner is None:
+                raise HistError(f"{folder}: nothing here can fine-tune the encoder")
+            finetuner = self.finetuner
             finetuner.start(setting.finetuning)
         leads = distributed.rank() == 0
         if leads:
@@ -131,7 +134,6 @@ class FoldRunner:
         images = encode_rows(data, test, encoding.micro_batch if encoding else None)
         predicted = predict_embedded(model, images, test).cpu().numpy()
         write_json(folder / files.COST, fold_cost(progress, time.monotonic() - started, test.device))
-        model.eval()
         with torch.no_grad():
             projection = model.project(make_batch(data, test, images))
         table = prediction_table(predicted, data, test, self.slides, projection)
@@ -153,7 +155,7 @@ class FoldRunner:
         return metrics
 
     def _baseline_metrics(self, job: Job, data: SpotData) -> dict[str, dict[str, float]]:
-        """Metrics of the baselines that no model enters, computed once for all folds on the same data."""
+        """Metrics of the baselines that do not depend on the model, computed once for all folds on the same data."""
         key = (job.data, job.split, job.setting.fit.seed)
         if key not in self._baselines:
             self._baselines[key] = baseline_metrics(data, job.split, job.setting.fit.seed)

@@ -11,9 +11,10 @@ from typing import Any, TypeVar, get_args
 
 from hist_cache.errors import InputError
 from hist_cache.lattice import RINGS
-from hist_cache.options import flag
+from hist_cache.options import flag, option_fields
 from train.data import Transform
 from train.experiments.protocols import get_protocol
+from train.fit.config import FitConfig
 from train.models.registry import DEFAULT_MODEL, ModelEntry, named_models
 from train.models.variants import named_variants
 from train.options import TrainOptions
@@ -58,8 +59,10 @@ def points(options: TrainOptions) -> list[Point]:
         *(_values(options.transform), _numbers("neighbors", options), _lora_layers(options), _methods(options)),
     )
     grid = [
-        Point(ablation, neighbors, genes, n_genes, split, protocol, transform, layers, model)
-        for protocol, split, genes, n_genes, transform, neighbors, layers, (model, ablation) in combinations
+        Point(
+            ablation, neighbors, genes, n_genes, split, protocol, transform, layers if entry.learns else 0, entry.name
+        )
+        for protocol, split, genes, n_genes, transform, neighbors, layers, (entry, ablation) in combinations
     ]
     for point in grid:
         get_protocol(point.protocol)
@@ -70,16 +73,22 @@ def points(options: TrainOptions) -> list[Point]:
     return list(dict.fromkeys(grid))
 
 
-def _methods(options: TrainOptions) -> list[tuple[str, str]]:
-    """Each model with each of its variants, or with none."""
+def _methods(options: TrainOptions) -> list[tuple[ModelEntry, str]]:
+    """Each model with each of its variants, or with none; `InputError` for options that none of the models has."""
 
     def variants(entry: ModelEntry) -> Iterable[str]:
         return (v.name for v in named_variants(str(options.ablation))) if entry.has_variants else ("",)
 
     entries = named_models(options.model)
-    if "ablation" in options.given and not any(entry.has_variants for entry in entries):
+    if options.ablation != TrainOptions().ablation and not any(entry.has_variants for entry in entries):
         raise InputError(f"--ablation {options.ablation}: --model {options.model} has no variants; leave one out")
-    return [(entry.name, variant) for entry in entries for variant in variants(entry)]
+    if options.finetune_lora and not any(entry.learns for entry in entries):
+        raise InputError(f"--finetune-lora: --model {options.model} is not trained by gradient steps; leave one out")
+    kinds: list[type] = [FitConfig, *(entry.config for entry in entries)]
+    known = {f.name for kind in kinds for f in option_fields(kind)}
+    if foreign := sorted(set(options.config_values) - known):
+        raise InputError(f"{flag(foreign[0])}: no option of --model {options.model}; leave one out")
+    return [(entry, variant) for entry in entries for variant in variants(entry)]
 
 
 def _lora_layers(options: TrainOptions) -> list[int | None]:

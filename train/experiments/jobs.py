@@ -17,7 +17,7 @@ from train.experiments.protocols import Protocol, get_protocol
 from train.experiments.setting import Setting
 from train.finetune.encoder import Finetuning, default_layers, default_precision
 from train.fit.config import FitConfig
-from train.models.registry import get_model
+from train.models.registry import DEFAULT_MODEL, get_model
 from train.models.variants import get_variant
 from train.options import TrainOptions
 from train.workspace import DataKey, Workspace, panel_digest
@@ -127,6 +127,7 @@ def make_setting(
     """Resolve a point: options that were given, over the dataset's defaults, over the paper's."""
     preset = dataset_named(workspace.dataset).training
     entry = get_model(point.model)
+    model_preset = preset if entry.name == DEFAULT_MODEL else {}  # a width that suits HiST says nothing of others
     embedding_width = next(iter(workspace.slides.values())).embeddings.shape[1]
     return Setting(
         dataset=workspace.dataset,
@@ -141,7 +142,7 @@ def make_setting(
         panel=panel_digest(panel) if protocol.panel_from == "all" else "",
         split=point.split or protocol.split or "default",
         transform=point.transform,
-        model=options.resolve(entry.config, preset, embedding_width=embedding_width, n_genes=len(panel)),
+        model=options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel)),
         fit=options.resolve(FitConfig, preset),
         finetuning=make_finetuning(point.lora_layers, options) if point.lora_layers and entry.learns else None,
         model_name=point.model,

@@ -48,7 +48,7 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The reverse."""
+        """Read back what `as_dict` gave."""
         return cls(**(values | {"etas": tuple(values["etas"])}))
 
 

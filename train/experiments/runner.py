@@ -169,6 +169,11 @@ def map_tensors(file: Path, device: torch.device) -> SpotData:
     return SpotData(**moved)
 
 
+def describe_failure(failure: Failure[Job]) -> str:
+    """A failure as one line, which names the fold where the error does not."""
+    return str(failure.error) if failure.reason == "failed" else f"{failure.task.title}: {failure.error}"
+
+
 def run_with_progress(
     left: list[Job], workspace: Workspace, device: torch.device, workers: int, finetuner: Finetuner | None = None
 ) -> list[Failure[Job]]:
@@ -191,7 +196,8 @@ def run_with_progress(
             advance(job, min(epoch / max(expected, 1), 0.95), note)
 
         def on_done(job: Job, metrics: dict[str, Any]) -> None:
-            lengths.append(metrics["epochs"])
+            if metrics["epochs"]:
+                lengths.append(metrics["epochs"])
             advance(job, 1.0)
             announce_result(job, metrics)
 

@@ -133,7 +133,7 @@ class Setting:
 
 
 def without_new_defaults(config: Any) -> dict[str, Any]:
-    """A config's values but for options added since version 0.1 that have their defaults."""
+    """A config's values. Options added after version 0.1 are left out while they have their default."""
     new = {
         f.name for f in dataclasses.fields(config) if f.metadata.get("since") and getattr(config, f.name) == f.default
     }
@@ -144,7 +144,9 @@ def read_setting(file: Path, values: Mapping[str, Any]) -> Setting:
     """The setting in the content of a config.json; `InputError` with its path where that is not one."""
     try:
         return Setting.from_dict(values)
-    except (KeyError, TypeError, ValueError, AttributeError, InputError) as error:
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{file}: not the configuration of a run ({type(error).__name__}: {error}); it was written by another "
             "version, run it anew"

@@ -51,7 +51,7 @@ class Finetuning:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The reverse."""
+        """Read back what `as_dict` gave."""
         return cls(**(values | {"lora": LoraConfig(**values["lora"])}))
 
 

@@ -149,7 +149,7 @@ class TokenInputs(StoredInputs):
         block: The block that the tokens enter, from 0.
         device: Where they are encoded.
         precision: Of the encoder.
-        place: Where to keep them instead.
+        place: Where to keep them; default: the nearest place where they fit.
         share: The share of free memory that they may take.
 
     Raises:

@@ -34,7 +34,7 @@ def read_batches(data: SpotData, chunks: Sequence[Tensor], augment: bool = False
 def prefetch(inputs: Inputs, chunks: Iterable[Tensor], augment: bool = False) -> Iterator[SpotNiche]:
     """The inputs of each chunk of rows, in order; the next chunks are read by a thread while one is used.
 
-    A reading error is raised where its chunk would come. Closed early, what is still to be read is dropped.
+    A reading error is raised when its chunk is due. If the iterator is closed early, pending reads are cancelled.
 
     Args:
         inputs: Where they are read.

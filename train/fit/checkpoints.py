@@ -42,13 +42,13 @@ class Progress:
 
 
 def trained_state(model: Model, inputs: Inputs) -> dict[str, Tensor]:
-    """All weights of the model, and the adapters of an encoder; its frozen weights are known and large."""
+    """All weights of the model, and the adapters of an encoder, whose frozen weights are known from its file."""
     weights = inputs.encoder.named_parameters() if inputs.encoder is not None else ()
     return model.state_dict() | {ENCODER + name: p.detach() for name, p in weights if p.requires_grad}
 
 
 def load_trained_state(model: Model, inputs: Inputs, state: dict[str, Tensor]) -> None:
-    """The reverse; RuntimeError where a weight is missing, unknown or of another shape."""
+    """Load what `trained_state` gave; RuntimeError where a weight is missing, unknown or of another shape."""
     if set(state) != set(trained_state(model, inputs)):
         raise RuntimeError("its weights are not those of this model")
     model.load_state_dict({name: value for name, value in state.items() if not name.startswith(ENCODER)})
@@ -85,7 +85,11 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, model: Model, inputs: Inputs, optimizer: torch.optim.AdamW, order: torch.Generator
 ) -> Progress:
-    """The reverse; `HistError` where the file is damaged, of another model or of another number of processes."""
+    """Load what `save_checkpoint` wrote.
+
+    Raises:
+        HistError: The file is damaged, of another model or of another number of processes.
+    """
     try:
         state = torch.load(path, map_location=inputs.device, weights_only=True)
         if len(state["rng"]) != distributed.world_size():

@@ -64,10 +64,10 @@ def _set_mode(model: Model, data: SpotData, training: bool) -> None:
 
 @torch.no_grad()
 def predict_embedded(model: Model, images: SpotNiche, rows: Tensor) -> Tensor:
-    """Predictions `(n, G)` of rows `(n,)` from their embeddings `(n, D)`."""
+    """Predictions `(n, G)` float32 of rows `(n,)` from their embeddings `(n, D)`."""
     model.eval()
     chunks = zip(*(level.split(PREDICT_BATCH) for level in (*images, rows)), strict=True)
-    return torch.cat([model.predict(Images(*chunk)) for chunk in chunks])
+    return torch.cat([model.predict(Images(*chunk)).float() for chunk in chunks])
 
 
 def predict(model: Model, data: SpotData, rows: Tensor, micro_batch: int | None = None) -> Tensor:

@@ -43,7 +43,7 @@ def step(
 
     Args:
         model: To train.
-        inputs: Which encode the batch, and whose encoder is trained too where there is one.
+        inputs: They encode the batch. If they have an encoder, it is trained too.
         optimizer: Of `make_optimizer`.
         batch: Of `read_batch`.
         micro_batch: Spots that an encoder takes at once; None: all.
@@ -74,7 +74,7 @@ def backward_in_parts(model: Model, inputs: Inputs, batch: Batch, size: int) -> 
 
     Contrast needs all spots of a batch, so adding up the losses of its parts would be another loss. Instead the parts
     are encoded without gradients, the loss of all gives the gradient of every embedding, and each part is encoded again
-    to carry these back. The numbers are those of one piece, for one more forward pass of the encoder.
+    to carry these back. The result is the same as in one piece. It costs one more forward pass.
 
     Args:
         model: To train.

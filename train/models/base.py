@@ -34,7 +34,7 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def predict(self, images: Images) -> Tensor:
-        """Predicted expression `(B, G)`, float32, from images alone."""
+        """Predicted expression `(B, G)` from images alone."""
         raise NotImplementedError
 
     def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:
@@ -43,9 +43,23 @@ class Model(nn.Module):
         Args:
             data: All spots; only the rows named here may be read.
             train: `(n,)` rows of the train spots.
-            val: `(m,)` rows of the validation spots, to choose a strength by and for nothing else.
-            seed: For whatever is drawn.
+            val: `(m,)` rows of the validation spots, only to choose hyperparameters, such as the strength of ridge.
+            seed: For whatever is drawn; torch's random state differs between processes.
         """
+
+    def keep(self, **tensors: Tensor) -> None:
+        """Make tensors that `prepare` computes part of the model's state, in place of those it had.
+
+        They are saved and loaded with the weights, whatever their shapes are.
+        """
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, and take the tensors of `keep`."""
+        own = self.state_dict()
+        self.keep(**{k: v for k, v in state_dict.items() if "." not in k and (k not in own or k in self._buffers)})
+        return super().load_state_dict(state_dict, strict, assign)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer. Adapters of an encoder that is fine-tuned too join the first of them."""
@@ -64,19 +78,9 @@ class Model(nn.Module):
 
 
 class PreparedModel(Model):
-    """Base of models that are computed at once: their tensors are buffers, whatever their shapes."""
+    """Base of models that are computed at once, in `prepare`."""
 
     learns = False
-
-    def keep(self, **tensors: Tensor) -> None:
-        """Make tensors part of the model's state, in place of those it had."""
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take the tensors of a saved model, of whatever shapes they are."""
-        self.keep(**state_dict)
-        return super().load_state_dict(state_dict, strict, assign)
 
 
 def embedding_pair(data: SpotData, rows: Tensor) -> Tensor:

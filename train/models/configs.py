@@ -59,7 +59,7 @@ class RidgeConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class KnnConfig(ModelConfig):
-    """How many train spots a prediction is the mean of."""
+    """The number of train spots that a prediction averages."""
 
     nearest: int = option(50, "train spots whose mean expression is predicted", "N")
 

@@ -39,11 +39,14 @@ class ModelEntry:
 
     def load(self) -> type[Model]:
         """The model's class."""
-        if not isinstance(self.model, str):
-            return self.model
-        module, name = self.model.split(":")
-        loaded: type[Model] = getattr(import_module(module), name)
-        return loaded
+        if isinstance(self.model, str):
+            module, name = self.model.split(":")
+            model: type[Model] = getattr(import_module(module), name)
+        else:
+            model = self.model
+        if model.learns != self.learns:
+            raise ValueError(f"model {self.name}: learns is {self.learns} in its entry and {model.learns} in its class")
+        return model
 
 
 _ENTRIES: dict[str, ModelEntry] = {}
@@ -69,8 +72,8 @@ def get_model(name: str) -> ModelEntry:
     if name in _ENTRIES:
         return _ENTRIES[name]
     near = difflib.get_close_matches(name, _ENTRIES, n=1)
-    question = f", did you mean {near[0]}?" if near else ""
-    raise InputError(f"--model {name}: no such model{question} There are {', '.join(_ENTRIES)}")
+    question = f" (did you mean {near[0]}?)" if near else ""
+    raise InputError(f"--model {name}: no such model{question}; there are {', '.join(_ENTRIES)}")
 
 
 def named_models(text: str) -> list[ModelEntry]:

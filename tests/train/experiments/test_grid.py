@@ -56,7 +56,9 @@ def test_variants_are_of_the_models_that_have_them() -> None:
         ({"ablation": "full,"}, "''"),
         ({"protocol": "paper,stict"}, "--protocol stict"),
         ({"transform": "log3"}, "--transform log3: one of log2, ln_cp10k"),
-        ({"model": "hist,rigde"}, "--model rigde: no such model, did you mean ridge?"),
+        ({"model": "hist,rigde"}, "--model rigde: no such model (did you mean ridge?); there are hist"),
+        ({"model": "ridge", "finetune_lora": True}, "--finetune-lora: --model ridge is not trained by gradient steps"),
+        ({"model": "ridge,knn", "alpha": 0.3}, "--alpha: no option of --model ridge,knn"),
         ({"model": "ridge", "ablation": "no_hea"}, "--ablation no_hea: --model ridge has no variants"),
     ],
 )
@@ -109,4 +111,6 @@ def test_a_default_in_a_configuration_file_counts_as_given(tmp_path_factory: pyt
 def test_fine_tuned_blocks_count_only_with_fine_tuning() -> None:
     assert {p.lora_layers for p in grid(lora_layers="5,7")} == {0}
     assert [p.lora_layers for p in grid(lora_layers="0,11", finetune_lora=True)] == [0, 11]
+    both = grid(lora_layers="0,1", finetune_lora=True, model="hist,ridge")
+    assert [(p.model, p.lora_layers) for p in both] == [("hist", 0), ("ridge", 0), ("hist", 1)]
     assert [p.lora_layers for p in grid(finetune_lora=True)] == [None]  # as many as the encoder has, 11 at most

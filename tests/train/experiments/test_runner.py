@@ -19,11 +19,13 @@ import extract.cli
 import train.fit.loop
 from hist_cache import load_run
 from hist_cache.runs import Fold
-from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
+from tests.commands import REPOSITORY, Command
+from tests.conftest import HIST_TRAIN, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
 from train.cli import main
 from train.models.variants import load_variants
 
 Run = Callable[..., tuple[int, str]]
+Start = Callable[..., Command]
 SMALL = ("--width", 8, "--depth", 1, "--epochs", 2, "--batch-size", 16, "--n-genes", 20, "--lr", 1e-3)
 NUMBERS = ("metrics.json", "model.safetensors", "panel.txt")
 
@@ -67,25 +69,26 @@ def test_all_variants_in_one_grid_then_from_the_folders(cache: Path, run_command
     assert {p: p.stat().st_mtime_ns for p in finished(tmp_path)} == stamps
 
 
-def test_side_by_side_gives_what_one_by_one_gives(cache: Path, run_command: Run, tmp_path: Path) -> None:
+def test_side_by_side_gives_what_one_by_one_gives(
+    cache: Path, run_command: Run, start_command: Start, tmp_path: Path
+) -> None:
     argv = ("--cache", cache, "--split", "loso", "--folds", 2, "--ablation", "full,clip", *SMALL)
     assert run_command(main, *argv, "--jobs", 2, "--runs", tmp_path / "two")[0] == 0
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # sums in the same order as in a process on one core
-    script = "import torch; torch.set_num_threads(1); from train.cli import main; raise SystemExit(main())"
-    command = [sys.executable, "-c", script, *map(str, argv), "--jobs", "1", "--runs", str(tmp_path / "one")]
-    subprocess.run(command, check=True, env=environment | {"PYTHONPATH": str(REPOSITORY)}, capture_output=True)
+    # Another process, with one thread: it sums in the same order as a process on one core.
+    one_by_one = start_command(HIST_TRAIN, *argv, "--jobs", 1, "--runs", tmp_path / "one")
+    text, _ = one_by_one.communicate()
+    assert one_by_one.returncode == 0, text
     for name in NUMBERS:
         one, two = (sorted((tmp_path / which).glob(f"*/*/*/{name}")) for which in ("one", "two"))
         assert len(one) == len(two) == 4
         assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
 
 
-def test_a_grid_that_was_killed_goes_on(cache: Path, tmp_path: Path) -> None:
-    script = "from train.cli import main; raise SystemExit(main())"
-    argv = [sys.executable, "-c", script, "--cache", cache, "--runs", tmp_path / "runs", "--split", "loso"]
+@pytest.mark.slow
+def test_a_grid_that_was_killed_goes_on(cache: Path, start_command: Start, tmp_path: Path) -> None:
+    argv = ["--cache", cache, "--runs", tmp_path / "runs", "--split", "loso"]
     argv += ["--ablation", "full,no_hea", *SMALL, "--jobs", 2]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    process = subprocess.Popen(list(map(str, argv)), env=environment, stdout=subprocess.DEVNULL)
+    process = start_command(HIST_TRAIN, *argv)
     deadline = time.monotonic() + 120
     while not finished(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -94,22 +97,21 @@ def test_a_grid_that_was_killed_goes_on(cache: Path, tmp_path: Path) -> None:
     time.sleep(1)  # its workers find out at the end of an epoch
     before = {p: p.stat().st_mtime_ns for p in finished(tmp_path)}
     assert 1 <= len(before) < 8
-    subprocess.run(list(map(str, argv)), env=environment, check=True, capture_output=True)
+    process = start_command(HIST_TRAIN, *argv)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
     assert len(finished(tmp_path)) == 8
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_a_grid_keeps_what_runs(cache: Path, tmp_path: Path) -> None:
-    argv = [sys.executable, "-c", TALKATIVE, "--cache", cache, "--runs", tmp_path / "runs", "--split", "loso", *SMALL]
+def test_ctrl_c_in_a_grid_keeps_what_runs(cache: Path, start_command: Start, tmp_path: Path) -> None:
+    argv = ["--cache", cache, "--runs", tmp_path / "runs", "--split", "loso", *SMALL]
     argv += ["--jobs", 2, "--epochs", 100000, "--patience", 100000, "--lr", 1e-6]
-    process = subprocess.Popen(
-        list(map(str, argv)), env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+    process = start_command(TALKATIVE, *argv)
     wait_for_epochs(process, folds=2)
     process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=60)[0]
+    text, _ = process.communicate(timeout=60)
     assert process.returncode == 130, text
     assert text.count("kept the best weights so far") == 2
     assert len(list(tmp_path.glob("runs/*/*/fold*/checkpoint.pt"))) == 2
@@ -237,6 +239,7 @@ def test_another_transform(cache: Path, run_command: Run, tmp_path: Path) -> Non
     np.testing.assert_allclose(table.layers["truth"], expected[:, at], rtol=1e-5)
 
 
+@pytest.mark.unpatched
 def test_genes_to_plot(cache: Path, run_command: Run, tmp_path: Path) -> None:
     argv = ("--cache", cache, "--split", "loso", "--fold", 0, *SMALL)
     assert run_command(main, *argv)[0] == 0

@@ -73,8 +73,6 @@ def test_an_option_that_is_added_orphans_no_run(stored: Path) -> None:
         {"protocol": "paper"},
         {"model": None},
         {"loop": {"epoch": 3}},
-        {"loop": {"epochs": 0}},
-        {"model_name": "zz"},
         {"panel": None},
         {"transform": None},
         {"dataset": 3},
@@ -89,3 +87,13 @@ def test_what_is_no_setting_is_refused_in_one_line(stored: Path, change: dict[st
         read_setting(file, json.loads(file.read_text()) | change)
     with pytest.raises(InputError, match="dataset"):
         read_setting(file, {k: v for k, v in json.loads(file.read_text()).items() if k != "dataset"})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"loop": {"epochs": 0}}, "--epochs 0: must be above 0"), ({"model_name": "toy"}, "--model toy: no such model")],
+)
+def test_values_that_are_refused_name_the_file(stored: Path, change: dict[str, object], says: str) -> None:
+    file = configs(stored)[0]
+    with pytest.raises(InputError, match=rf"config\.json: {says}"):
+        read_setting(file, json.loads(file.read_text()) | change)

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 import extract.cli
 from hist_cache.runs import Fold
-from tests.conftest import REPOSITORY, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
+from tests.commands import REPOSITORY, Command
+from tests.conftest import HIST_TRAIN, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
 from train.cli import main
 from train.experiments.outputs import load_model
 
@@ -193,20 +194,24 @@ def test_table_14_is_the_depths_of_the_paper(cache: Path, run_command: Run, tmp_
         assert f"full, LoRA {layers}" in text
 
 
-def command(cache: Path, runs: Path, *more: object) -> list[str]:
-    argv = [sys.executable, "-c", TALKATIVE, "--cache", cache, "--runs", runs, *LOSO, *SMALL, *TUNED, *more]
-    return [str(a) for a in argv]
+def arguments(cache: Path, runs: Path, *more: object) -> list[object]:
+    return ["--cache", cache, "--runs", runs, *LOSO, *SMALL, *TUNED, *more]
+
+
+def start_and_wait(start_command: Callable[..., Command], *argv: object) -> None:
+    process = start_command(HIST_TRAIN, *argv)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
 
 
 @pytest.mark.slow
-def test_a_stopped_run_ends_as_an_unbroken_one(cache: Path, run_command: Run, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_as_an_unbroken_one(
+    cache: Path, start_command: Callable[..., Command], tmp_path: Path
+) -> None:
     """Optimiser, epoch, random state (dropout in head and adapters) and early stopping go on."""
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     more = ("--epochs", 25, "--patience", 25)
-    subprocess.run(command(cache, tmp_path / "one", *more), env=environment, check=True, capture_output=True)
-    process = subprocess.Popen(
-        command(cache, tmp_path / "two", *more), env=environment, stdout=subprocess.PIPE, text=True
-    )
+    start_and_wait(start_command, *arguments(cache, tmp_path / "one", *more))
+    process = start_command(TALKATIVE, *arguments(cache, tmp_path / "two", *more))
     wait_for_epochs(process)
     process.send_signal(signal.SIGTERM)
     process.communicate()
@@ -215,8 +220,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(cache: Path, run_command: Run, tm
     assert (stopped / "adapter/adapter_model.safetensors").exists()  # the best so far
     done = torch.load(stopped / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
     assert 0 < done < 25
-    again = command(cache, tmp_path / "two", *more, "--resume")
-    subprocess.run(again, env=environment, check=True, capture_output=True)
+    start_and_wait(start_command, *arguments(cache, tmp_path / "two", *more, "--resume"))
     one, two = (fold_of(tmp_path / which) for which in ("one", "two"))
     assert one.metrics == two.metrics
     for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
@@ -224,14 +228,16 @@ def test_a_stopped_run_ends_as_an_unbroken_one(cache: Path, run_command: Run, tm
 
 
 @pytest.mark.slow
-def test_torchrun_gives_what_one_process_gives(cache: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+def test_torchrun_gives_what_one_process_gives(
+    cache: Path, start_command: Callable[..., Command], tmp_path: Path
+) -> None:
     no_dropout = ("--dropout", 0, "--lora-dropout", 0)
-    subprocess.run(command(cache, tmp_path / "one", *no_dropout), env=environment, check=True, capture_output=True)
+    start_and_wait(start_command, *arguments(cache, tmp_path / "one", *no_dropout))
     script = tmp_path / "hist_train.py"
-    script.write_text("from train.cli import main\nraise SystemExit(main())\n")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    argv = [*torchrun, str(script), *command(cache, tmp_path / "two", *no_dropout)[3:]]
+    script.write_text(HIST_TRAIN)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
+    argv = [*torchrun, *map(str, arguments(cache, tmp_path / "two", *no_dropout))]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("LoRA: rank 4") == 1  # the first process alone speaks

@@ -69,6 +69,7 @@ def test_it_prints_the_tables_and_says_where_the_page_is(runs: Path, run_command
     shutil.rmtree(runs / "tiny/report")
 
 
+@pytest.mark.usefixtures("quick")
 def test_csv_and_latex_alone_on_standard_output(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(runs), "--out", str(tmp_path), "--format", "csv", "--table", "3"]) == 0
     printed = capsys.readouterr()
@@ -115,6 +116,7 @@ def test_without_runs(run_command: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.unpatched
 def test_on_what_hist_train_leaves(run_command: Run, tmp_path: Path) -> None:
     for i in range(1, 5):
         write_slide(tmp_path / "hest", f"TINY{i}", seed=i)
@@ -254,6 +256,7 @@ def section_titles(page: Any) -> list[str]:
     return page.locator("section > h2").all_inner_texts()
 
 
+@pytest.mark.usefixtures("quick")
 def test_a_model_that_does_not_learn_beside_hist(visit: Callable[..., Any], runs: Path, tmp_path: Path) -> None:
     ridge = write_run(tmp_path, (0.8, 0.81, 0.79), change=RIDGE, predictions=True)
     assert main([str(runs), str(ridge), "--out", str(tmp_path / "out"), "--region", "region"]) == 0
@@ -271,6 +274,7 @@ def test_a_model_that_does_not_learn_beside_hist(visit: Callable[..., Any], runs
     assert {"ridge", "full"} <= set(page.locator("#configuration-and-origin dl:not(.origins) dt").all_inner_texts())
 
 
+@pytest.mark.usefixtures("quick")
 def test_sections_that_no_run_has_are_left_out(visit: Callable[..., Any], page_file: Path, tmp_path: Path) -> None:
     write_run(tmp_path, (0.8, 0.81, 0.79), change=RIDGE, predictions=True)
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0

@@ -1,0 +1,101 @@
+"""Options from dataclasses: what was given, configuration files, choices in the help."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from hist_cache.options import CommandOptions, parse
+from sweeps.options import SweepOptions
+from train.experiments.announcements import check_finetuning
+from train.fit.config import FitConfig
+from train.models.configs import HistConfig
+from train.options import TrainOptions
+
+
+def options(*argv: object) -> TrainOptions:
+    return parse(TrainOptions, "hist-train", "", [str(a) for a in argv])
+
+
+def printed(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        options(*argv)
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_what_was_given_is_known_also_where_it_is_the_default() -> None:
+    found = options("--ablation", "full", "--alpha", 0.2, "--fixed-curvature")
+    assert found.given == {"ablation", "alpha", "fixed_curvature"}
+    assert found.config_values == {"alpha": 0.2, "fixed_curvature": True}
+    assert options().given == frozenset()
+
+
+def test_what_was_given_comes_before_a_datasets_defaults_and_these_before_the_fields_own() -> None:
+    preset = {"width": 256, "epochs": 9, "alpha": 0.7}
+    found = options("--alpha", 0.2, "--seed", 3)
+    model = found.resolve(HistConfig, preset, embedding_width=8, n_genes=4)
+    assert (model.alpha, model.width, model.depth) == (0.2, 256, 2)
+    fit = found.resolve(FitConfig, preset)
+    assert (fit.epochs, fit.seed, fit.lr) == (9, 3, 1e-4)
+    assert found.with_values({"alpha": 0.5, "neighbors": 18}).given_values() == {
+        "alpha": 0.5, "neighbors": 18, "seed": 3
+    }  # fmt: skip
+
+
+def test_printed_options_are_read_back_as_they_were_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv = ("--lr", 0.01, "--n-genes", "50,100", "--fold", 0, "--fixed-curvature", "--dropout", 0)
+    text = printed(capsys, *argv, "--print_config")
+    (tmp_path / "c.yaml").write_text(text)
+    again = options("--config", tmp_path / "c.yaml")
+    assert again.given == options(*argv).given
+    assert (again.fold, again.n_genes) == (0, "50,100")
+    assert again.config_values == {"lr": 0.01, "dropout": 0.0, "fixed_curvature": True}
+    check_finetuning(again)
+    (tmp_path / "none.yaml").write_text(printed(capsys, "--print_config"))
+    assert options("--config", tmp_path / "none.yaml").given == frozenset()
+    assert "--print_config" in printed(capsys, "--help")
+
+
+def test_a_file_that_names_every_option_as_version_0_1_printed_it(tmp_path: Path) -> None:
+    """Null and false there mean what leaving an option out means."""
+    (tmp_path / "c.yaml").write_text(
+        "dataset: null\ntable: null\nablation: full\nneighbors: '6'\nepochs: null\nwidth: 16\nfixed_curvature: false\n"
+        "finetune_lora: false\nlora_layers: null\nlora_rank: 4\nlora_dropout: 0.1\naugment: false\nprecision: null\n"
+    )
+    found = options("--config", tmp_path / "c.yaml")
+    check_finetuning(found)
+    assert found.config_values == {"width": 16}
+    assert found.resolve(FitConfig, {"epochs": 7}).epochs == 7
+
+
+def test_a_file_that_can_be_read_once_only(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("epochs: 3\n"))
+    writer.start()
+    found = options("--config", tmp_path / "pipe")
+    writer.join()
+    assert found.config_values == {"epochs": 3}
+
+
+def test_the_help_has_groups_choices_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(printed(capsys, "--help").split())
+    for part in ("--edge-spots {keep,drop}", "--epochs N epochs at most (default: 200)", "model hist:", "fine-tuning:"):
+        assert part in text
+
+
+def test_a_field_may_not_take_the_name_of_a_commands_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clashing(SweepOptions):
+        """Has a config dataclass with a name that the command has."""
+
+        @classmethod
+        def config_groups(cls) -> list[tuple[str, type]]:
+            return [("clash", SweepOptions)]
+
+    assert issubclass(Clashing, CommandOptions)
+    with pytest.raises(ValueError, match="the command has an option of that name"):
+        parse(Clashing, "x", "", [])
