@@ -23,6 +23,14 @@ TINY_ENCODER = "timm:test_vit"  # 160 px input, width 64: a test model that timm
 needs_shared = pytest.mark.skipif(not (SHARED / "hest").is_dir(), reason="no ../shared/hest beside the repository")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a browser or a database: `make test-fast` leaves it out."""
+    for item in items:
+        for fixture, mark in (("browser", "browser"), ("postgres", "database")):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(mark)
+
+
 def write_slide(root: Path, slide: str, *, rows: int = 6, columns: int = 10, um_per_px: float = 2.0, seed: int = 0,
                 genes: int = 30, metadata: dict[str, Any] | None = None) -> Path:  # fmt: skip
     """A hex lattice of about rows x columns / 2 spots on noise, 100 um pitch; returns the h5ad's path."""
