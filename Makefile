@@ -10,10 +10,10 @@ demo: $(VENV)/.installed
 	$(BIN)/hist-train --dataset demo
 
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile  # a thread each: more get in each other's way
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal  # a thread each: more get in each other's way
 
 test-fast: $(VENV)/.installed-dev  # while you work
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow and not browser and not database"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not browser and not database"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -16,7 +16,7 @@ import pytest
 from hist_cache.errors import HistError
 from hist_cache.executor import Events, Executor, Report, SerialExecutor, Worker
 from hist_cache.processes import GracefulStop, ProcessExecutor, cores, sigterm_as_interrupt
-from tests.conftest import REPOSITORY
+from tests.commands import REPOSITORY
 
 
 @dataclass
@@ -46,6 +46,7 @@ def work(context: Context, task: str, report: Report) -> tuple[str, int, int]:
 EXECUTORS = [SerialExecutor(), ProcessExecutor(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", EXECUTORS, ids=["serial", "processes"])
 def test_tasks_are_done_and_expected_failures_named(executor: Executor) -> None:
     messages: list[tuple[str, Any]] = []
@@ -115,6 +116,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_the_workers_end_what_they_are_at(number: int) -> None:
     process = subprocess.Popen(

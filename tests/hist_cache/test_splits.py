@@ -67,6 +67,7 @@ def test_the_other_published_splits_leak_none(name, kind):
     assert all(patient_leaks(split, patients) == [] for split in the_published(name, kind))
 
 
+@pytest.mark.slow
 @given(slide_ids, seeds, st.integers(1, 6), st.randoms())
 def test_slide_draws(ids, seed, n, random):
     splits = seeded_slide_splits(ids, n, seed)

@@ -76,6 +76,7 @@ def again(done: Path, cache: Path, tmp_path: Path, run_command: Run, *more: obje
     return *run_command(main, *argv, *more), runs
 
 
+@pytest.mark.slow
 def test_a_study_leaves_what_it_promises(done: Path) -> None:
     folder = study_of(done)
     assert {"journal.log", "study.json", "trials.csv", "best.json", "report.html"} <= {p.name for p in folder.iterdir()}
@@ -118,6 +119,7 @@ def test_a_trials_value_is_what_hist_train_has_on_validation(cache: Path, tmp_pa
     assert load_run(run).folds[0].history["val_mse"].min() == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_shown_and_more_trials_are_added(
     done: Path, cache: Path, tmp_path: Path, run_command: Run
 ) -> None:
@@ -136,12 +138,14 @@ def test_a_finished_study_is_shown_and_more_trials_are_added(
     pd.testing.assert_frame_equal(after[TRIED][:12], before[TRIED])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_trials(cache: Path, tmp_path: Path) -> None:
     one, two, other = (searched(settings(cache, tmp_path / str(i), seed=s)) for i, s in enumerate((1, 1, 2)))
     assert one == two
     assert [t[3] for t in one][1:] != [t[3] for t in other][1:]
 
 
+@pytest.mark.slow
 def test_no_test_spot_is_read_by_trials(cache: Path, tmp_path: Path) -> None:
     """The test slide's embeddings are NaN and its counts others: the trials are the same."""
     spoilt = tmp_path / "cache"
@@ -173,6 +177,7 @@ def test_several_folds_have_their_own_test_slides_taken_out(cache: Path, tmp_pat
         assert {data.slides[i] for i in data.slide.tolist()} == {*job.split.train, *job.split.val}
 
 
+@pytest.mark.slow
 def test_a_hopeless_trial_is_pruned_and_counted(cache: Path, tmp_path: Path) -> None:
     file = tmp_path / "space.toml"
     file.write_text("[lr]\nlow = 1e-9\nhigh = 1e-2\nlog = true\n")

@@ -160,7 +160,8 @@ def test_ctrl_c_between_asking_and_beginning_leaves_nothing_running(
 def test_stopped_trials_wait_and_the_same_command_goes_on(
     jobs: int, how: signal.Signals, cache: Path, tmp_path: Path, start: Start
 ) -> None:
-    argv = arguments(cache, tmp_path / "runs", "--trials", 2, "--jobs", jobs)
+    # Long enough for no trial to end before it is stopped.
+    argv = arguments(cache, tmp_path / "runs", "--trials", 2, "--jobs", jobs, "--epochs", 80, "--patience", 80)
     storage = opened(argv)
     process = start(argv)
     wait_for(lambda: len([t for t in running(storage) if "worker" in t.user_attrs]) == jobs)

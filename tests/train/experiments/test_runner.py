@@ -53,6 +53,7 @@ def finished(where: Path) -> list[Path]:
     return sorted(where.glob("runs/*/*/fold*/metrics.json"))
 
 
+@pytest.mark.slow
 def test_all_variants_in_one_grid_then_from_the_folders(cache: Path, run_command: Run, tmp_path: Path) -> None:
     argv = ("--cache", cache, "--split", "loso", "--fold", 1, "--ablation", "all", *SMALL)
     code, text = run_command(main, *argv, "--jobs", 2)
@@ -69,6 +70,7 @@ def test_all_variants_in_one_grid_then_from_the_folders(cache: Path, run_command
     assert {p: p.stat().st_mtime_ns for p in finished(tmp_path)} == stamps
 
 
+@pytest.mark.slow
 def test_side_by_side_gives_what_one_by_one_gives(
     cache: Path, run_command: Run, start_command: Start, tmp_path: Path
 ) -> None:
@@ -137,6 +139,7 @@ def plant_a_gene(where: Path, slide: str) -> None:
         table.write_h5ad(path)
 
 
+@pytest.mark.slow
 def test_a_strict_panel_never_sees_a_test_slide(cache: Path, run_command: Run, tmp_path: Path) -> None:
     shutil.copytree(cache.parent / "hest", tmp_path / "planted/hest")
     plant_a_gene(tmp_path / "planted", "TINY2")
@@ -239,6 +242,7 @@ def test_another_transform(cache: Path, run_command: Run, tmp_path: Path) -> Non
     np.testing.assert_allclose(table.layers["truth"], expected[:, at], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.unpatched
 def test_genes_to_plot(cache: Path, run_command: Run, tmp_path: Path) -> None:
     argv = ("--cache", cache, "--split", "loso", "--fold", 0, *SMALL)

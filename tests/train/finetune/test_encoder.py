@@ -52,6 +52,7 @@ def tune(run_command: Run, cache: Path, runs: Path, *more: object) -> Fold:
     return fold_of(runs)
 
 
+@pytest.mark.slow
 def test_a_tuned_run_is_whole_and_its_adapter_makes_a_cache(cache: Path, run_command: Run, tmp_path: Path) -> None:
     import peft
 
@@ -92,6 +93,7 @@ def test_a_tuned_run_is_whole_and_its_adapter_makes_a_cache(cache: Path, run_com
     assert "tuned already" in text
 
 
+@pytest.mark.slow
 def test_tokens_and_crops_train_alike(cache: Path, run_command: Run, tmp_path: Path) -> None:
     tokens = tune(run_command, cache, tmp_path / "tokens", "--lora-dropout", 0, "--dropout", 0)
     crops = tune(run_command, cache, tmp_path / "crops", "--lora-dropout", 0, "--dropout", 0, "--no-token-cache")
@@ -99,6 +101,7 @@ def test_tokens_and_crops_train_alike(cache: Path, run_command: Run, tmp_path: P
     np.testing.assert_allclose(tokens.history[columns], crops.history[columns], rtol=3e-3)
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_trains_alike(cache: Path, run_command: Run, tmp_path: Path) -> None:
     whole = tune(run_command, cache, tmp_path / "whole", "--lora-dropout", 0)
     parts = tune(run_command, cache, tmp_path / "parts", "--lora-dropout", 0, "--micro-batch", 5, "--grad-checkpoint")
@@ -107,6 +110,7 @@ def test_a_batch_in_parts_trains_alike(cache: Path, run_command: Run, tmp_path: 
     np.testing.assert_allclose(whole.history[columns], parts.history[columns], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_augmentation_is_another_run_with_other_numbers(cache: Path, run_command: Run, tmp_path: Path) -> None:
     plain = tune(run_command, cache, tmp_path / "plain", "--no-token-cache")
     turned = tune(run_command, cache, tmp_path / "turned", "--augment")
@@ -125,6 +129,7 @@ def test_no_layers_is_training_on_the_cache(cache: Path, run_command: Run, tmp_p
     assert len(list((tmp_path / "runs/tiny").glob("full-*"))) == 2
 
 
+@pytest.mark.slow
 def test_missing_tokens_are_made_and_tokens_before_serve_too(run_command: Run, cache: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -209,7 +214,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
     cache: Path, start_command: Callable[..., Command], tmp_path: Path
 ) -> None:
     """Optimiser, epoch, random state (dropout in head and adapters) and early stopping go on."""
-    more = ("--epochs", 25, "--patience", 25)
+    more = ("--epochs", 14, "--patience", 14)
     start_and_wait(start_command, *arguments(cache, tmp_path / "one", *more))
     process = start_command(TALKATIVE, *arguments(cache, tmp_path / "two", *more))
     wait_for_epochs(process)
@@ -219,7 +224,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
     [stopped] = tmp_path.glob("two/*/*/fold0")
     assert (stopped / "adapter/adapter_model.safetensors").exists()  # the best so far
     done = torch.load(stopped / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
-    assert 0 < done < 25
+    assert 0 < done < 14
     start_and_wait(start_command, *arguments(cache, tmp_path / "two", *more, "--resume"))
     one, two = (fold_of(tmp_path / which) for which in ("one", "two"))
     assert one.metrics == two.metrics

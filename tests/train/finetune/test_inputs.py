@@ -130,6 +130,7 @@ def test_tokens_equal_the_whole_encoder(cache: Cache, data: SpotData, layers: in
         torch.testing.assert_close(mine, theirs, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_no_gradient(cache: Cache, data: SpotData) -> None:
     encoder, parameters = tuned()
     for inputs in (tokens_of(cache, data, encoder), crops_of(cache, data, encoder)):

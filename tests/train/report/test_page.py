@@ -37,6 +37,7 @@ def page_file(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "report.html"
 
 
+@pytest.mark.slow
 def test_the_files(page_file: Path) -> None:
     names = {p.name for p in (page_file.parent / "tables").iterdir()}
     stems = {
@@ -58,6 +59,7 @@ def test_the_page_needs_nothing_else(page_file: Path) -> None:
     assert "url(" not in text
 
 
+@pytest.mark.slow
 def test_it_prints_the_tables_and_says_where_the_page_is(runs: Path, run_command: Run) -> None:
     code, text = run_command(main, runs)
     assert code == 0, text
@@ -69,6 +71,7 @@ def test_it_prints_the_tables_and_says_where_the_page_is(runs: Path, run_command
     shutil.rmtree(runs / "tiny/report")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_csv_and_latex_alone_on_standard_output(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(runs), "--out", str(tmp_path), "--format", "csv", "--table", "3"]) == 0
@@ -80,6 +83,7 @@ def test_csv_and_latex_alone_on_standard_output(runs: Path, tmp_path: Path, caps
     assert capsys.readouterr().out.startswith(r"\begin{table}")
 
 
+@pytest.mark.slow
 def test_tables_of_the_analysis(runs: Path, tmp_path: Path, run_command: Run) -> None:
     code, text = run_command(main, runs, "--out", tmp_path, "--table", 11, "--against", "clip")
     assert code == 0, text
@@ -127,7 +131,9 @@ def test_on_what_hist_train_leaves(run_command: Run, tmp_path: Path) -> None:
     )  # fmt: skip
     assert code == 0, text
     small = ("--width", 16, "--depth", 1, "--epochs", 3, "--batch-size", 16, "--n-genes", 20, "--lr", 1e-3)
-    code, text = run_command(train.cli.main, *where, "--split", "loso", "--ablation", "full,no_hea", *small)
+    code, text = run_command(
+        train.cli.main, *where, "--split", "loso", "--folds", 2, "--ablation", "full,no_hea", "--jobs", 1, *small
+    )
     assert code == 0, text
     code, text = run_command(main, tmp_path / "runs")
     assert code == 0, text
@@ -256,6 +262,7 @@ def section_titles(page: Any) -> list[str]:
     return page.locator("section > h2").all_inner_texts()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_a_model_that_does_not_learn_beside_hist(visit: Callable[..., Any], runs: Path, tmp_path: Path) -> None:
     ridge = write_run(tmp_path, (0.8, 0.81, 0.79), change=RIDGE, predictions=True)
@@ -292,6 +299,7 @@ def test_it_can_be_printed(visit: Callable[..., Any]) -> None:
     assert not page.locator("nav").is_visible()
 
 
+@pytest.mark.slow
 def test_one_run_of_one_fold_and_runs_of_different_kinds(tmp_path: Path, run_command: Run) -> None:
     write_run(tmp_path / "one", (0.7,), predictions=True)
     code, text = run_command(main, tmp_path / "one")
