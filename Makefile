@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+INSTALL ?= $(BIN)/pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test test-fast lint format clean
 
@@ -26,11 +27,11 @@ format: $(VENV)/.installed-dev
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e . -c constraints.txt
+	$(INSTALL) -e . -c constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(INSTALL) -e '.[dev]' -c constraints.txt
 	touch $@
 
 clean:
