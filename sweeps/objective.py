@@ -93,7 +93,7 @@ class TrialFold:
         torch.manual_seed(self.setting.fit.seed)  # as a fold of hist-train begins
         self.model = make_model(self.setting).to(data.spot.device)
         self.train, self.val = data.rows(job.split.train), data.rows(job.split.val)
-        self.score, self.least_mse = math.nan, math.inf
+        self.score, self.least = math.nan, math.inf
         self.last_rung = 0
 
     def fit(self, epochs: list[int], tick: Callable[[], None]) -> float:
@@ -131,8 +131,9 @@ class TrialFold:
 
     def judge(self, row: Mapping[str, float]) -> None:
         """Keep the objective of the weights that would be tested if this epoch were the last."""
-        better = row["val_mse"] < self.least_mse
-        self.least_mse = min(self.least_mse, row["val_mse"])
+        watched = row[self.setting.fit.watched]
+        better = watched < self.least
+        self.least = min(self.least, watched)
         if better or self.setting.protocol.tested != "best":
             self.score = row["val_mse"] if self.plan.objective == "mse" else self.validation_score()
 

@@ -17,6 +17,7 @@ from hist_cache.errors import InputError
 from hist_cache.panels import columns
 
 Transform = Literal["log2", "ln_cp10k"]
+NicheProfile = Literal["log_of_mean", "mean_of_logs"]
 UNITS = {"log2": "log2(1 + count)", "ln_cp10k": "ln(1 + count per 10,000)"}
 _T = TypeVar("_T")
 
@@ -196,6 +197,7 @@ def assemble(
     device: torch.device,
     transform: Transform = "log2",
     drop_edges: bool = False,
+    niche_profile: NicheProfile = "log_of_mean",
 ) -> SpotData:
     """Join slides by gene name into tensors.
 
@@ -206,13 +208,14 @@ def assemble(
         device: Of the tensors.
         transform: Of the counts.
         drop_edges: Leave out spots that lack a neighbour.
+        niche_profile: Whether counts are averaged before the transform or after it.
     """
     parts: dict[str, list[np.ndarray]] = {}
     for i, slide in enumerate(slides.values()):
         neighbors = slide.neighbors[size]
         complete = np.all(neighbors >= 0, axis=1)
         kept = np.flatnonzero(complete) if drop_edges else np.arange(len(slide))
-        own, around = profiles(slide, neighbors, panel, transform)
+        own, around = profiles(slide, neighbors, panel, transform, niche_profile)
         of_slide = {
             "spot": slide.embeddings[kept],
             "niche": slide.niches[size][kept],
@@ -240,18 +243,27 @@ def without_arrays(slides: dict[str, CachedSlide]) -> dict[str, CachedSlide]:
 
 
 def profiles(
-    slide: CachedSlide, neighbors: np.ndarray, panel: Sequence[str], transform: Transform
+    slide: CachedSlide,
+    neighbors: np.ndarray,
+    panel: Sequence[str],
+    transform: Transform,
+    niche_profile: NicheProfile = "log_of_mean",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Expression of each spot and of its niche, `(N, G)` float32 each.
 
-    A niche's profile is the mean of raw counts over the spot and its neighbours, then the transform.
+    A niche's profile is the mean of raw counts over the spot and its neighbours, then the transform; or the mean of
+    their transformed counts.
     """
     counts = columns(slide.counts, slide.genes, list(panel)).astype(np.float64)
-    own, around = counts.toarray(), niche_mean(counts, neighbors)
-    if transform == "log2":
-        return log2_expression(own), log2_expression(around)
     total = csr_matrix(slide.counts.sum(1), dtype=np.float64)
-    return ln_cp10k(own, total.toarray()), ln_cp10k(around, niche_mean(total, neighbors))
+
+    def transformed(values: np.ndarray, sums: np.ndarray) -> np.ndarray:
+        return log2_expression(values) if transform == "log2" else ln_cp10k(values, sums)
+
+    own = transformed(counts.toarray(), total.toarray())
+    if niche_profile == "mean_of_logs":
+        return own, niche_mean(csr_matrix(own.astype(np.float64)), neighbors).astype(np.float32)
+    return own, transformed(niche_mean(counts, neighbors), niche_mean(total, neighbors))
 
 
 def ln_cp10k(counts: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -265,7 +277,7 @@ def log2_expression(counts: np.ndarray) -> np.ndarray:
 
 
 def niche_mean(counts: csr_matrix, neighbors: np.ndarray) -> np.ndarray:
-    """Mean of raw counts over each spot and its neighbours, `(N, G)`; absent neighbours (-1) are left out of it."""
+    """Mean of values over each spot and its neighbours, `(N, G)`; absent neighbours (-1) are left out of it."""
     n, k = neighbors.shape
     row = np.repeat(np.arange(n), k)[neighbors.ravel() >= 0]
     column = neighbors.ravel()[neighbors.ravel() >= 0]

@@ -61,6 +61,9 @@ class TrainOptions(CommandOptions):
     tested: Literal["best", "last"] | None = option(
         None, "test the weights of the best validation epoch, or the last (default: the protocol's)"
     )
+    niche_profile: Literal["log_of_mean", "mean_of_logs"] | None = option(
+        None, "average a niche's counts before or after the logarithm (default: the protocol's)"
+    )
     folds: int | None = option(None, "run the first so many splits (default: all there are, or 5)", "N")
     fold: int | None = option(None, "run this split only, counted from 0", "I")
     seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N")
@@ -70,9 +73,9 @@ class TrainOptions(CommandOptions):
     lora_layers: str | int | None = option(
         None, "last blocks that are fine-tuned; 0 trains on the cache (default: 11, or as many as there are)", "L"
     )
-    lora_rank: int = option(4, "rank of the adapters", "R")
-    lora_alpha: float = option(8.0, "their update is scaled by alpha / rank", "X")
-    lora_dropout: float = option(0.1, "dropout before the adapters", "X")
+    lora_rank: int = option(4, "rank of the adapters, unless the protocol says otherwise", "R")
+    lora_alpha: float = option(8.0, "their update is scaled by alpha / rank; as with the rank", "X")
+    lora_dropout: float = option(0.1, "dropout before the adapters; as with the rank", "X")
     no_token_cache: bool = option(False, "fine-tune from the crops, not from activations cached on disk")
     augment: bool = option(False, "turn and mirror crops while fine-tuning (from the crops, without token cache)")
     micro_batch: int | None = option(None, "spots encoded at once; the loss stays that of the whole batch", "N")

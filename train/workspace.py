@@ -14,7 +14,7 @@ from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences
 from hist_cache.panels import choose_panel
-from train.data import SpotData, TensorCache, Transform, assemble, read_slides, without_arrays
+from train.data import NicheProfile, SpotData, TensorCache, Transform, assemble, read_slides, without_arrays
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class DataKey:
     panel: tuple[str, ...]
     transform: Transform
     drop_edges: bool
+    niche_profile: NicheProfile = "log_of_mean"
 
 
 class Workspace:
@@ -91,7 +92,8 @@ class Workspace:
         chosen = {s: v for s, v in self.all_slides.items() if slides is None or s in slides}
 
         def make() -> SpotData:
-            return assemble(chosen, key.neighbors, key.panel, device, key.transform, key.drop_edges)
+            profile = key.niche_profile
+            return assemble(chosen, key.neighbors, key.panel, device, key.transform, key.drop_edges, profile)
 
         return self._tensors.get((key, tuple(chosen), device), make)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from extract.encoders.lora import LoraConfig
 from hist_cache.datasets import dataset_named
@@ -13,7 +14,7 @@ from hist_cache.errors import InputError
 from hist_cache.runs import Fold
 from hist_cache.splits import Split, make_splits
 from train.experiments.grid import Point
-from train.experiments.protocols import Protocol, get_protocol
+from train.experiments.protocols import Protocol, get_protocol, protocol_options
 from train.experiments.setting import Setting
 from train.finetune.encoder import Finetuning, default_layers, default_precision
 from train.fit.config import FitConfig
@@ -82,7 +83,10 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             name = workspace.common["encoder"]
             layers[point.lora_layers] = default_layers(name) if point.lora_layers is None else point.lora_layers
         protocol = get_protocol(point.protocol).with_options(
-            panel_from=options.panel_from, edge_spots=options.edge_spots, tested=options.tested
+            panel_from=options.panel_from,
+            edge_spots=options.edge_spots,
+            tested=options.tested,
+            niche_profile=options.niche_profile,
         )
         folds = choose_folds(splits_of(point, protocol, options, workspace), options.fold)
         panels = {
@@ -92,7 +96,8 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
         point = dataclasses.replace(point, lora_layers=layers[point.lora_layers])
         setting = make_setting(point, protocol, options, workspace, next(iter(panels.values())))
         for i, split in folds.items():
-            key = DataKey(point.neighbors, tuple(panels[i]), point.transform, protocol.edge_spots == "drop")
+            drop_edges = protocol.edge_spots == "drop"
+            key = DataKey(point.neighbors, tuple(panels[i]), point.transform, drop_edges, protocol.niche_profile)
             folder = runs / workspace.dataset / setting.name / f"fold{i}"
             jobs.append(Job(setting, i, folder, split, key))
     return jobs
@@ -124,10 +129,12 @@ def panel_slides(protocol: Protocol, split: Split, workspace: Workspace) -> tupl
 def make_setting(
     point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace, panel: Sequence[str]
 ) -> Setting:
-    """Resolve a point: options that were given, over the dataset's defaults, over the paper's."""
-    preset = dataset_named(workspace.dataset).training
+    """Resolve a point: options that were given, over the protocol's, over the dataset's, over the defaults."""
+    of_protocol = protocol_options(protocol.name)
+    preset = dataset_named(workspace.dataset).training | of_protocol
     entry = get_model(point.model)
     model_preset = preset if entry.name == DEFAULT_MODEL else {}  # a width that suits HiST says nothing of others
+    is_tuned = bool(point.lora_layers) and entry.learns
     embedding_width = next(iter(workspace.slides.values())).embeddings.shape[1]
     return Setting(
         dataset=workspace.dataset,
@@ -144,15 +151,19 @@ def make_setting(
         transform=point.transform,
         model=options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel)),
         fit=options.resolve(FitConfig, preset),
-        finetuning=make_finetuning(point.lora_layers, options) if point.lora_layers and entry.learns else None,
+        finetuning=make_finetuning(point.lora_layers or 0, options, of_protocol) if is_tuned else None,
         model_name=point.model,
     )
 
 
-def make_finetuning(layers: int, options: TrainOptions) -> Finetuning:
-    """How the encoder is fine-tuned, from the options."""
+def make_finetuning(layers: int, options: TrainOptions, of_protocol: Mapping[str, Any]) -> Finetuning:
+    """How the encoder is fine-tuned, from the options that were given, over the protocol's."""
+    rank, alpha, dropout = (
+        of_protocol[name] if name in of_protocol and name not in options.given else getattr(options, name)
+        for name in ("lora_rank", "lora_alpha", "lora_dropout")
+    )
     return Finetuning(
-        lora=LoraConfig(layers, options.lora_rank, options.lora_alpha, options.lora_dropout),
+        lora=LoraConfig(layers, rank, alpha, dropout),
         start="crops" if options.no_token_cache or options.augment else "tokens",
         augment=options.augment,
         precision=options.precision or default_precision(),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import CropRule
+from train.data import NicheProfile
 from train.fit.config import Tested
 from train.models.variants import Variant
 
@@ -30,6 +31,7 @@ class Protocol:
     entail_scale: float = 1.0
     etas: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     min_spot_um: float = 0.0
+    niche_profile: NicheProfile = field(default="log_of_mean", metadata={"since": "0.2"})
 
     def with_options(self, **options: Any) -> Protocol:
         """With those options that were given (not None) in place of the protocol's own."""
@@ -57,8 +59,17 @@ def get_protocol(name: str) -> Protocol:
     rows = tomllib.loads(PROTOCOLS_FILE.read_text("utf-8"))
     if name not in rows:
         raise InputError(f"--protocol {name}: there are {', '.join(rows)}")
-    row = {k: v for k, v in rows[name].items() if k != "description"}
+    row = {k: v for k, v in rows[name].items() if k not in ("description", "options")}
     return Protocol(name=name, **(row | {"etas": tuple(map(float, row["etas"]))}))
+
+
+def protocol_options(name: str) -> dict[str, Any]:
+    """What a protocol sets of the model, of the training loop and of LoRA, by the names of their options.
+
+    `Protocol` does not hold them: config.json has the resolved values where these options are.
+    """
+    options: dict[str, Any] = tomllib.loads(PROTOCOLS_FILE.read_text("utf-8"))[name].get("options", {})
+    return options
 
 
 def check_crops(protocol: Protocol, rule: CropRule) -> str | None:

@@ -98,6 +98,7 @@ class Setting:
         values = self.as_dict() | {"cache": as_version_0_1(self.cache)}
         values["model"] = without_new_defaults(self.model)
         values["loop"] = without_new_defaults(self.fit)
+        values["protocol"] = without_new_defaults(self.protocol)
         if not get_model(self.model_name).learns:
             values["loop"] = {"seed": self.fit.seed}
         return values

@@ -24,8 +24,8 @@ class Progress:
 
     Attributes:
         epoch: Epochs that were run.
-        best_epoch: The epoch with the least validation MSE, from 0; -1 before there is one.
-        best_mse: Its validation MSE.
+        best_epoch: The epoch with the least validation MSE (loss, with `stop_on` "loss"), from 0; -1 before the first.
+        best_mse: That MSE, or loss.
         best: Its weights.
         history: What was logged, a row an epoch.
     """

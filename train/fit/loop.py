@@ -13,9 +13,9 @@ from hist_cache.errors import HistError
 from hist_cache.processes import GracefulStop
 from train import distributed
 from train.data import Images, SpotData, SpotNiche
-from train.fit.batches import encode_rows, read_batches
+from train.fit.batches import encode_rows, make_batch, read_batches
 from train.fit.checkpoints import Progress, load_checkpoint, load_trained_state, save_checkpoint, trained_state
-from train.fit.config import EncodingConfig, FitConfig, Tested
+from train.fit.config import MAX_GRADIENT_NORM, EncodingConfig, FitConfig, Tested
 from train.fit.step import make_optimizer, step
 from train.models.base import Model
 
@@ -31,6 +31,7 @@ def train_epoch(
     batch_size: int,
     order: torch.Generator,
     encoding: EncodingConfig | None = None,
+    clip_norm: float = MAX_GRADIENT_NORM,
 ) -> dict[str, float]:
     """Train on all `rows` once in random order.
 
@@ -46,7 +47,7 @@ def train_epoch(
     steps = max(1, len(rows) // batch_size)
     chunks = [distributed.shard(rows[i * batch_size : (i + 1) * batch_size]) for i in range(steps)]
     for batch in read_batches(data, chunks, encoding.augment):
-        log = step(model, data.inputs, optimizer, batch, encoding.micro_batch)
+        log = step(model, data.inputs, optimizer, batch, encoding.micro_batch, clip_norm)
         totals = {k: totals[k] + v if totals else v for k, v in log.items()}
     names = list(totals)
     # The epoch's one synchronisation; each process has its own spots' MSE.
@@ -84,6 +85,26 @@ def validation_mse(model: Model, data: SpotData, rows: Tensor, micro_batch: int 
     return total.item() / (len(rows) * data.expression.shape[1])
 
 
+@torch.no_grad()
+def validation_loss(
+    model: Model, data: SpotData, rows: Tensor, batch_size: int, micro_batch: int | None = None
+) -> float:
+    """The whole loss over `rows`, mean over spots.
+
+    Contrast depends on the other spots of a batch. So the spots are mixed, in an order that is always the same, and
+    divided into equal batches of at least `batch_size`, or one where there are fewer.
+    """
+    _set_mode(model, data, training=False)
+    mixed = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
+    total, count = torch.zeros((), device=rows.device), 0
+    for part in mixed.tensor_split(max(1, len(rows) // batch_size)):
+        part = part[: len(part) - len(part) % distributed.world_size()]  # the same number in each process
+        own = distributed.shard(part)
+        loss, _ = model.loss(make_batch(data, own, encode_rows(data, own, micro_batch)))
+        total, count = total + loss * len(part), count + len(part)
+    return distributed.all_reduce_sum(total).item() / max(count, 1) / distributed.world_size()
+
+
 def fit(
     model: Model,
     data: SpotData,
@@ -95,7 +116,7 @@ def fit(
     tested: Tested = "best",
     encoding: EncodingConfig | None = None,
 ) -> Progress:
-    """Train for `epochs`, or until the validation MSE has not improved for `patience` of them.
+    """Train for `epochs`, or until the validation error (or loss) has not improved for `patience` of them.
 
     Interrupted, it leaves a checkpoint, gives the model the best weights so far and raises KeyboardInterrupt.
 
@@ -125,12 +146,14 @@ def fit(
         while not progress.finished(config.epochs, config.patience) and not stopping:
             started = time.monotonic()
             row = {"epoch": float(progress.epoch)} | train_epoch(
-                model, optimizer, data, train, config.batch_size, order, encoding
+                model, optimizer, data, train, config.batch_size, order, encoding, config.clip_norm
             )
             row["val_mse"] = validation_mse(model, data, val, micro_batch)
+            if config.stop_on == "loss":
+                row["val_loss"] = validation_loss(model, data, val, config.batch_size, micro_batch)
             row["seconds"] = time.monotonic() - started
-            if row["val_mse"] < progress.best_mse:
-                progress.best_mse, progress.best_epoch = row["val_mse"], progress.epoch
+            if row[config.watched] < progress.best_mse:
+                progress.best_mse, progress.best_epoch = row[config.watched], progress.epoch
                 progress.best = {k: v.detach().clone() for k, v in trained_state(model, inputs).items()}
             progress.history.append(row)
             progress.epoch += 1

@@ -10,10 +10,8 @@ from torch import Tensor, nn
 from train import distributed
 from train.data import Batch, Inputs, SpotNiche
 from train.fit.batches import encode_pair
-from train.fit.config import FitConfig
+from train.fit.config import MAX_GRADIENT_NORM, FitConfig
 from train.models.base import Log, Model
-
-MAX_GRADIENT_NORM = 5.0  # entailment gradients reach 1e4 at a cone's border
 
 
 def trained_parameters(model: Model, inputs: Inputs) -> list[nn.Parameter]:
@@ -34,7 +32,12 @@ def make_optimizer(model: Model, inputs: Inputs, config: FitConfig) -> torch.opt
 
 
 def step(
-    model: Model, inputs: Inputs, optimizer: torch.optim.AdamW, batch: Batch, micro_batch: int | None = None
+    model: Model,
+    inputs: Inputs,
+    optimizer: torch.optim.AdamW,
+    batch: Batch,
+    micro_batch: int | None = None,
+    clip_norm: float = MAX_GRADIENT_NORM,
 ) -> Log:
     """One optimizer step on a batch as it was read.
 
@@ -47,6 +50,7 @@ def step(
         optimizer: Of `make_optimizer`.
         batch: Of `read_batch`.
         micro_batch: Spots that an encoder takes at once; None: all.
+        clip_norm: Gradients of a greater norm are scaled down to it; 0 leaves them as they are.
 
     Returns:
         What to log, on the device: the model's own values, `gradient_norm` and `skipped`.
@@ -62,7 +66,8 @@ def step(
     distributed.average_gradients(parameters)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     skipped = (~torch.isfinite(norm)).float()
-    optimizer.grad_scale = torch.nan_to_num(norm / MAX_GRADIENT_NORM, nan=1.0, posinf=1.0).clamp(min=1.0)  # type: ignore[attr-defined]
+    excess = norm / clip_norm if clip_norm > 0 else torch.ones_like(norm)
+    optimizer.grad_scale = torch.nan_to_num(excess, nan=1.0, posinf=1.0).clamp(min=1.0)  # type: ignore[attr-defined]
     optimizer.found_inf = skipped  # type: ignore[attr-defined]
     optimizer.step()
     model.after_step()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,7 +24,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class HistConfig(ModelConfig):
-    """Sizes and loss weights of HiST; the defaults are the paper's (HiST, appendix B.2)."""
+    """Sizes and loss weights of HiST. docs/method.md says where the defaults differ from the paper's text."""
 
     width: int = option(1024, "latent width d", "N")
     depth: int = option(2, "residual blocks a stream", "N")
@@ -32,11 +34,22 @@ class HistConfig(ModelConfig):
     curvature: float = option(1.0, "initial curvature magnitude c", "X")
     fixed_curvature: bool = option(False, "do not learn the curvature")
     temperature: float = option(0.07, "initial temperature of the contrast", "X")
-    decoder_space: Literal["tangent", "hyperbolic"] = option("tangent", "what the decoder reads")
+    decoder_space: Literal["tangent", "hyperbolic", "points"] = option(
+        "tangent", "what the decoder reads: vectors before the exponential map, or points without or with their time"
+    )
+    image_network: Literal["own", "none"] = option(
+        "own", "after the encoder: a network for spots and one for niches, or none", since="0.2"
+    )
+    gene_network: Literal["own", "shared"] = option(
+        "own", "of expression: a network for spots and one for niches, or one for both", since="0.2"
+    )
+    fixed_scale: bool = option(False, "no learned scale before the exponential map", since="0.2")
+    unbounded: bool = option(False, "no limits on curvature, temperature and scales", since="0.2")
 
     def __post_init__(self) -> None:
         """Check ranges; `InputError` names the flag."""
-        low, high = CURVATURE_RANGE
+        low, high = (math.ulp(0.0), sys.float_info.max) if self.unbounded else CURVATURE_RANGE
+        least_temperature = math.ulp(0.0) if self.unbounded else 1 / MAX_INVERSE_TEMPERATURE
         limits = {
             "width": self.width >= 1,
             "depth": self.depth >= 0,
@@ -44,11 +57,11 @@ class HistConfig(ModelConfig):
             "alpha": self.alpha >= 0,
             "beta": self.beta >= 0,
             "curvature": low <= self.curvature <= high,
-            "temperature": self.temperature >= 1 / MAX_INVERSE_TEMPERATURE,
+            "temperature": least_temperature <= self.temperature < math.inf,
         }
         for name, holds in limits.items():
             if not holds:
-                limit = f" ({low} to {high})" if name == "curvature" else ""
+                limit = f" ({low} to {high})" if name == "curvature" and not self.unbounded else ""
                 raise InputError(f"{flag(name)} {getattr(self, name)}: out of range{limit}")
 
 

@@ -15,7 +15,7 @@ from train.distributed import all_gather
 from train.models.alignment import Embeddings, contrast_loss, entailment_loss, geometry_summary
 from train.models.base import Log, Model
 from train.models.configs import CURVATURE_RANGE, MAX_INVERSE_TEMPERATURE, HistConfig
-from train.models.lorentz import exp_map0
+from train.models.lorentz import exp_map0, time_component
 from train.models.projection import TangentProjection, tangent_projection
 from train.models.variants import Variant
 
@@ -71,21 +71,27 @@ class HistModel(Model):
         super().__init__(config)
         self.variant = variant
         d = config.width
+        has_network = config.image_network == "own"
+        latent = d if has_network else config.embedding_width  # without a network the encoder's own space
         self.image_spot, self.image_niche = (
-            Stream(config.embedding_width, config),
-            Stream(config.embedding_width, config),
+            Stream(config.embedding_width, config) if has_network else nn.Identity() for _ in range(2)
         )
-        self.gene_spot, self.gene_niche = Stream(config.n_genes, config), Stream(config.n_genes, config)
-        self.project_image, self.project_gene = nn.Linear(d, d, bias=False), nn.Linear(d, d, bias=False)
+        self.gene_spot = Stream(config.n_genes, config)
+        self.gene_niche = Stream(config.n_genes, config) if config.gene_network == "own" else None
+        self.project_image = nn.Linear(d, d, bias=False) if has_network else nn.Identity()
+        self.project_gene = nn.Linear(d, latent, bias=False)
         for projection in (self.project_image, self.project_gene):
-            nn.init.normal_(projection.weight, std=d**-0.5)
-        decoder_inputs = 2 * d if variant.decoder == "both" else d
+            if isinstance(projection, nn.Linear):
+                nn.init.normal_(projection.weight, std=d**-0.5)
+        decoder_inputs = latent + (config.decoder_space == "points" and variant.terms.geometry == "lorentz")
         self.decoder = nn.Sequential(
-            ResidualMLP(decoder_inputs, d, config.depth, config.dropout), nn.Linear(d, config.n_genes)
+            ResidualMLP((1 + (variant.decoder == "both")) * decoder_inputs, d, config.depth, config.dropout),
+            nn.Linear(d, config.n_genes),
         )
         # A LayerNorm output has norm sqrt(d); the scales bring it to 1 before the exponential map.
-        self.log_scale_image = nn.Parameter(torch.tensor(math.log(d**-0.5)))
-        self.log_scale_gene = nn.Parameter(torch.tensor(math.log(d**-0.5)))
+        scale = 0.0 if config.fixed_scale else math.log(d**-0.5)
+        self.log_scale_image = nn.Parameter(torch.tensor(scale), requires_grad=not config.fixed_scale)
+        self.log_scale_gene = nn.Parameter(torch.tensor(scale), requires_grad=not config.fixed_scale)
         self.log_c = nn.Parameter(torch.tensor(math.log(config.curvature)), requires_grad=not config.fixed_curvature)
         self.log_inverse_tau = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
@@ -104,7 +110,9 @@ class HistModel(Model):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Bring curvature, scales and temperature back into their ranges."""
+        """Bring curvature, scales and temperature back into their ranges, if they have any."""
+        if self.config.unbounded:
+            return
         self.log_c.clamp_(*map(math.log, CURVATURE_RANGE))
         self.log_scale_image.clamp_(max=0.0)
         self.log_scale_gene.clamp_(max=0.0)
@@ -118,9 +126,9 @@ class HistModel(Model):
 
     def gene_tangents(self, batch: Batch) -> SpotNiche:
         """The same of the expression profiles."""
+        gene_niche = self.gene_spot if self.gene_niche is None else self.gene_niche
         return SpotNiche(
-            self.project_gene(self.gene_spot(batch.expression)),
-            self.project_gene(self.gene_niche(batch.niche_expression)),
+            self.project_gene(self.gene_spot(batch.expression)), self.project_gene(gene_niche(batch.niche_expression))
         )
 
     def embed(self, images: SpotNiche, genes: SpotNiche) -> Embeddings:
@@ -139,12 +147,21 @@ class HistModel(Model):
 
     def decode(self, images: SpotNiche) -> Tensor:
         """Predicted log2 expression `(B, G)` from the tangent vectors of the images."""
-        if self.config.decoder_space == "hyperbolic":
-            with torch.autocast(images.spot.device.type, enabled=False):
-                c, scale = self.log_c.exp(), self.log_scale_image.exp()
-                images = SpotNiche(*(exp_map0(v.float() * scale, c) for v in images))
+        if self.config.decoder_space != "tangent":
+            images = SpotNiche(*map(self._decoder_input, images))
         inputs = {"both": images, "spot": images[:1], "niche": images[1:]}[self.variant.decoder]
         return self.decoder(torch.cat(inputs, dim=1)).float()
+
+    def _decoder_input(self, v: Tensor) -> Tensor:
+        """What a decoder that does not read tangent vectors reads in their place, float32."""
+        with torch.autocast(v.device.type, enabled=False):
+            c, scaled = self.log_c.exp(), v.float() * self.log_scale_image.exp()
+            if self.config.decoder_space == "hyperbolic":
+                return exp_map0(scaled, c)
+            if self.variant.terms.geometry == "euclidean":
+                return scaled
+            space = exp_map0(scaled, c)
+            return torch.cat([time_component(space, c).unsqueeze(-1), space], dim=-1)
 
     def predict(self, images: Images) -> Tensor:
         """Predicted log2 expression `(B, G)`; no gene count is read."""
@@ -175,7 +192,7 @@ class HistModel(Model):
             return []
         problems = []
         low, high = CURVATURE_RANGE
-        if not low * 1.01 < epoch["c"] < high / 1.01:
+        if not self.config.unbounded and not low * 1.01 < epoch["c"] < high / 1.01:
             problems.append(f"geometry: curvature at its limit ({epoch['c']:.3g})")
         if any(self.variant.terms.entail) and epoch["hea"] < MIN_ENTAILMENT_LOSS:
             problems.append("geometry: entailment loss is 0, every cone holds its child")

@@ -17,7 +17,7 @@ RANKING = (  # runs are put in order by these settings, then by the others
 )
 DATA = (  # settings on which data and baselines depend
     *("dataset", "test_dataset", "split", "encoder", "cache", "slides", "neighbors", "genes", "n_genes", "panel"),
-    *("transform", "panel_from", "edge_spots", "seed"),
+    *("transform", "panel_from", "edge_spots", "niche_profile", "seed"),
 )
 TRUTH = ("dataset", "test_dataset", "genes", "n_genes", "panel", "transform", "panel_from", "edge_spots")
 MADE_BY_DATA = ("embedding_width", "n_genes")  # options of a model that follow from data
@@ -38,6 +38,7 @@ PHRASES = {
     "panel_from": "panel from {} slides",
     "edge_spots": "edge spots: {}",
     "tested": "{} epoch tested",
+    "niche_profile": "niche profile: {}",
 }
 
 
@@ -66,6 +67,7 @@ def settings_of(setting: Setting) -> dict[str, Any]:
         "panel_from": protocol.panel_from,
         "edge_spots": protocol.edge_spots,
         "tested": protocol.tested,
+        "niche_profile": protocol.niche_profile,
         **model_settings(setting.model),
         **_training_settings(setting),
     }

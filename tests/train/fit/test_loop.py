@@ -14,9 +14,9 @@ from hist_cache.errors import HistError, InputError
 from train.data import SpotData
 from train.fit.batches import read_batch
 from train.fit.checkpoints import Progress
-from train.fit.config import FitConfig
+from train.fit.config import MAX_GRADIENT_NORM, FitConfig
 from train.fit.loop import fit, predict, train_epoch
-from train.fit.step import MAX_GRADIENT_NORM, make_optimizer, step
+from train.fit.step import make_optimizer, step
 from train.models.configs import HistConfig
 from train.models.hist import HistModel
 from train.models.variants import get_variant
