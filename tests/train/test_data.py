@@ -1,9 +1,10 @@
 import numpy as np
+import pytest
 import torch
 from scipy.sparse import csr_matrix
 
 from tests.hist_cache.test_cache import make
-from train.data import assemble, niche_mean
+from train.data import Transform, assemble, niche_mean
 
 
 def test_niche_profile_is_the_masked_mean_of_raw_counts_then_the_logarithm() -> None:
@@ -28,3 +29,18 @@ def test_slides_are_joined_by_gene_name() -> None:
         near = [i, *(r for r in a.neighbors[6][i] if r >= 0)]
         profile = a.counts.toarray()[near][:, [5, 0]].mean(0)
         np.testing.assert_allclose(data.niche_expression[i].numpy(), np.log2(1 + profile), rtol=1e-5)
+
+
+@pytest.mark.parametrize("transform", ["log2", "ln_cp10k"])
+def test_a_niches_profile_may_be_the_mean_of_logarithms(transform: Transform) -> None:
+    slide = make(n=6, seed=3)
+    counts = slide.counts.toarray().astype(np.float64)
+    scaled = counts if transform == "log2" else 1e4 * counts / counts.sum(1, keepdims=True)
+    logs = np.log2(1 + scaled) if transform == "log2" else np.log(1 + scaled)
+    found = assemble({"A": slide}, 6, slide.genes, torch.device("cpu"), transform, niche_profile="mean_of_logs")
+    plain = assemble({"A": slide}, 6, slide.genes, torch.device("cpu"), transform)
+    for i in range(6):
+        near = [i, *(r for r in slide.neighbors[6][i] if r >= 0)]
+        np.testing.assert_allclose(found.niche_expression[i].numpy(), logs[near].mean(0), rtol=1e-5)
+    assert torch.equal(found.expression, plain.expression)
+    assert not torch.allclose(found.niche_expression, plain.niche_expression)

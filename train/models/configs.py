@@ -43,25 +43,27 @@ class HistConfig(ModelConfig):
     gene_network: Literal["own", "shared"] = option(
         "own", "of expression: a network for spots and one for niches, or one for both", since="0.2"
     )
-    fixed_scale: bool = option(False, "no learned scale before the exponential map", since="0.2")
-    unbounded: bool = option(False, "no limits on curvature, temperature and scales", since="0.2")
+    map_scale: Literal["learned", "one"] = option(
+        "learned", "what vectors are multiplied by before the exponential map, per modality", since="0.2"
+    )
+    limits: Literal["kept", "none"] = option("kept", "of curvature, temperature and scales", since="0.2")
 
     def __post_init__(self) -> None:
         """Check ranges; `InputError` names the flag."""
-        low, high = (math.ulp(0.0), sys.float_info.max) if self.unbounded else CURVATURE_RANGE
-        least_temperature = math.ulp(0.0) if self.unbounded else 1 / MAX_INVERSE_TEMPERATURE
+        low, high = CURVATURE_RANGE if self.limits == "kept" else (0.0, sys.float_info.max)
+        coldest = 1 / MAX_INVERSE_TEMPERATURE if self.limits == "kept" else 0.0
         limits = {
             "width": self.width >= 1,
             "depth": self.depth >= 0,
             "dropout": 0 <= self.dropout < 1,
             "alpha": self.alpha >= 0,
             "beta": self.beta >= 0,
-            "curvature": low <= self.curvature <= high,
-            "temperature": least_temperature <= self.temperature < math.inf,
+            "curvature": low <= self.curvature <= high and self.curvature > 0,
+            "temperature": coldest <= self.temperature < math.inf and self.temperature > 0,
         }
         for name, holds in limits.items():
             if not holds:
-                limit = f" ({low} to {high})" if name == "curvature" and not self.unbounded else ""
+                limit = f" ({low} to {high})" if name == "curvature" and self.limits == "kept" else ""
                 raise InputError(f"{flag(name)} {getattr(self, name)}: out of range{limit}")
 
 

@@ -89,9 +89,9 @@ class HistModel(Model):
             nn.Linear(d, config.n_genes),
         )
         # A LayerNorm output has norm sqrt(d); the scales bring it to 1 before the exponential map.
-        scale = 0.0 if config.fixed_scale else math.log(d**-0.5)
-        self.log_scale_image = nn.Parameter(torch.tensor(scale), requires_grad=not config.fixed_scale)
-        self.log_scale_gene = nn.Parameter(torch.tensor(scale), requires_grad=not config.fixed_scale)
+        scale = 0.0 if config.map_scale == "one" else math.log(d**-0.5)
+        self.log_scale_image = nn.Parameter(torch.tensor(scale), requires_grad=config.map_scale == "learned")
+        self.log_scale_gene = nn.Parameter(torch.tensor(scale), requires_grad=config.map_scale == "learned")
         self.log_c = nn.Parameter(torch.tensor(math.log(config.curvature)), requires_grad=not config.fixed_curvature)
         self.log_inverse_tau = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
@@ -111,7 +111,7 @@ class HistModel(Model):
     @torch.no_grad()
     def after_step(self) -> None:
         """Bring curvature, scales and temperature back into their ranges, if they have any."""
-        if self.config.unbounded:
+        if self.config.limits == "none":
             return
         self.log_c.clamp_(*map(math.log, CURVATURE_RANGE))
         self.log_scale_image.clamp_(max=0.0)
@@ -192,7 +192,7 @@ class HistModel(Model):
             return []
         problems = []
         low, high = CURVATURE_RANGE
-        if not self.config.unbounded and not low * 1.01 < epoch["c"] < high / 1.01:
+        if self.config.limits == "kept" and not low * 1.01 < epoch["c"] < high / 1.01:
             problems.append(f"geometry: curvature at its limit ({epoch['c']:.3g})")
         if any(self.variant.terms.entail) and epoch["hea"] < MIN_ENTAILMENT_LOSS:
             problems.append("geometry: entailment loss is 0, every cone holds its child")

@@ -1,9 +1,20 @@
+import tomllib
+from typing import get_args, get_type_hints
+
 import pytest
 
+from extract.encoders.lora import LoraConfig
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import CropRule
-from train.experiments.protocols import Protocol, check_crops, get_protocol
+from hist_cache.options import option_fields
+from train.experiments.jobs import make_finetuning
+from train.experiments.protocols import PROTOCOLS_FILE, Protocol, check_crops, get_protocol, protocol_options
+from train.fit.config import FitConfig
+from train.models.configs import HistConfig
 from train.models.variants import Variant, get_variant
+from train.options import TrainOptions
+
+KINDS = (HistConfig, FitConfig, TrainOptions)
 
 
 def test_the_table() -> None:
@@ -11,13 +22,40 @@ def test_the_table() -> None:
     assert get_protocol("paper") == Protocol("paper", "all", "", "keep", "best", 1, (1, 1, 1, 1), 0)
     assert get_protocol("release") == Protocol("release", "all", "", "drop", "last", 2, (1.2, 1.2, 0.7, 0.7), 112)
     assert get_protocol("strict") == Protocol("strict", "train", "patient", "keep", "best", 1, (1, 1, 1, 1), 0)
-    with pytest.raises(InputError, match="--protocol papre: there are paper, release, strict"):
+    literal = Protocol("literal", "all", "", "keep", "best", 1, (1, 1, 1, 1), 0, "mean_of_logs")
+    assert get_protocol("literal") == literal
+    with pytest.raises(InputError, match="--protocol papre: there are paper, release, strict, literal"):
         get_protocol("papre")
 
 
 def test_a_single_option_overrides_its_row() -> None:
     mine = get_protocol("strict").with_options(panel_from="all", edge_spots=None, tested="last")
     assert (mine.panel_from, mine.edge_spots, mine.tested, mine.split) == ("all", "keep", "last", "patient")
+
+
+def lora_of(protocol: str, **given: object) -> LoraConfig:
+    options = TrainOptions().with_values(given)
+    return make_finetuning(11, options, protocol_options(protocol)).lora
+
+
+def test_lora_is_the_protocols_unless_it_is_given() -> None:
+    assert lora_of("paper") == lora_of("strict") == LoraConfig(11, 4, 8, 0.1)
+    assert lora_of("release") == LoraConfig(11, 8, 16, 0.1)
+    assert lora_of("literal") == LoraConfig(11, 4, 4, 0)  # the update of the text is BA, without a factor
+    assert lora_of("release", lora_rank=4) == LoraConfig(11, 4, 16, 0.1)
+    assert lora_of("literal", lora_dropout=0.1, lora_alpha=8.0) == LoraConfig(11, 4, 8, 0.1)
+
+
+def test_what_a_protocol_sets_are_options_of_hist_train() -> None:
+    rows = tomllib.loads(PROTOCOLS_FILE.read_text())
+    known = {f.name: get_type_hints(kind)[f.name] for kind in KINDS for f in option_fields(kind)}
+    for name in rows:
+        for option, value in protocol_options(name).items():
+            choices = get_args(known[option])
+            assert value in choices if choices else isinstance(value, int | float), f"{name}: {option}"
+            if option not in ("lora_rank", "lora_alpha", "lora_dropout"):
+                later = {f.name for kind in KINDS for f in option_fields(kind) if f.metadata["since"]}
+                assert option in later | {"decoder_space"}, f"{name}: {option} would rename finished runs"
 
 
 def test_paper_leaves_variants_as_they_are() -> None:

@@ -22,7 +22,9 @@ from hist_cache.runs import Fold
 from tests.commands import REPOSITORY, Command
 from tests.conftest import HIST_TRAIN, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
 from train.cli import main
+from train.models.configs import HistConfig
 from train.models.variants import load_variants
+from train.report.results import read_results
 
 Run = Callable[..., tuple[int, str]]
 Start = Callable[..., Command]
@@ -68,6 +70,25 @@ def test_all_variants_in_one_grid_then_from_the_folders(cache: Path, run_command
     assert code == 0
     assert f"{len(variants)} done before, not run again" in text
     assert {p: p.stat().st_mtime_ns for p in finished(tmp_path)} == stamps
+
+
+def test_the_letter_of_the_text_is_a_protocol(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    argv = ("--cache", cache, "--split", "loso", "--fold", 1, *SMALL)
+    code, text = run_command(main, *argv, "--protocol", "paper,literal")
+    assert code == 0, text
+    runs = {run.setting.protocol.name: run for run in read_results([tmp_path / "runs"]).runs}
+    model, loop = runs["literal"].setting.model, runs["literal"].setting.fit
+    assert isinstance(model, HistConfig)
+    found = (model.decoder_space, model.image_network, model.gene_network, model.map_scale, model.limits)
+    assert found == ("points", "none", "shared", "one", "none")
+    assert (loop.stop_on, loop.clip_norm, loop.epochs) == ("loss", 0, 2)
+    assert "val_loss" in runs["literal"].folds[0].fold.history.columns
+    assert "val_loss" not in runs["paper"].folds[0].fold.history.columns
+    code, text = run_command(main, *argv, "--protocol", "literal", "--gene-network", "own", "--clip-norm", 5)
+    assert code == 0, text
+    settings = [run.setting for run in read_results([tmp_path / "runs"]).runs]
+    overridden = [s for s in settings if s.protocol.name == "literal" and s.fit.clip_norm == 5]
+    assert [getattr(s.model, "gene_network", "") for s in overridden] == ["own"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,13 +11,23 @@ import pytest
 from hist_cache.errors import InputError
 from hist_cache.options import option
 from tests.conftest import stored_version
+from train.experiments.protocols import get_protocol
 from train.experiments.setting import Setting, read_setting, without_new_defaults
+from train.fit.config import FitConfig
 from train.models.configs import HistConfig, RidgeConfig
 
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stored_version(tmp_path_factory.mktemp("stored"))
+
+
+def later_options(kind: type) -> set[str]:
+    return {f.name for f in fields(kind) if f.metadata.get("since")}
+
+
+LATER = {"model": later_options(HistConfig), "loop": later_options(FitConfig)}
+LATER["protocol"] = later_options(type(get_protocol("paper")))
 
 
 def configs(stored: Path) -> list[Path]:
@@ -34,6 +44,10 @@ def test_stored_configurations_are_read_and_keep_their_names(stored: Path) -> No
         # All that decides numbers is written as before, but for the rule of crops, which is typed now.
         written = json.loads(json.dumps(setting.as_dict()))
         cache = written.pop("cache")
+        for entry in ("model", "loop", "protocol"):  # and for options that version 0.1 had not, at their defaults
+            later = {name for name in written[entry] if name not in values[entry]}
+            assert later == (LATER[entry] if entry != "model" or setting.variant else set())
+            written[entry] = {name: value for name, value in written[entry].items() if name not in later}
         assert written == {key: values[key] for key in written} | {"split": values["split_kind"]}
         assert "crop_rule" in cache
         assert Setting.from_dict(json.loads(json.dumps(setting.as_dict())) | {"split_kind": setting.split}) == setting
@@ -61,10 +75,25 @@ def test_an_option_that_is_added_orphans_no_run(stored: Path) -> None:
 
     file = configs(stored)[0]
     setting = read_setting(file, json.loads(file.read_text()))
-    values = vars(setting.model)
+    values = without_new_defaults(setting.model)
     assert without_new_defaults(LaterConfig(**values)) == values
     assert replace(setting, model=LaterConfig(**values)).name == setting.name
     assert replace(setting, model=LaterConfig(**values, gain=2.0)).name != setting.name
+
+
+@pytest.mark.parametrize(
+    ("entry", "option", "other"),
+    [("fit", "clip_norm", 0.0), ("model", "map_scale", "one"), ("protocol", "niche_profile", "mean_of_logs")],
+)
+def test_the_new_options_rename_a_run_only_where_they_are_used(
+    stored: Path, entry: str, option: str, other: object
+) -> None:
+    file = configs(stored)[0]
+    setting = read_setting(file, json.loads(file.read_text()))
+    changed = replace(setting, **{entry: replace(getattr(setting, entry), **{option: other})})
+    assert changed.name != setting.name
+    again = Setting.from_dict(json.loads(json.dumps(changed.as_dict())) | {"split_kind": changed.split})
+    assert again == changed
 
 
 @pytest.mark.parametrize(
