@@ -1,3 +1,4 @@
+import re
 import tomllib
 from typing import get_args, get_type_hints
 
@@ -7,6 +8,7 @@ from extract.encoders.lora import LoraConfig
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import CropRule
 from hist_cache.options import option_fields
+from tests.commands import REPOSITORY
 from train.experiments.jobs import make_finetuning
 from train.experiments.protocols import PROTOCOLS_FILE, Protocol, check_crops, get_protocol, protocol_options
 from train.fit.config import FitConfig
@@ -84,3 +86,17 @@ def test_a_variant_survives_a_runs_configuration() -> None:
         again = Variant.from_dict(json.loads(json.dumps(variant.as_dict())))
         assert again.as_dict() == variant.as_dict()
         assert again.terms == variant.terms
+
+
+def test_the_document_names_every_switch_and_no_other() -> None:
+    """docs/method.md has each option of `literal`; all flags in it exist, with the value that stands there."""
+    text = (REPOSITORY / "docs/method.md").read_text()
+    known = {f.name: get_type_hints(kind)[f.name] for kind in KINDS for f in option_fields(kind)}
+    for name, value in re.findall(r"(?<!-)--([a-z][a-z-]*)((?: [a-z_0-9.]+)?)", text):
+        option = name.replace("-", "_")
+        assert option in known, name
+        choices = [c for kind in (known[option], *get_args(known[option])) for c in get_args(kind)]
+        assert not (value and choices) or value.strip() in choices, f"{name}{value}"
+    for option in protocol_options("literal").keys() - {"lora_rank"}:
+        assert f"--{option.replace('_', '-')} " in text, option
+    assert "--niche-profile mean_of_logs" in text
