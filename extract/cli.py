@@ -153,7 +153,8 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     cache = Cache(folder)
     if cache.slides and not options.dry_run:
         remember_last(cache_root, cache)
-        say(f"{len(cache.slides)} slides in {folder}")
+        chosen = "" if encoder.lora is None else f"; hist-train --encoder {folder.name} takes it"
+        say(f"{len(cache.slides)} slides in {folder}{chosen}")
     return report_failures(failed)
 
 
@@ -259,6 +260,11 @@ def start_finetuned(options: ExtractOptions, run: Path, weights: Path | None) ->
     random = options.random_weights or (options.encoder is None and weights is None and not owner.pretrained)
     encoder = merge_adapter(load_encoder(options.encoder or owner.encoder, weights, random), folder)
     say(f"encoder {encoder.name} with the adapter {folder} (digest {str(encoder.lora)[:12]}) merged into its weights")
+    if encoder.adapter_slides is None:
+        warn(
+            f"{folder} does not say which slides it was trained on: hist-train refuses its cache without --allow-leak "
+            "(give the run's own folder, or train the adapter again)"
+        )
     return encoder
 
 

@@ -20,11 +20,13 @@ def common_identity(encoder: Encoder, precision: str, min_spot_um: float) -> dic
         precision: Precision that it runs in, `bf16` or `fp32`.
         min_spot_um: Spot crops are at least this wide, um; 0 for the spot's diameter.
     """
+    slides = {} if encoder.adapter_slides is None else {"adapter": encoder.adapter_slides.as_dict()}
     return {
         "encoder": encoder.name,
         "weights": encoder.digest,
         "pretrained": encoder.pretrained,
         "lora": encoder.lora,
+        **slides,
         "mean": list(encoder.mean),
         "std": list(encoder.std),
         "input_size": encoder.input_size,

@@ -238,7 +238,8 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
     Args:
         path: The folder of one encoder, or the root of the cache.
         dataset: Name of the dataset in the root; None means the one extracted last.
-        encoder: Name of the encoder, or of its folder; None means the only one, or the one extracted last.
+        encoder: Name of the encoder, or of its folder; None means the only one, or the one extracted last. A cache of a
+            fine-tuned encoder is opened by the name of its folder only.
 
     Raises:
         InputError: There is no such cache, or there are several and the choice is not clear.
@@ -249,17 +250,34 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
     dataset = dataset or last_dataset(path)
     folders = cache_folders(path, dataset)
     if encoder is not None:
-        folders = [f for f in folders if f.name.rsplit("-", 1)[0] == encoder or f.name == encoder]
+        if exact := [f for f in folders if f.name == encoder]:
+            return Cache(exact[0])
+        folders = [f for f in folders if f.name.rsplit("-", 1)[0] == encoder]
     if not folders:
         what = f"{dataset} with {encoder}" if encoder else dataset
         raise InputError(f"{path}: no cache of {what}; run hist-extract --dataset {dataset}")
-    last = read_last(path)
-    if len(folders) > 1 and last.get("dataset") == dataset:
-        folders = [f for f in folders if f.name == last.get("folder")] or folders
-    if len(folders) > 1:
+    plain = [f for f in folders if not has_adapter(f)]
+    if not plain:
         names = ", ".join(f.name for f in folders)
+        raise InputError(
+            f"{path / dataset}: only caches of encoders that were fine-tuned ({names}); choose one with --encoder, by "
+            "the name of its folder"
+        )
+    last = read_last(path)
+    if len(plain) > 1 and last.get("dataset") == dataset:
+        plain = [f for f in plain if f.name == last.get("folder")] or plain
+    if len(plain) > 1:
+        names = ", ".join(f.name for f in plain)
         raise InputError(f"{path / dataset}: several caches ({names}); choose one with --encoder")
-    return Cache(folders[0])
+    return Cache(plain[0])
+
+
+def has_adapter(folder: Path) -> bool:
+    """Whether a cache folder holds embeddings of an encoder with an adapter; one that cannot be read counts as not."""
+    try:
+        return read_fingerprint(slide_files(folder)[0]).common.get("lora") is not None
+    except (HistError, ValueError, KeyError):
+        return False
 
 
 def slide_files(folder: Path) -> list[Path]:
@@ -293,8 +311,16 @@ def last_dataset(root: Path) -> str:
 
 
 def remember_last(root: Path, cache: Cache) -> None:
-    """Write which dataset and folder were extracted last, for `read_last`."""
+    """Write which dataset and folder were extracted last, for `read_last`.
+
+    A cache of a fine-tuned encoder does not become what is opened by default; where there is nothing else, its dataset
+    does.
+    """
     with FileLock(root / f".{LAST}.lock"):  # two extractions may end at the same time
+        if has_adapter(cache.folder):
+            if not read_last(root):
+                write_json(root / LAST, {"dataset": cache.dataset})
+            return
         write_json(root / LAST, {"dataset": cache.dataset, "folder": cache.folder.name})
 
 

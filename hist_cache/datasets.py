@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -106,15 +106,34 @@ def custom_dataset(ids: Iterable[str], name: str = "custom") -> Dataset:
             f"slide {wrong[0]!r}: use letters, digits, '_', '-', '+', '.' and spaces, since it names files"
         )
     base = dataset_named(name)
-    # Two presets may both have a "Patient 1", so the preset's name becomes part of the patient's name.
-    patient_of = {
+    patient_of = _patients_of_presets() | base.patients
+    patients = {slide: patient_of[slide] for slide in slides if slide in patient_of}
+    return replace(base, ids=slides, patients=patients if len(patients) == len(slides) else {})
+
+
+@cache
+def _patients_of_presets() -> dict[str, str]:
+    """Slide ID -> patient. Two presets may both have a "Patient 1", so the preset's name is part of the patient's."""
+    return {
         slide: f"{preset.name} {patient}"
         for preset in _presets().values()
         for slide, patient in preset.patients.items()
     }
-    patient_of |= base.patients
-    patients = {slide: patient_of[slide] for slide in slides if slide in patient_of}
-    return replace(base, ids=slides, patients=patients if len(patients) == len(slides) else {})
+
+
+def patient_names(dataset: str, patients: Mapping[str, str | None]) -> dict[str, str]:
+    """Name patients so that those of different datasets can be compared: `kidney Patient 1`.
+
+    Args:
+        dataset: Name of the dataset of the slides.
+        patients: Slide ID -> patient, as the dataset calls him; None where he is unknown. A slide of a preset has the
+            preset's patient instead.
+
+    Returns:
+        Slide ID -> name, without slides of unknown patients.
+    """
+    named = {slide: f"{dataset} {patient}" for slide, patient in patients.items() if patient is not None}
+    return named | {slide: name for slide, name in _patients_of_presets().items() if slide in patients}
 
 
 def parse_ids(text: str, existing_ids: Collection[str] = ()) -> list[str]:

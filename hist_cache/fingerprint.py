@@ -135,6 +135,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """
 
     def describe(value: object) -> str:
+        if isinstance(value, dict):
+            return short_hash(value)
         return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)
 
     old, new = as_version_0_1(old), as_version_0_1(new)

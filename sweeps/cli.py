@@ -35,7 +35,13 @@ def sweep(options: SweepOptions) -> int:
     from sweeps.report import write_study
     from sweeps.storage import open_study
     from sweeps.workers import prepare
-    from train.experiments.announcements import announce_crops, announce_splits, check_finetuning
+    from train.experiments.announcements import (
+        announce_crops,
+        announce_leaks,
+        announce_splits,
+        check_finetuning,
+        check_study_leaks,
+    )
     from train.experiments.grid import with_table
     from train.experiments.runner import default_workers
 
@@ -44,6 +50,8 @@ def sweep(options: SweepOptions) -> int:
     check_finetuning(options)
     plan, workspace = prepare(options)
     jobs = plan.jobs(workspace, {})
+    check_study_leaks(jobs, options, workspace)
+    announce_leaks([*jobs, *plan.final_jobs(workspace, {})], options, workspace)
     announce_crops(jobs, workspace)
     announce_splits(jobs, workspace.patients)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,6 +76,11 @@ def check_options(options: SweepOptions) -> None:
     for name in ("trials", "jobs"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise InputError(f"--{name} {getattr(options, name)}: must be above 0")
+    if options.lora:
+        raise InputError(
+            f"--lora {options.lora}: hist-sweep searches on one cache; search on that of the plain encoder, or of one "
+            "adapter (hist-extract --lora FOLD, then --encoder with the name of its folder, and --folds 1)"
+        )
     if options.finetune_lora:
         raise InputError(
             "--finetune-lora: hist-sweep searches on the cache; search there, then hist-train --finetune-lora with "
@@ -153,9 +166,7 @@ def conclude(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, devic
     best = write_best(plan, trials, final)
     page = write_study_report(plan, storage.study, final)
     out.print(best_table(plan, trials, f"The best trials by validation {plan.objective}"))
-    out.print(
-        to_rich(metrics_table(final.results, list(final.results.runs), reference=None if final.same else "default"))
-    )
+    out.print(to_rich(metrics_table(final.results, list(final.results.runs), reference=final.reference)))
     say(f"{study_work(plan, trials)}")
     if shares := importance(plan, storage.study):
         say("importance: " + ", ".join(f"{name.replace('_', ' ')} {share:.2f}" for name, share in shares.items()))

@@ -43,6 +43,11 @@ class FinalTest:
         """Whether the best setting is the default one."""
         return len(self.results.runs) == 1
 
+    @property
+    def reference(self) -> str | None:
+        """Label of the default setting's run, which the best is tested against; None where they are the same."""
+        return None if self.same else self.results.runs[1].label
+
 
 def test_best(plan: StudyPlan, workspace: Workspace, values: Mapping[str, Any], device: torch.device) -> FinalTest:
     """Train and test the best and the default setting in ordinary run folders, where that is not done yet.
@@ -79,7 +84,8 @@ def named_results(folders: Sequence[Path]) -> Results:
     """Read the runs in these folders, and label them best and default instead of by their settings."""
     results = read_results(folders)
     names = (BEST_LABEL, DEFAULT_LABEL) if len(results.runs) == 2 else ("best, which is the default",)
-    return Results(tuple(replace(run, label=name) for run, name in zip(results.runs, names, strict=True)))
+    labels = [", ".join([name, *run.marks]) for run, name in zip(results.runs, names, strict=True)]
+    return Results(tuple(replace(run, label=label) for run, label in zip(results.runs, labels, strict=True)))
 
 
 def test_slide_warnings(trials: Sequence[Job], final: Sequence[Job]) -> list[str]:

@@ -13,7 +13,7 @@ from hist_cache.files import atomic_write, write_json, write_text
 from hist_cache.fingerprint import provenance
 from sweeps import figures
 from sweeps.display import value_text, values_text
-from sweeps.final_test import DEFAULT_LABEL, FinalTest, verdict
+from sweeps.final_test import FinalTest, verdict
 from sweeps.study import StudyPlan
 from sweeps.trials import best_trial, importance, ranked, study_work, trial_table, values_of
 from train.report.figures import Picture, picture
@@ -83,7 +83,7 @@ def write_study_report(plan: StudyPlan, study: optuna.Study, final: FinalTest) -
     trials = study.get_trials(deepcopy=False)
     best = best_trial(plan, trials)
     values, shares = values_of(plan, best), importance(plan, study)
-    test = metrics_table(final.results, list(final.results.runs), reference=None if final.same else DEFAULT_LABEL)
+    test = metrics_table(final.results, list(final.results.runs), reference=final.reference)
     default = _default_value(plan, trials)
     against = f", the default setting {default:.4f}" if default is not None else ""
     metric = plan.objective.upper()

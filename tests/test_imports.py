@@ -16,12 +16,24 @@ PACKAGES = ("hist_cache", "extract", "train", "sweeps")
 # The stairs inside a package: a room, which is a folder or a file, imports only from itself and from rooms before it.
 STAIRS = {
     "extract": (
-        *("encoders", "slides", "identity", "plan", "pipeline", "scheduler", "embeddings", "tokens", "status", "cli"),
+        *(
+            "encoders",
+            "slides",
+            "identity",
+            "plan",
+            "pipeline",
+            "scheduler",
+            "embeddings",
+            "tokens",
+            "adapted",
+            "status",
+            "cli",
+        ),
     ),
-    "extract.encoders": ("encoder", "weights", "lora", "adapters", "registry"),
+    "extract.encoders": ("adapter_slides", "encoder", "weights", "lora", "adapters", "registry"),
     "extract.slides": ("readers", "crops", "batches"),
     "train": (
-        *("distributed", "data", "workspace", "metrics", "figures", "models", "fit", "finetune", "options"),
+        *("distributed", "data", "workspace", "leaks", "metrics", "figures", "models", "fit", "finetune", "options"),
         *("experiments", "report", "cli"),
     ),
     "train.models": (
@@ -31,7 +43,18 @@ STAIRS = {
     "train.fit": ("config", "batches", "step", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
-        *("protocols", "grid", "setting", "jobs", "fold_figures", "outputs", "fold", "announcements", "runner"),
+        *(
+            "protocols",
+            "grid",
+            "setting",
+            "jobs",
+            "fold_figures",
+            "outputs",
+            "fold",
+            "announcements",
+            "runner",
+            "adapted",
+        ),
     ),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "selection", "significance", "analysis"),

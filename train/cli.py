@@ -11,7 +11,11 @@ from hist_cache.options import folder_option, parse, run
 from train.options import TrainOptions
 
 if TYPE_CHECKING:
+    import torch
+
+    from hist_cache.executor import Failure
     from train.experiments.jobs import Job
+    from train.workspace import Workspace
 
 DESCRIPTION = """Phase two: train models on a dataset's cache, test them on held-out slides, print their metrics beside
 what any model must beat. Options with several values (--ablation all, --neighbors 6,18,36) run every combination.
@@ -30,9 +34,10 @@ def train(options: TrainOptions) -> int:
 
     from train import distributed
     from train.experiments import announcements
+    from train.experiments.adapted import announce_adapters, with_adapters
     from train.experiments.grid import points, table_row, with_table
     from train.experiments.jobs import make_jobs
-    from train.experiments.runner import default_workers, describe_failure, make_finetuner, run_with_progress
+    from train.experiments.runner import default_workers, describe_failure
 
     own_device = distributed.init()
     if own_device is not None and not options.finetune_lora:
@@ -46,6 +51,8 @@ def train(options: TrainOptions) -> int:
     grid = points(options)
     workspace = announcements.open_workspace(options, sorted({p.neighbors for p in grid}))
     jobs = make_jobs(grid, options, workspace, folder_option(options.runs, "HIST_RUNS", "runs"))
+    jobs = with_adapters(jobs, options.lora, workspace)
+    announcements.announce_leaks(jobs, options, workspace)
     announcements.announce_crops(jobs, workspace)
     genes_to_plot = announcements.check_genes(options.genes_to_plot, jobs)
     if options.resume:
@@ -58,16 +65,30 @@ def train(options: TrainOptions) -> int:
     finetuned = [job for job in left if job.setting.finetuning]
     workers = 1 if finetuned else min(options.jobs or default_workers(len(left), device), max(len(left), 1))
     announcements.announce_grid(jobs, left, device, workers)
+    announce_adapters(left, options.lora, workspace)
     if options.dry_run:
         return 0
-    finetuner = make_finetuner(options, workspace, finetuned, device) if finetuned else None
-    failures = run_with_progress(left, workspace, device, workers, finetuner)
+    failures = run_left(left, options, workspace, device, workers)
     for failure in failures:
         fail(describe_failure(failure))
     if distributed.rank() == 0 and any(job.done for job in jobs):
         print_results(jobs, genes_to_plot, options.table)
     distributed.destroy()
     return 1 if failures else 0
+
+
+def run_left(
+    left: list[Job], options: TrainOptions, workspace: Workspace, device: torch.device, workers: int
+) -> list[Failure[Job]]:
+    """Run what is left, on the cache or with the encoder; returns what failed."""
+    from train.experiments.adapted import run_adapted
+    from train.experiments.runner import make_finetuner, run_with_progress
+
+    if options.lora is not None:
+        return run_adapted(left, options, workspace, device, workers)
+    finetuned = [job for job in left if job.setting.finetuning]
+    finetuner = make_finetuner(options, workspace, finetuned, device) if finetuned else None
+    return run_with_progress(left, workspace, device, workers, finetuner)
 
 
 def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -> None:

@@ -17,6 +17,8 @@ FINETUNING = (  # what only fine-tuning reads
     *("grad_checkpoint", "precision", "data_root", "weights"),
 )
 
+ADAPTED = ("data_root", "weights")  # what of these --lora reads too
+
 
 def _row_names(file: str) -> str:
     """The names of a table's rows, for the help."""
@@ -83,8 +85,12 @@ class TrainOptions(CommandOptions):
     precision: Literal["bf16", "fp32"] | None = option(
         None, "of the encoder while it is fine-tuned (default: bf16 where that is fast)"
     )
-    data_root: str | None = option(None, "slides to fine-tune on (default: where the cache's came from)", "D")
-    weights: str | None = option(None, "file with the encoder's weights, to fine-tune it", "F")
+    data_root: str | None = option(None, "folder of the slides (default: where the cache's came from)", "D")
+    weights: str | None = option(None, "file with the encoder's weights", "F")
+    lora: str | None = option(
+        None, "train each fold on embeddings of its adapter in a run of --finetune-lora, computed where missing", "RUN"
+    )
+    allow_leak: bool = option(False, "test slides that the embeddings' adapter has seen; the results are marked")
     resume: bool = option(False, "only go on with a stopped run: an error where there is none", group="running")
     jobs: int | None = option(None, "folds trained at once (default: one a CPU core, or one on a GPU)", "N")
     genes_to_plot: str | None = option(None, "genes on maps.png, such as COL1A1,FN1 (default: the best)", "NAMES")

@@ -44,7 +44,8 @@ class Workspace:
     def __init__(
         self, cache: Cache, sizes: Sequence[int], test_cache: Cache | None = None, tensors_kept: int = 1
     ) -> None:
-        self.cache = cache
+        self.cache, self.test_cache = cache, test_cache
+        self.sizes = list(sizes)
         self.dataset = cache.dataset
         self.test_dataset = test_cache.dataset if test_cache else None
         self.common = cache.fingerprint().common
@@ -66,6 +67,10 @@ class Workspace:
     def all_slides(self) -> dict[str, CachedSlide]:
         """Those to train on, then those of the test dataset."""
         return self.slides | self.test_slides
+
+    def cache_of(self, slide: str) -> Cache:
+        """The cache that a slide was read from."""
+        return self.test_cache if self.test_cache is not None and slide in self.test_slides else self.cache
 
     @property
     def pictures(self) -> dict[str, CachedSlide]:

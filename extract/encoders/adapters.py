@@ -16,12 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.encoder import Encoder, count_blocks
 from extract.encoders.lora import Adapted, check_adapted, check_targets, target_names
 from extract.encoders.weights import StateDict, digest_state, first_line, read_state
+from hist_cache.datasets import patient_names
 from hist_cache.errors import HistError, InputError
 from hist_cache.files import atomic_write, write_json
-from hist_cache.runs import METRICS
+from hist_cache.runs import CONFIG, METRICS
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +45,19 @@ class Owner:
     """Digest of its tensors, without the adapter."""
     pretrained: bool
     """Whether its weights came from a file; otherwise they are random."""
+    slides: dict[str, Any] | None = None
+    """`AdapterSlides.as_dict` of the slides that it was trained with; None in files of version 0.1."""
 
 
-def save_adapter(adapted: Adapted, folder: Path) -> None:
+def save_adapter(adapted: Adapted, folder: Path, slides: AdapterSlides | None = None) -> None:
     """Write an adapter as a standard peft folder, with `encoder.json` beside peft's files.
 
     Each file is complete at any moment: it is written under another name and renamed.
+
+    Args:
+        adapted: The encoder with its adapter.
+        folder: The adapter's folder.
+        slides: The slides that it was trained with.
 
     Raises:
         HistError: No layer is adapted.
@@ -61,7 +70,8 @@ def save_adapter(adapted: Adapted, folder: Path) -> None:
         for name in (TENSORS, SETTINGS):
             with atomic_write(folder / name) as aside:
                 shutil.copyfile(Path(scratch) / name, aside)
-    write_json(folder / OWNER, asdict(Owner(encoder.name, encoder.digest, encoder.pretrained)))
+    recorded = None if slides is None else slides.as_dict()
+    write_json(folder / OWNER, asdict(Owner(encoder.name, encoder.digest, encoder.pretrained, recorded)))
 
 
 def load_adapter(encoder: Encoder, folder: Path, trainable: bool = False) -> Adapted:
@@ -109,11 +119,11 @@ def merge_adapter(encoder: Encoder, folder: Path) -> Encoder:
         folder: The adapter's folder.
 
     Returns:
-        The merged encoder; its `lora` is the digest of the adapter.
+        The merged encoder; its `lora` is the digest of the adapter, its `adapter_slides` those that are known.
     """
     adapted = load_adapter(encoder, folder)
     module = adapted.model.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
-    return replace(encoder, module=module, lora=adapter_digest(folder))
+    return replace(encoder, module=module, lora=adapter_digest(folder), adapter_slides=read_adapter_slides(folder))
 
 
 def adapter_digest(folder: Path) -> str:
@@ -152,6 +162,35 @@ def read_owner(folder: Path) -> Owner:
         ) from None
 
 
+def read_adapter_slides(folder: Path) -> AdapterSlides | None:
+    """Read which slides an adapter was trained with.
+
+    Version 0.1 did not write them beside the adapter. The config.json of the fold that it lies in has them.
+
+    Returns:
+        The slides; None where they are unknown.
+
+    Raises:
+        InputError: `encoder.json` is damaged.
+    """
+    if (recorded := read_owner(folder).slides) is not None:
+        try:
+            return AdapterSlides.from_dict(recorded)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{folder / OWNER}: its slides cannot be read ({type(error).__name__}: {error}); copy the adapter again"
+            ) from None
+    if folder.name != ADAPTER:
+        return None
+    try:
+        config = json.loads((folder.parent / CONFIG).read_text(encoding="utf-8"))
+        dataset, patients = config["dataset"], config["patients"]
+        named = patient_names(dataset, patients)
+        return AdapterSlides.from_dict(config["split"] | {"dataset": dataset, "patients": named, "images": {}})
+    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
 def find_adapter(path: Path) -> Path:
     """Find the adapter of a run.
 
@@ -173,7 +212,10 @@ def find_adapter(path: Path) -> Path:
         raise InputError(f"{path}: no adapter here (looked for {ADAPTER}/{SETTINGS}); give a run of --finetune-lora")
     if len(folds) > 1:
         names = ", ".join(str(fold) for fold in folds)
-        raise InputError(f"{path}: {len(folds)} folds have an adapter; give one of {names}")
+        raise InputError(
+            f"{path}: {len(folds)} folds have an adapter; give one of {names} (hist-train --lora {path} "
+            "gives each fold its own adapter)"
+        )
     if not (folds[0] / METRICS).is_file():
         log.warning(f"{folds[0]}: this fold is not finished; its adapter is the best so far")
     return folds[0] / ADAPTER

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from extract.encoders.adapter_slides import AdapterSlides
 from hist_cache.errors import InputError
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -82,6 +83,8 @@ class Encoder:
     """SHA-256 of the backbone's tensors, as they were loaded."""
     lora: str | None = None
     """Digest of the adapter that was merged into the weights after loading."""
+    adapter_slides: AdapterSlides | None = None
+    """The slides that this adapter was trained with; None without one, or where they are unknown."""
 
     @property
     def slug(self) -> str:

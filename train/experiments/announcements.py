@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from hist_cache.cache import last_dataset, open_cache
+from hist_cache.cache import Cache, cache_folders, has_adapter, last_dataset, open_cache
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import CropRule
@@ -15,7 +15,8 @@ from hist_cache.options import flag, folder_option
 from hist_cache.splits import patient_leaks
 from train.experiments import protocols
 from train.experiments.jobs import Job
-from train.options import FINETUNING, TrainOptions
+from train.leaks import cached_adapter, check_leaks, find_validation_leak, is_tuned
+from train.options import ADAPTED, FINETUNING, TrainOptions
 from train.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,11 @@ DEFAULTS = TrainOptions()  # a file that an earlier version printed names all op
 def check_finetuning(options: TrainOptions) -> None:
     """`InputError` for options that only fine-tuning reads, without it, and for those that contradict each other."""
     for name in FINETUNING:
-        if not options.finetune_lora and name in options.given and getattr(options, name) != getattr(DEFAULTS, name):
+        used = options.finetune_lora or (options.lora and name in ADAPTED)
+        if not used and name in options.given and getattr(options, name) != getattr(DEFAULTS, name):
             raise InputError(f"{flag(name)} is for fine-tuning the encoder: give --finetune-lora too")
-    if options.finetune_lora and options.test_dataset:
-        raise InputError(
-            "--test-dataset with --finetune-lora: fine-tune first, then train on the cache of hist-extract --lora"
-        )
+    if options.finetune_lora and options.lora:
+        raise InputError("--lora with --finetune-lora: an encoder is fine-tuned once; leave one out")
 
 
 def open_workspace(options: TrainOptions, sizes: list[int], tensors_kept: int = 1) -> Workspace:
@@ -46,6 +46,7 @@ def open_workspace(options: TrainOptions, sizes: list[int], tensors_kept: int = 
     if options.dataset is None:
         log.info(f"dataset {name} (the one extracted last)")
     cache = open_cache(root, name, options.encoder)
+    announce_choice(cache, options.encoder)
     test_cache = open_cache(root, options.test_dataset, cache.folder.name) if options.test_dataset else None
     workspace = Workspace(cache, sizes, test_cache, tensors_kept)
     common, slides = workspace.common, workspace.slides
@@ -53,6 +54,8 @@ def open_workspace(options: TrainOptions, sizes: list[int], tensors_kept: int = 
         f"{cache.folder}: {len(slides)} slides, {sum(map(len, slides.values())):,} spots, "
         f"embeddings of {common['encoder']} ({common['precision']})"
     )
+    if is_tuned(common):
+        log.info(f"this encoder was fine-tuned before; its adapter {describe_adapter(common)}")
     if test_cache is not None:
         test_slides = workspace.test_slides
         spots = sum(map(len, test_slides.values()))
@@ -62,6 +65,45 @@ def open_workspace(options: TrainOptions, sizes: list[int], tensors_kept: int = 
     if missing := set(dataset_named(cache.dataset).ids) - set(slides):
         log.warning(f"the cache holds {len(slides)} of the {len(slides) + len(missing)} slides of {cache.dataset}")
     return workspace
+
+
+def announce_choice(cache: Cache, encoder: str | None) -> None:
+    """Log which cache was taken and why, where a dataset has several."""
+    others = [f for f in cache_folders(cache.folder.parents[1], cache.dataset) if f != cache.folder]
+    if not others:
+        return
+    names = ", ".join(f"{f.name} (fine-tuned)" if has_adapter(f) else f.name for f in others)
+    plain = [f for f in others if not has_adapter(f)]
+    if encoder is not None:
+        reason = f"--encoder {encoder}"
+    else:
+        reason = "the one extracted last" if plain else "the only one of an encoder that was not fine-tuned"
+    log.info(f"{len(others) + 1} caches of {cache.dataset}: taking {cache.folder.name} ({reason}), not {names}")
+
+
+def describe_adapter(common: dict[str, Any]) -> str:
+    """What is known of the slides of a cache's adapter."""
+    if (adapter := cached_adapter(common)) is None:
+        return "was trained on slides that are not known"
+    return (
+        f"was trained on {', '.join(adapter.train)} of {adapter.dataset}, its epoch chosen on {', '.join(adapter.val)}"
+    )
+
+
+def announce_leaks(jobs: list[Job], options: TrainOptions, workspace: Workspace) -> None:
+    """Warn of folds that test what the embeddings' adapter has seen; `InputError` unless --allow-leak is given."""
+    where = f"--lora {options.lora}" if options.lora else str(workspace.cache.folder)
+    for sentence in check_leaks(((job.fold, job.leak) for job in jobs), options.allow_leak, where):
+        log.warning(f"LEAK: {sentence}: the metrics say nothing of new slides")
+    validation = ((job.fold, find_validation_leak(workspace, job.split)) for job in jobs)
+    for sentence in check_leaks(validation, True, where):
+        log.warning(f"{sentence}: training stops later than it would on new slides")
+
+
+def check_study_leaks(jobs: list[Job], options: TrainOptions, workspace: Workspace) -> None:
+    """`InputError` for a study that judges its trials on slides that the embeddings' adapter was trained on."""
+    validation = ((job.fold, find_validation_leak(workspace, job.split)) for job in jobs)
+    check_leaks(validation, options.allow_leak, str(workspace.cache.folder))
 
 
 def announce_crops(jobs: list[Job], workspace: Workspace) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,20 +91,20 @@ class FoldRunner:
             finetuner.start(setting.finetuning)
         leads = distributed.rank() == 0
         if leads:
-            write_start(folder, setting, data.panel, self.slides, job.split, self.device)
+            write_start(folder, setting, data.panel, self.slides, job.split, self.device, job.adapter_record)
         else:
             torch.manual_seed(setting.fit.seed + distributed.rank())  # the same weights, other dropout
         try:
             progress = self._train(job, model, data, on_epoch)
         except KeyboardInterrupt:
             if leads:
-                self._save(folder, model, finetuner)
+                self._save(job, model, finetuner)
             raise
         except torch.OutOfMemoryError as error:
             raise HistError(f"{folder}: {OUT_OF_MEMORY_ENCODER if finetuner else OUT_OF_MEMORY}") from error
         if not leads:
             return {}
-        self._save(folder, model, finetuner)
+        self._save(job, model, finetuner)
         return self._test(job, model, data, progress)
 
     def _train(self, job: Job, model: Model, data: SpotData, on_epoch: Callable[[dict[str, float]], None]) -> Progress:
@@ -121,10 +120,10 @@ class FoldRunner:
         """How the encoder is fed, where this job fine-tunes it."""
         return self.finetuner.encoding if self.finetuner is not None and job.setting.finetuning is not None else None
 
-    def _save(self, folder: Path, model: Model, finetuner: Finetuner | None) -> None:
-        save_model(folder / files.MODEL, model)
+    def _save(self, job: Job, model: Model, finetuner: Finetuner | None) -> None:
+        save_model(job.folder / files.MODEL, model)
         if finetuner is not None:
-            finetuner.save(folder)
+            finetuner.save(job.folder, job.adapter)
 
     def _test(self, job: Job, model: Model, data: SpotData, progress: Progress) -> dict[str, Any]:
         """Predict the test spots and write all that a finished fold has, metrics.json last."""
@@ -144,6 +143,7 @@ class FoldRunner:
         metrics["controls"] = {"permuted": baselines.permuted(predicted, truth, seed)}
         metrics["controls"] |= self._baseline_metrics(job, data)
         metrics |= training_metrics(model, progress, job.setting.protocol.tested)
+        metrics["warnings"] += [f"LEAK: this fold {job.leak}"] if job.leak else []
         if progress.history:
             write_history(folder / files.HISTORY, progress.history)
             plot_training(folder / files.TRAINING, pd.DataFrame(progress.history), progress.best_epoch)

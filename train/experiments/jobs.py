@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.lora import LoraConfig
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
@@ -18,6 +19,7 @@ from train.experiments.protocols import Protocol, get_protocol, protocol_options
 from train.experiments.setting import Setting
 from train.finetune.encoder import Finetuning, default_layers, default_precision
 from train.fit.config import FitConfig
+from train.leaks import adapter_slides, find_leak, is_tuned
 from train.models.registry import DEFAULT_MODEL, get_model
 from train.models.variants import get_variant
 from train.options import TrainOptions
@@ -26,13 +28,22 @@ from train.workspace import DataKey, Workspace, panel_digest
 
 @dataclass(frozen=True)
 class Job:
-    """One fold to train and test: plain data, so that another process may do it."""
+    """One fold to train and test: plain data, so that another process may do it.
+
+    Attributes:
+        leak: What the adapter of the embeddings has seen of the test slides; "" where it has seen none.
+        embedded_by: Digest of the adapter of the embeddings, where each fold has its own.
+        adapter: The slides of the adapter that is trained with the model.
+    """
 
     setting: Setting
     fold: int
     folder: Path
     split: Split
     data: DataKey
+    leak: str = ""
+    embedded_by: str = ""
+    adapter: AdapterSlides | None = None
 
     @property
     def title(self) -> str:
@@ -65,6 +76,14 @@ class Job:
         own = {k: set(v) for k, v in dataclasses.asdict(self.split).items()}
         if {k: set(v) for k, v in fold.config["split"].items()} != own:
             raise InputError(f"{fold.folder}: was run on other slides than this split has; give another --runs folder")
+        if self.embedded_by and fold.config.get("embedded_by") != self.embedded_by:
+            raise InputError(f"{fold.folder}: was run on embeddings of another adapter; give another --runs folder")
+
+    @property
+    def adapter_record(self) -> dict[str, Any]:
+        """What config.json says of the adapter of the embeddings; {} where there is none."""
+        record = {"embedded_by": self.embedded_by} if self.embedded_by else {}
+        return record | {"leak": self.leak} if is_tuned(self.setting.cache) else {}
 
 
 def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspace, runs: Path) -> list[Job]:
@@ -99,7 +118,8 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             drop_edges = protocol.edge_spots == "drop"
             key = DataKey(point.neighbors, tuple(panels[i]), point.transform, drop_edges, protocol.niche_profile)
             folder = runs / workspace.dataset / setting.name / f"fold{i}"
-            jobs.append(Job(setting, i, folder, split, key))
+            adapter = adapter_slides(workspace, split) if setting.finetuning else None
+            jobs.append(Job(setting, i, folder, split, key, find_leak(workspace, split), adapter=adapter))
     return jobs
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,9 @@ def write_start(
     slides: dict[str, CachedSlide],
     split: Split,
     device: torch.device,
+    more: Mapping[str, Any],
 ) -> None:
-    """Write what a fold will be, before its first epoch: config.json and panel.txt."""
+    """Write what a fold will be, before its first epoch: config.json, with `more` in it, and panel.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     patients = {s: str(slides[s].attributes["patient"]) for s in split.ids if "patient" in slides[s].attributes}
     config = setting.as_dict() | {
@@ -51,6 +53,7 @@ def write_start(
         "split_kind": setting.split,
         "patients": patients if len(patients) == len(split.ids) else {},
         "provenance": provenance(device=str(device), threads=torch.get_num_threads()),
+        **more,
     }
     write_json(folder / files.CONFIG, config)
     write_text(folder / files.PANEL, "".join(f"{g}\n" for g in panel))
@@ -173,5 +176,7 @@ def write_summary(run: Path) -> dict[str, Any]:
         "mean": {row: mean_of(values) for row, values in rows.items()},
         "std": {row: std_of(values) for row, values in rows.items()},
     }
+    if leaks := {fold.folder.name: leak for fold in folds if (leak := fold.config.get("leak"))}:
+        summary["leaks"] = leaks
     write_json(run / files.SUMMARY, summary)
     return summary

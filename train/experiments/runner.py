@@ -50,14 +50,16 @@ def make_finetuner(options: TrainOptions, workspace: Workspace, jobs: list[Job],
         device: To run on.
     """
     encoder = load_cached_encoder(workspace.common, Path(options.weights) if options.weights else None)
-    data_root = find_data_root(workspace.cache, options.data_root)
+    caches = {slide: workspace.cache_of(slide) for slide in workspace.all_slides}
+    for cache in set(caches.values()):
+        find_data_root(cache, options.data_root)  # an error now, not after tokens were read
     encoding = EncodingConfig(options.micro_batch, options.augment)
-    finetuner = Finetuner(workspace.cache, encoder, device, data_root, encoding, options.grad_checkpoint)
+    finetuner = Finetuner(caches, encoder, device, options.data_root, encoding, options.grad_checkpoint)
     finetunings = [job.setting.finetuning for job in jobs if job.setting.finetuning]
     layers = max(finetuning.lora.layers for finetuning in finetunings)
     finetuner.check(layers)
     if any(finetuning.start == "tokens" for finetuning in finetunings):
-        finetuner.provide_tokens(list(workspace.slides), sorted({job.setting.neighbors for job in jobs}), layers)
+        finetuner.provide_tokens(sorted({job.setting.neighbors for job in jobs}), layers)
     return finetuner
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 
+from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.adapters import ADAPTER, save_adapter
 from extract.encoders.encoder import Encoder, count_blocks
 from extract.encoders.lora import Adapted, LoraConfig, adapt, remove_adapters, speed_up_on_cpu
@@ -59,24 +61,24 @@ class Finetuner:
     """The encoder of a cache, its inputs, and the adapter of the fold that is being trained.
 
     Args:
-        cache: Its embeddings were made by the encoder.
+        caches: The cache of each slide; their embeddings were made by the encoder.
         encoder: Without an adapter.
         device: Where it runs.
-        data_root: Folder of the slides.
+        data_root: Folder of the slides, as given; by default each cache remembers its own.
         encoding: How the encoder is fed.
         grad_checkpoint: Whether activations are computed twice to save memory.
     """
 
     def __init__(
         self,
-        cache: Cache,
+        caches: Mapping[str, Cache],
         encoder: Encoder,
         device: torch.device,
-        data_root: Path,
+        data_root: str | None,
         encoding: EncodingConfig,
         grad_checkpoint: bool = False,
     ) -> None:
-        self.cache, self.device, self.data_root, self.encoding = cache, device, data_root, encoding
+        self.caches, self.device, self.data_root, self.encoding = caches, device, data_root, encoding
         self.grad_checkpoint = grad_checkpoint
         self.encoder = replace(encoder, module=encoder.module.to(device).eval())
         self.blocks = count_blocks(encoder)
@@ -101,18 +103,19 @@ class Finetuner:
         inputs: Inputs
         precision = finetuning.precision
         if block is None:
-            inputs = CropInputs(self.cache, data, size, self.encoder, self.device, precision, self.data_root)
+            root = Path(self.data_root) if self.data_root else None
+            inputs = CropInputs(self.caches, data, size, self.encoder, self.device, precision, root)
         else:
-            inputs = TokenInputs(self.cache, data, size, self.encoder, block, self.device, precision)
+            inputs = TokenInputs(self.caches, data, size, self.encoder, block, self.device, precision)
         log.info(inputs.description)
         return inputs
 
     def block_for(self, slides: list[str], layers: int) -> int:
         """The last block with cached tokens that is not behind the first adapted one."""
-        blocks = [b for b in token_blocks(self.cache, slides) if b <= self.blocks - layers]
-        if not blocks:
-            raise HistError(f"{self.cache.folder}: no tokens at block {self.blocks - layers} or before")
-        return blocks[-1]
+        if blocks := self._blocks(slides, layers):
+            return blocks[-1]
+        folders = ", ".join(str(cache.folder) for cache in self._slides_by_cache(slides))
+        raise HistError(f"{folders}: no tokens at block {self.blocks - layers} or before")
 
     def check(self, layers: int) -> None:
         """`InputError` where the encoder has fewer blocks."""
@@ -130,28 +133,37 @@ class Finetuner:
             log.info(self._summary)
         self.encoder.module.backbone.set_grad_checkpointing(self.grad_checkpoint)
 
-    def save(self, folder: Path) -> None:
-        """Write the adapter as peft keeps it, into the fold's folder."""
+    def save(self, folder: Path, slides: AdapterSlides | None) -> None:
+        """Write the adapter as peft keeps it, with the slides that it was trained on, into the fold's folder."""
         assert self._adapted is not None
-        save_adapter(self._adapted, folder / ADAPTER)
+        save_adapter(self._adapted, folder / ADAPTER, slides)
 
-    def provide_tokens(self, slides: list[str], sizes: list[int], layers: int) -> None:
+    def provide_tokens(self, sizes: list[int], layers: int) -> None:
         """Make the tokens that adapting `layers` blocks starts from, unless some that serve are there.
 
         Args:
-            slides: IDs.
             sizes: Neighbourhood sizes of the niches.
             layers: Blocks that are adapted at most.
         """
-        block = self.blocks - layers
-        usable = [b for b in token_blocks(self.cache, slides) if b <= block]
+        usable = self._blocks(list(self.caches), layers)
         if distributed.rank() == 0:
             # This also completes what was stopped, or lacks a neighbourhood size.
-            block = usable[-1] if usable else block
-            failures = make_tokens(self.cache, slides, sizes, self.encoder, block, self.data_root)
-            if failures:
-                raise failures[0]
+            block = usable[-1] if usable else self.blocks - layers
+            for cache, slides in self._slides_by_cache(list(self.caches)).items():
+                data_root = find_data_root(cache, self.data_root)
+                failures = make_tokens(cache, slides, sizes, self.encoder, block, data_root)
+                if failures:
+                    raise failures[0]
         distributed.barrier()
+
+    def _slides_by_cache(self, slides: list[str]) -> dict[Cache, list[str]]:
+        caches = dict.fromkeys(self.caches[slide] for slide in slides)
+        return {cache: [slide for slide in slides if self.caches[slide] == cache] for cache in caches}
+
+    def _blocks(self, slides: list[str], layers: int) -> list[int]:
+        """Blocks, sorted, with cached tokens of all slides, that are not behind the first adapted one."""
+        blocks = [set(token_blocks(cache, own)) for cache, own in self._slides_by_cache(slides).items()]
+        return sorted(b for b in set.intersection(*blocks) if b <= self.blocks - layers)
 
 
 def load_cached_encoder(common: dict[str, Any], weights: Path | None) -> Encoder:

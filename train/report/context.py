@@ -25,11 +25,16 @@ PROTOCOL_WARNINGS = (  # a protocol's option, its value, and what that means for
 
 def result_warnings(results: Results) -> list[str]:
     """What makes numbers doubtful or hard to compare, a sentence each, the most serious first."""
-    warnings = [*weight_warnings(results), *leak_warnings(results), *results.incomplete]
+    warnings = [*adapter_warnings(results), *weight_warnings(results), *leak_warnings(results), *results.incomplete]
     for run in results.runs:
         warnings += [*undefined_gene_warnings(run), *run_warnings(run)]
     warnings += protocol_warnings(results)
     return list(dict.fromkeys(warnings))
+
+
+def adapter_warnings(results: Results) -> list[str]:
+    """Runs that were tested on slides that the adapter of their embeddings has seen."""
+    return [f"LEAK: {run.label}: {leak}: this says nothing of new slides" for run in results.runs for leak in run.leaks]
 
 
 def weight_warnings(results: Results) -> list[str]:
@@ -77,7 +82,7 @@ def run_warnings(run: RunResult) -> list[str]:
     """The warnings in a run's own metrics.json, such as a collapsed geometry."""
     folds: dict[str, list[int]] = {}
     for fold in run.folds:
-        for text in fold.metrics.get("warnings", ()):
+        for text in (w for w in fold.metrics.get("warnings", ()) if not w.startswith("LEAK")):  # `adapter_warnings`
             folds.setdefault(text, []).append(fold.number)
     return [f"{run.label}, {_fold_names(numbers)}: {text}" for text, numbers in folds.items()]
 

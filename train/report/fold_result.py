@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from extract.encoders.adapter_slides import UNKNOWN
 from hist_cache.errors import InputError
 from hist_cache.runs import CONFIG, COST, METRICS, Fold
 from hist_cache.splits import Split
 from train.experiments.setting import Setting, read_setting
+from train.leaks import is_tuned
 
 METRICS_KEYS = ("pooled", "slide_mean", "slides", "controls")  # needed in metrics.json
 RUN_ANEW = "it was written by another version, run it anew"
@@ -50,6 +52,8 @@ class FoldResult:
     metrics: dict[str, Any]
     cost: dict[str, Any]
     """Empty where the fold has none."""
+    leak: str = ""
+    """What the adapter of the embeddings has seen of the test slides; "" where it has seen none."""
 
     @property
     def test_slides(self) -> str:
@@ -80,7 +84,8 @@ def read_fold(folder: Path) -> FoldResult:
             f"{folder / CONFIG}: not the configuration of a fold ({type(error).__name__}: {error}); {RUN_ANEW}"
         ) from None
     cost = fold.cost if (folder / COST).exists() else {}
-    return FoldResult(fold, int(folder.name[4:]), setting, split, patients, provenance, metrics, cost)
+    leak = str(config.get("leak", UNKNOWN)) if is_tuned(setting.cache) else ""
+    return FoldResult(fold, int(folder.name[4:]), setting, split, patients, provenance, metrics, cost, leak)
 
 
 def _split_from_dict(values: Mapping[str, Any]) -> Split:

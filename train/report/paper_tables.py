@@ -65,10 +65,14 @@ def results_tables(
 
 
 def run_groups(results: Results) -> list[list[RunResult]]:
-    """The runs in groups that fit into one table: they predict the same dataset in the same unit."""
+    """The runs in groups that fit into one table: they predict the same dataset in the same unit.
+
+    Runs on embeddings of an encoder that was fine-tuned before have tables of their own, apart from a frozen one's.
+    """
     groups: dict[tuple[str, ...], list[RunResult]] = {}
     for run in results.runs:
         key = tuple(str(run.settings[k]) for k in ("dataset", "test_dataset", "transform"))
+        key += ("tuned",) * run.is_tuned
         groups.setdefault(key, []).append(run)
     return list(groups.values())
 
@@ -77,7 +81,8 @@ def group_name(run: RunResult) -> str:
     """Name of the run's group: `kidney`, `kidney, tested on kidney_papilla`, `kidney, ln_cp10k`."""
     setting = run.setting
     parts = [setting.dataset, f"tested on {setting.test_dataset}" if setting.test_dataset else ""]
-    return ", ".join(filter(None, [*parts, setting.transform if setting.transform != "log2" else ""]))
+    parts += [setting.transform if setting.transform != "log2" else "", "tuned cache" if run.is_tuned else ""]
+    return ", ".join(filter(None, parts))
 
 
 def metrics_table(
@@ -116,7 +121,7 @@ def metrics_table(
     p_cells = [cell for row in rows if row.kind == "p" for cell in row.cells]
     has_published = any(row.kind == "published" for row in rows)
     if all(run.shares(runs[0], ("genes", "n_genes", "panel")) for run in runs):
-        rows = mark_best(rows, columns)
+        rows = mark_best(rows, columns, [run.label for run in runs if run.leaks])
     if scope == "pooled":
         rows += baseline_rows(results, runs, metrics)
     notes = [f"mean ± std over {_fold_counts(runs)} folds, {SCOPES[scope]}; MSE and MAE in {_unit(runs[0])}"]
@@ -124,6 +129,7 @@ def metrics_table(
     if not chosen and len(runs) > 1:
         notes.append(f"no p: no run of {reference or REFERENCE} that predicts the same to test against")
     notes += [PUBLISHED_NOTE] if has_published else []
+    notes += [f"LEAK: {run.label}: {leak}" for run in runs for leak in run.leaks]
     notes += [text for text in results.incomplete if any(text.startswith(f"{run.label}: ") for run in runs)]
     group = group_name(runs[0])
     return Table(slug(f"metrics {scope} {group}"), f"{title or 'Metrics'}, {group}", columns, tuple(rows), tuple(notes))
@@ -161,7 +167,7 @@ def published_of_run(run: RunResult, table: int | None) -> list[tuple[str, Numbe
         where nothing was published.
     """
     s = run.setting
-    if run.model != DEFAULT_MODEL or run.variant is None or s.transform != "log2":
+    if run.model != DEFAULT_MODEL or run.variant is None or s.transform != "log2" or run.is_tuned:
         return []
     layers_of_run = s.finetuning.lora.layers if s.finetuning else FROZEN
     published = []

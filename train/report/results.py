@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hist_cache.errors import InputError
 from hist_cache.runs import CONFIG, METRICS
 from train.experiments.setting import Setting
+from train.leaks import check_leaks, is_tuned
 from train.models.registry import model_entries
 from train.models.variants import load_variants
 from train.report.fold_result import FoldResult, read_fold
@@ -54,6 +55,21 @@ class RunResult:
     def method(self) -> str:
         """What labels begin with and references are named by: the variant of HiST, or the name of another model."""
         return self.setting.method
+
+    @property
+    def is_tuned(self) -> bool:
+        """Whether its embeddings are of an encoder that was fine-tuned before."""
+        return is_tuned(self.setting.cache)
+
+    @cached_property
+    def leaks(self) -> list[str]:
+        """What the adapter of its embeddings has seen of its test slides: `folds 1, 2 tests S1, which ...`."""
+        return check_leaks(((fold.number, fold.leak) for fold in self.folds), allowed=True)
+
+    @property
+    def marks(self) -> list[str]:
+        """What its label always says, so that no table leaves it out."""
+        return ["tuned cache"] * self.is_tuned + ["LEAK"] * bool(self.leaks)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -175,14 +191,18 @@ def read_run(folder: Path) -> RunResult:
 
 
 def with_labels(runs: list[RunResult]) -> list[RunResult]:
-    """The runs with labels: the method, then each setting that differs and does not follow from one before."""
+    """The runs with labels: the method, their marks, then each setting that differs and does not follow from others."""
     keys = _keys_by_model(runs)
     visible = _differing_settings(runs, keys)
     labelled = []
     for run in runs:
         phrases = {k: phrase(k, run.settings.get(k)) for k in visible if k in keys[run.model]}
         data_label = ", ".join(text for k, text in phrases.items() if k in DATA)
-        labelled.append(replace(run, label=", ".join([run.method, *phrases.values()]), data_label=data_label))
+        if run.is_tuned:
+            phrases.pop("lora_layers", None)  # the mark says it
+        labelled.append(
+            replace(run, label=", ".join([run.method, *run.marks, *phrases.values()]), data_label=data_label)
+        )
     count = [run.label for run in labelled].count
     labelled = [replace(r, label=f"{r.label}, {r.folder.name[-8:]}") if count(r.label) > 1 else r for r in labelled]
     count = [run.label for run in labelled].count

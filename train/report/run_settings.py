@@ -8,7 +8,7 @@ from typing import Any
 
 from hist_cache.fingerprint import identity_hash
 from train.experiments.setting import Setting
-from train.finetune.encoder import Finetuning
+from train.leaks import is_tuned
 from train.models.configs import ModelConfig
 from train.models.registry import get_model
 
@@ -20,6 +20,7 @@ DATA = (  # settings on which data and baselines depend
     *("transform", "panel_from", "edge_spots", "niche_profile", "seed"),
 )
 TRUTH = ("dataset", "test_dataset", "genes", "n_genes", "panel", "transform", "panel_from", "edge_spots")
+TUNED_BEFORE = "tuned before"  # in place of the number of blocks, on a cache of an encoder with an adapter
 MADE_BY_DATA = ("embedding_width", "n_genes")  # options of a model that follow from data
 PHRASES = {
     "dataset": "{}",
@@ -61,7 +62,7 @@ def settings_of(setting: Setting) -> dict[str, Any]:
         "genes": setting.genes,
         "n_genes": setting.n_genes,
         "transform": setting.transform,
-        **_finetuning_settings(setting.finetuning),
+        **_finetuning_settings(setting),
         "slides": setting.slides,
         "panel": setting.panel,
         "panel_from": protocol.panel_from,
@@ -84,10 +85,14 @@ def _training_settings(setting: Setting) -> dict[str, Any]:
     return asdict(setting.fit) if get_model(setting.model_name).learns else {"seed": setting.fit.seed}
 
 
-def _finetuning_settings(finetuning: Finetuning | None) -> dict[str, Any]:
-    """How the encoder was fine-tuned; on cached embeddings 0 blocks were, and the rest is None."""
+def _finetuning_settings(setting: Setting) -> dict[str, Any]:
+    """How the encoder was fine-tuned with the model; on cached embeddings 0 blocks were, and the rest is None.
+
+    Embeddings of an encoder that was fine-tuned before are neither: it has an adapter, of as many blocks as it has.
+    """
+    finetuning = setting.finetuning
     return {
-        "lora_layers": finetuning.lora.layers if finetuning else 0,
+        "lora_layers": finetuning.lora.layers if finetuning else TUNED_BEFORE if is_tuned(setting.cache) else 0,
         "lora_rank": finetuning.lora.rank if finetuning else None,
         "lora_alpha": finetuning.lora.alpha if finetuning else None,
         "lora_dropout": finetuning.lora.dropout if finetuning else None,

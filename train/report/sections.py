@@ -174,7 +174,8 @@ def summary_text(results: Results, runs: list[RunResult], metric: str) -> str:
         metric: such as `pcc@50`.
     """
     pooled = results.metrics[results.metrics["scope"] == "pooled"]
-    cells = [(mean_cells(pooled[pooled["run"] == run.label], [metric])[0], run) for run in runs]
+    honest = [run for run in runs if not run.leaks] or runs
+    cells = [(mean_cells(pooled[pooled["run"] == run.label], [metric])[0], run) for run in honest]
     cell, best = max(cells, key=lambda pair: pair[0].value or 0.0)
     own = results.baselines[results.baselines["run"] == best.label]
     baselines = {

@@ -71,8 +71,9 @@ def compare(results: Results, run: RunResult, reference: RunResult, metric: str,
 def references(results: Results, against: str | None = None) -> dict[str, RunResult]:
     """The run that each run is compared with.
 
-    Only runs that predict the same truth are compared. Of several runs of the reference method, the one that differs
-    in the fewest settings is taken; runs of that method themselves are compared with the first of them.
+    Only runs that predict the same truth are compared, none of them on test slides that its adapter has seen. Of several
+    runs of the reference method, the one that differs in the fewest settings is taken; runs of that method themselves
+    are compared with the first of them.
 
     Args:
         results: the runs.
@@ -91,12 +92,17 @@ def references(results: Results, against: str | None = None) -> dict[str, RunRes
         raise InputError(f"--against {against}: not among the runs; there are {'; '.join(names)}")
     chosen = {}
     for run in results.runs:
-        comparable = [c for c in candidates if c.shares(run, TRUTH)]
+        comparable = [c for c in candidates if _are_alike(c, run)]
         if run in comparable:
             comparable = comparable[:1]
         if comparable and (nearest := min(comparable, key=lambda c: _count_differences(c, run))) is not run:
             chosen[run.label] = nearest
     return chosen
+
+
+def _are_alike(one: RunResult, other: RunResult) -> bool:
+    """Whether they predict the same truth, on encoders both or neither fine-tuned before, and saw no test slide."""
+    return one.shares(other, TRUTH) and one.is_tuned == other.is_tuned and not one.leaks and not other.leaks
 
 
 def _count_differences(one: RunResult, other: RunResult) -> int:

@@ -6,6 +6,7 @@ import csv
 import io
 import re
 import textwrap
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -111,9 +112,12 @@ def p_text(p: float | None) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def mark_best(rows: list[Row], columns: tuple[Column, ...]) -> list[Row]:
-    """The rows with the best run of each column marked; several where they are equal, none where there is one run."""
-    runs = [row for row in rows if row.kind == "run"]
+def mark_best(rows: list[Row], columns: tuple[Column, ...], without: Collection[str] = ()) -> list[Row]:
+    """The rows with the best run of each column marked; several where they are equal, none where there is one run.
+
+    Runs whose labels are in `without` do not take part.
+    """
+    runs = [row for row in rows if row.kind == "run" and row.label not in without]
     if len(runs) < 2:
         return rows
     best: dict[int, float] = {}
@@ -126,7 +130,7 @@ def mark_best(rows: list[Row], columns: tuple[Column, ...]) -> list[Row]:
         cells = (replace(c, best=i in best and c.value == best[i]) for i, c in enumerate(row.cells))
         return replace(row, cells=tuple(cells))
 
-    return [marked(row) if row.kind == "run" else row for row in rows]
+    return [marked(row) if row in runs else row for row in rows]
 
 
 def ordered_metrics(metrics: set[str]) -> list[str]:

@@ -75,7 +75,8 @@ def test_a_tuned_run_is_whole_and_its_adapter_makes_a_cache(cache: Path, run_com
         "--cache", "tuned", "--lora", fold.folder.parent, "--precision", "fp32",
     )  # fmt: skip
     assert code == 0, text
-    code, text = run_command(main, "--cache", "tuned", "--runs", "after", *LOSO, *SMALL)
+    [folder] = (tmp_path / "tuned/tiny").iterdir()
+    code, text = run_command(main, "--cache", "tuned", "--encoder", folder.name, "--runs", "after", *LOSO, *SMALL)
     assert code == 0, text
     after = fold_of(tmp_path / "after")
     assert after.config["cache"]["lora"]
@@ -84,11 +85,11 @@ def test_a_tuned_run_is_whole_and_its_adapter_makes_a_cache(cache: Path, run_com
     from train.data import assemble, read_slides
     from train.fit.loop import predict
 
-    slides = read_slides(open_cache("tuned"), [6])
+    slides = read_slides(open_cache(folder), [6])
     data = assemble(slides, 6, fold.panel, torch.device("cpu"))
     again = predict(load_model(fold.folder), data, data.rows(tuple(fold.config["split"]["test"])))
     np.testing.assert_allclose(again.numpy(), fold.predictions.X, rtol=2e-2, atol=2e-2)  # float16 both times
-    code, text = run_command(main, "--cache", "tuned", *LOSO, *SMALL, "--finetune-lora")
+    code, text = run_command(main, "--cache", "tuned", "--encoder", folder.name, *LOSO, *SMALL, "--finetune-lora")
     assert code == 2
     assert "tuned already" in text
 
@@ -154,7 +155,8 @@ def test_missing_tokens_are_made_and_tokens_before_serve_too(run_command: Run, c
         (["--micro-batch", 5], "give --finetune-lora"),
         (["--finetune-lora", "--lora-rank", 0], "rank 0"),
         (["--finetune-lora", "--micro-batch", 0], "--micro-batch 0"),
-        (["--finetune-lora", "--test-dataset", "tiny"], "hist-extract --lora"),
+        (["--finetune-lora", "--lora", "run"], "an encoder is fine-tuned once"),
+        (["--lora", "run"], "--lora run: no finished fold0 with an adapter"),
         (["--finetune-lora", "--no-token-cache", "--data-root", "nowhere"], "nowhere"),
     ],
 )

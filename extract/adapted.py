@@ -1,0 +1,101 @@
+"""The cache of an adapter beside that of its plain encoder, made the same way from the same slides."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from extract.embeddings import embed_slide
+from extract.encoders.adapters import adapter_digest, merge_adapter, read_adapter_slides
+from extract.encoders.encoder import Encoder
+from extract.pipeline import start_pipeline
+from extract.plan import Request, plan_extraction
+from extract.scheduler import run_plan
+from hist_cache.cache import Cache, neighborhoods, read_fingerprint
+from hist_cache.console import progress
+from hist_cache.errors import StaleCacheError
+from hist_cache.fingerprint import CropRule, differences, identity_hash
+
+log = logging.getLogger(__name__)
+
+
+def adapted_cache(plain: Cache, adapter: Path) -> Cache:
+    """Return the cache of an adapter's embeddings, which may lack slides or be empty.
+
+    Args:
+        plain: The cache of the encoder without an adapter.
+        adapter: The adapter's folder.
+    """
+    common = plain.fingerprint().common | {"lora": adapter_digest(adapter)}
+    if (slides := read_adapter_slides(adapter)) is not None:
+        common["adapter"] = slides.as_dict()
+    encoder = plain.folder.name.rsplit("-", 1)[0]
+    return Cache(plain.folder.with_name(f"{encoder}-{identity_hash(common)}"))
+
+
+def slides_to_embed(cache: Cache, slides: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    """List the slides that a cache lacks, or has without niches of one of the sizes."""
+    paths = {slide: cache.path(slide) for slide in slides}
+    return [s for s, path in paths.items() if not path.exists() or not set(sizes) <= set(neighborhoods(path))]
+
+
+def complete_adapted(
+    plain: Cache,
+    adapter: Path,
+    slides: Sequence[str],
+    sizes: Sequence[int],
+    load: Callable[[], Encoder],
+    find_slides: Callable[[Cache], Path],
+) -> Cache:
+    """Make what the cache of an adapter lacks.
+
+    Args:
+        plain: The cache of the encoder without an adapter.
+        adapter: The adapter's folder.
+        slides: IDs of the slides that are needed, all of the plain cache.
+        sizes: Neighbourhood sizes of the niches.
+        load: Loads the encoder; called only where something is missing.
+        find_slides: Returns the folder of the slides of a cache; called only then.
+
+    Returns:
+        The adapter's cache.
+
+    Raises:
+        HistError: A slide failed.
+        StaleCacheError: A slide has changed since the plain cache was made.
+    """
+    cache = adapted_cache(plain, adapter)
+    if missing := slides_to_embed(cache, slides, sizes):
+        _extract(plain, cache, adapter, missing, sizes, load(), find_slides(plain))
+    for slide in slides:
+        identities = [read_fingerprint(c.path(slide)).slide for c in (plain, cache)]
+        if different := differences(*identities):
+            raise StaleCacheError(
+                f"{cache.path(slide)}: made from another slide than {plain.path(slide)}: {'; '.join(different)}; "
+                "delete both and extract again"
+            )
+    return cache
+
+
+def _extract(
+    plain: Cache, cache: Cache, adapter: Path, slides: Sequence[str], sizes: Sequence[int], encoder: Encoder, root: Path
+) -> None:
+    common = plain.fingerprint().common
+    precision, min_spot_um = common["precision"], CropRule.from_identity(common).min_spot_um
+    merged = merge_adapter(encoder, adapter)
+    common |= {"lora": merged.lora}
+    if merged.adapter_slides is not None:
+        common |= {"adapter": merged.adapter_slides.as_dict()}
+    request = Request(root, tuple(sizes), min_spot_um, common)
+    plan = plan_extraction(request, list(slides), cache.folder)
+    if plan.failed:
+        raise plan.failed[0]
+    log.info(f"{cache.folder}: {len(slides)} slides to embed with the adapter {adapter}, {plan.crops:,} crops")
+    with closing(start_pipeline(merged, precision)) as pipeline, progress("extract", plan.crops, "crops") as meter:
+        details = {"device": str(pipeline.device), "weights": encoder.source, "adapter": str(adapter.resolve())}
+        failed = run_plan(plan, request, partial(embed_slide, request, pipeline, meter), details)
+    if failed:
+        raise failed[0]

@@ -1,0 +1,72 @@
+"""The slides that an adapter was trained with, so that none of them is tested on its embeddings unnoticed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+UNKNOWN = "may test slides that the adapter was trained on: which these are is unknown"
+PARTS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class AdapterSlides:
+    """What is known of an adapter's slides."""
+
+    dataset: str
+    """Name of their dataset."""
+    train: tuple[str, ...]
+    """IDs of the slides that it was trained on."""
+    val: tuple[str, ...]
+    """IDs of the slides that chose its epoch."""
+    test: tuple[str, ...]
+    """IDs of the slides that it was tested on."""
+    patients: dict[str, str]
+    """Slide ID -> patient, by the names of `hist_cache.datasets.patient_names`, where he is known."""
+    images: dict[str, str]
+    """Slide ID -> SHA-256 of its image file, which tells a slide under another name; {} where it was not recorded."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON reads them back."""
+        return asdict(self) | {part: list(getattr(self, part)) for part in PARTS}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read back what `as_dict` gave; `KeyError`, `TypeError` or `ValueError` where it is something else."""
+        if any(isinstance(values[part], str) for part in PARTS) or not values["train"]:
+            raise ValueError("no lists of slides")
+        train, val, test = (tuple(map(str, values[part])) for part in PARTS)
+        patients, images = ({str(k): str(v) for k, v in dict(values[key]).items()} for key in ("patients", "images"))
+        return cls(str(values["dataset"]), train, val, test, patients, images)
+
+    def trained_on(self, slides: Collection[str], images: Mapping[str, str]) -> list[str]:
+        """Those of the slides that the adapter was trained on, also under another name.
+
+        Args:
+            slides: IDs.
+            images: Slide ID -> digest of its image.
+        """
+        return self._among(self.train, slides, images)
+
+    def leaks(
+        self, tested: Collection[str], patients: Mapping[str, str], images: Mapping[str, str], shared: Collection[str]
+    ) -> list[str]:
+        """Say what the adapter has seen of slides that are to be tested, a part of a sentence for each kind.
+
+        Args:
+            tested: IDs of the slides.
+            patients: Slide ID -> patient, of all slides whose patient is known.
+            images: Slide ID -> digest of its image.
+            shared: Patients that the fold's own train slides share with those tested: no fault of the adapter.
+        """
+        trained, chosen = self.trained_on(tested, images), self._among(self.val, tested, images)
+        seen_patients = {self.patients[s] for s in (*self.train, *self.val) if s in self.patients} - set(shared)
+        others = [s for s in tested if s not in (*trained, *chosen) and patients.get(s) in seen_patients]
+        found = [(trained, "which the adapter was trained on"), (chosen, "which chose the adapter's epoch")]
+        found += [(others, "of patients that the adapter was trained with")]
+        return [f"tests {', '.join(slides)}, {what}" for slides, what in found if slides]
+
+    def _among(self, part: Collection[str], slides: Collection[str], images: Mapping[str, str]) -> list[str]:
+        digests = {self.images[slide] for slide in part if slide in self.images}
+        return [slide for slide in slides if slide in part or images.get(slide) in digests]

@@ -1,0 +1,110 @@
+"""Whether a fold tests slides that the encoder's adapter has seen: on a cache of `hist-extract --lora`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from extract.encoders.adapter_slides import UNKNOWN, AdapterSlides
+from hist_cache.cache import read_fingerprint
+from hist_cache.datasets import dataset_named, patient_names
+from hist_cache.errors import InputError
+from hist_cache.splits import Split, patient_leaks
+from train.workspace import Workspace
+
+
+def slide_patients(workspace: Workspace, slides: Collection[str]) -> dict[str, str]:
+    """Slide -> patient, by names that can be compared between datasets; slides of unknown patients are left out."""
+
+    def patient(slide: str, dataset: str) -> str | None:
+        known = dataset_named(dataset).patients.get(slide, workspace.all_slides[slide].attributes.get("patient"))
+        return None if known is None else str(known)
+
+    named: dict[str, str] = {}
+    for slide in slides:
+        dataset = workspace.cache_of(slide).dataset
+        named |= patient_names(dataset, {slide: patient(slide, dataset)})
+    return named
+
+
+def slide_images(workspace: Workspace, slides: Collection[str]) -> dict[str, str]:
+    """Slide -> SHA-256 of the image that its cache file was made from, where it says so."""
+    digests = {s: read_fingerprint(workspace.cache_of(s).path(s)).slide.get("image") for s in slides}
+    return {slide: str(digest) for slide, digest in digests.items() if digest}
+
+
+def adapter_slides(workspace: Workspace, split: Split) -> AdapterSlides:
+    """The slides of an adapter that is trained on a split."""
+    patients, images = slide_patients(workspace, split.ids), slide_images(workspace, split.ids)
+    return AdapterSlides(workspace.dataset, split.train, split.val, split.test, patients, images)
+
+
+def find_leak(workspace: Workspace, split: Split) -> str:
+    """Say what the adapter of a cache has seen of the slides that a fold tests.
+
+    Returns:
+        A part of a sentence; "" where it has seen none, or the encoder has no adapter.
+    """
+    return adapter_leak(workspace, cached_adapter(workspace.common), split) if is_tuned(workspace.common) else ""
+
+
+def adapter_leak(workspace: Workspace, adapter: AdapterSlides | None, split: Split) -> str:
+    """`find_leak` for an adapter with these slides; None where they are not known."""
+    if adapter is None:
+        return UNKNOWN
+    patients = slide_patients(workspace, split.ids)
+    shared = patient_leaks(split, patients)
+    return "; ".join(adapter.leaks(split.test, patients, slide_images(workspace, split.test), shared))
+
+
+def find_validation_leak(workspace: Workspace, split: Split) -> str:
+    """Say which validation slides of a fold the adapter of a cache was trained on; "" where there is none."""
+    adapter = cached_adapter(workspace.common)
+    seen = adapter.trained_on(split.val, slide_images(workspace, split.val)) if adapter else []
+    return f"validates on {', '.join(seen)}, which the adapter was trained on" if seen else ""
+
+
+def is_tuned(common: Mapping[str, Any]) -> bool:
+    """Whether a cache holds embeddings of an encoder with an adapter, by the common part of its fingerprint."""
+    return common.get("lora") is not None
+
+
+def cached_adapter(common: Mapping[str, Any]) -> AdapterSlides | None:
+    """The slides of the adapter that made a cache, by its fingerprint; None where they are unknown."""
+    try:
+        return AdapterSlides.from_dict(common["adapter"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def check_leaks(leaks: Iterable[tuple[int, str]], allowed: bool, where: str = "") -> list[str]:
+    """Refuse folds that test what the adapter has seen.
+
+    Args:
+        leaks: Number of each fold, and what leaks there, "" for nothing.
+        allowed: Whether they may run all the same.
+        where: The cache or the run with the adapters, for the message.
+
+    Returns:
+        A part of a sentence for each kind of leak: `folds 1, 2 tests S1, which ...`.
+
+    Raises:
+        InputError: A fold leaks, and may not.
+    """
+    folds: dict[str, set[int]] = {}
+    for fold, leak in leaks:
+        folds.setdefault(leak, set()).add(fold)
+    clean = folds.pop("", set())
+    sentences = [f"{fold_names(numbers)} {leak}" for leak, numbers in folds.items()]
+    if sentences and not allowed:
+        advice = f"run {' or '.join(f'--fold {i}' for i in sorted(clean))}, " if clean else ""
+        raise InputError(
+            f"{where}: {'; '.join(sentences)}: {advice}give each fold its own adapter (hist-train --lora RUN), or give "
+            "--allow-leak, which marks the results"
+        )
+    return sentences
+
+
+def fold_names(numbers: Collection[int]) -> str:
+    """`fold 0`, `folds 1, 2`."""
+    return f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}"
