@@ -96,6 +96,7 @@ def test_folds_that_the_adapter_has_seen_are_refused(
     assert len([line for line in text.splitlines() if "LEAK" in line or "error" in line.lower()]) <= 1
 
 
+@pytest.mark.slow
 def test_allowed_leaks_are_said_everywhere(made: Path, run_command: Command, tmp_path: Path) -> None:
     tuned = ("--cache", made / "cache", *LOSO, "--encoder", tuned_folder(made))
     code, text = run_command(main, *tuned, "--fold", 0, "--runs", "clean")
@@ -128,6 +129,7 @@ def test_allowed_leaks_are_said_everywhere(made: Path, run_command: Command, tmp
     assert all("full, tuned cache, LEAK" in t.read_text() for t in with_tuned)
 
 
+@pytest.mark.slow
 def test_one_adapter_a_fold_is_one_command(made: Path, run_command: Command, tmp_path: Path) -> None:
     shutil.copytree(made / "cache", tmp_path / "cache")
     adapters = run_folder(made / "runs")

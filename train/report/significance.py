@@ -71,7 +71,7 @@ def compare(results: Results, run: RunResult, reference: RunResult, metric: str,
 def references(results: Results, against: str | None = None) -> dict[str, RunResult]:
     """The run that each run is compared with.
 
-    Only runs that predict the same truth are compared, none of them on test slides that its adapter has seen. Of several
+    Only runs that predict the same truth are compared, and none on test slides that its adapter has seen. Of several
     runs of the reference method, the one that differs in the fewest settings is taken; runs of that method themselves
     are compared with the first of them.
 
