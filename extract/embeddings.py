@@ -13,7 +13,7 @@ from extract.pipeline import Pipeline
 from extract.plan import Request, Task
 from extract.scheduler import Finish, Loaded
 from extract.slides.crops import Crops, plan_crops
-from extract.slides.readers import make_thumbnail
+from extract.slides.image import make_thumbnail
 from hist_cache.cache import CachedSlide, read_slide, write_slide
 from hist_cache.console import Meter
 from hist_cache.fingerprint import Fingerprint

@@ -6,7 +6,7 @@ from typing import Any
 
 from extract.encoders.encoder import Encoder
 from extract.slides.crops import niche_side_um
-from extract.slides.readers import Image
+from extract.slides.image import Image
 from hist_cache.fingerprint import CropRule, Fingerprint, file_digest, file_stamp, identity_hash
 from hist_cache.lattice import RINGS
 from hist_cache.slides import SlideFiles

@@ -23,7 +23,7 @@ from torch import Tensor
 from extract.encoders.encoder import Encoder
 from extract.slides.batches import CropBatch, CropTransform, in_background
 from extract.slides.crops import Crops, TileStore, pieces, reading_order, spot_runs
-from extract.slides.readers import Image
+from extract.slides.image import Image
 from hist_cache.errors import HistError
 
 log = logging.getLogger(__name__)

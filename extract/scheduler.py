@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 
 from extract.identity import slide_identity
 from extract.plan import ExtractionPlan, Request, Task, plan_slide
-from extract.slides.readers import Image, open_image
+from extract.slides.image import Image
+from extract.slides.readers import open_image
 from hist_cache.cache import read_fingerprint
 from hist_cache.errors import HistError, SlideError
 from hist_cache.fingerprint import Fingerprint, provenance

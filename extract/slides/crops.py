@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from extract.slides.readers import WHITE, Image
+from extract.slides.image import WHITE, Image
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from extract.encoders.encoder import Encoder
 from extract.encoders.registry import load_encoder
 from extract.pipeline import Pipeline
 from extract.slides.crops import niche_side_um, plan_crops
-from extract.slides.readers import WHITE, open_image
+from extract.slides.image import WHITE
+from extract.slides.readers import open_image
 from hist_cache.errors import HistError
 from hist_cache.slides import find_slide, read_spots
 from tests.conftest import SHARED, TINY_ENCODER, needs_shared, write_slide

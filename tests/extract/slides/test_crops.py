@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from extract.slides.crops import Crops, TileStore, niche_side_um, pieces, plan_crops, reading_order
-from extract.slides.readers import WHITE
+from extract.slides.image import WHITE
 
 
 class Grid:

@@ -6,7 +6,8 @@ import PIL.Image
 import pytest
 import tifffile
 
-from extract.slides.readers import WHITE, make_thumbnail, open_image
+from extract.slides.image import WHITE, make_thumbnail
+from extract.slides.readers import open_image
 from hist_cache.errors import SlideError
 from tests.conftest import SHARED, needs_shared
 

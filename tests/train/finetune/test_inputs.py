@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import hist_cache.memory
 import train.finetune.crop_inputs
-import train.finetune.memory
 from extract.cli import main
 from extract.encoders.encoder import Encoder, PooledEncoder, blocks_before
 from extract.encoders.lora import LoraConfig, adapt
@@ -27,12 +27,13 @@ from extract.slides.crops import niche_side_um
 from extract.slides.readers import open_image
 from hist_cache.cache import Cache, open_cache
 from hist_cache.errors import HistError, InputError, SlideError, StaleCacheError
+from hist_cache.memory import free_memory
 from hist_cache.slides import find_slide
 from tests.conftest import TINY_ENCODER, write_slide
 from train.data import Inputs, SpotData, assemble, read_slides
 from train.finetune.crop_inputs import CropInputs, dihedral, find_source
 from train.finetune.inputs import HeldStore
-from train.finetune.memory import choose_place, free_memory
+from train.finetune.memory import choose_place
 from train.finetune.token_inputs import TokenInputs
 from train.fit.batches import prefetch
 
@@ -353,8 +354,8 @@ def test_what_fits_stays_in_memory(
 ) -> None:
     assert 0 < free_memory() < 2**50
     free = SimpleNamespace(available=4000 * 1024)
-    monkeypatch.setattr(train.finetune.memory.psutil, "virtual_memory", lambda: free)
-    monkeypatch.setattr(train.finetune.memory, "CONTAINER", tmp_path)
+    monkeypatch.setattr(hist_cache.memory.psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(hist_cache.memory, "CONTAINER", tmp_path)
     assert free_memory() == 4000 * 1024
     assert choose_place(2000 * 1024, CPU) == "memory"
     assert choose_place(2000 * 1024 + 1, CPU) == "disk"

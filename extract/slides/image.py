@@ -1,0 +1,158 @@
+"""A slide's image as a grid of tiles at level 0, whatever reads it: any failure to read it is an error of the slide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from hist_cache.console import size
+from hist_cache.errors import SlideError
+from hist_cache.memory import free_memory
+
+WHITE = 255
+THUMBNAIL_PX = 1024  # longer side
+MAX_PIXELS = 1 << 36  # three times the largest slides that are scanned; more is a damaged or hostile header
+MEMORY_SHARE = 0.5  # of what is free, that pixels which must be in memory together may take
+
+
+class ImageError(Exception):
+    """An image cannot be used.
+
+    Attributes:
+        problem: What is wrong with it.
+        advice: What the user can do.
+    """
+
+    def __init__(self, problem: str, advice: str = "copy or download it again") -> None:
+        self.problem, self.advice = problem, advice
+        super().__init__(problem)
+
+
+class UnreadKindError(ImageError):
+    """A sound image of a kind that a reader does not read; perhaps another one does."""
+
+
+class Reader(Protocol):
+    """What reads one kind of file: `width` x `height` px of RGB, in tiles of `tile_width` x `tile_height` px."""
+
+    name: str
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+
+    def read_tile(self, column: int, row: int) -> np.ndarray:
+        """Decode one tile, (h, w, 3) uint8; tiles at the right and lower border may be smaller than the others."""
+
+    def overview(self) -> np.ndarray:
+        """Read the whole slide at a lower resolution: (h, w, 3) uint8, see `Image.overview`."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class Image:
+    """A slide's image: `width` x `height` px of RGB, cut into tiles of `tile_width` x `tile_height` px.
+
+    Args:
+        slide: ID of the slide, for messages.
+        path: The image file.
+        reader: Reads it. Whatever it raises becomes a `SlideError`.
+    """
+
+    def __init__(self, slide: str, path: Path, reader: Reader) -> None:
+        self._slide, self._path, self._file = slide, path, reader
+        self.reader = reader.name  # part of a cache file's fingerprint, because pixels differ a little between readers
+        self.width, self.height = reader.width, reader.height
+        self.tile_width, self.tile_height = reader.tile_width, reader.tile_height
+
+    def read_tile(self, column: int, row: int) -> np.ndarray:
+        """Decode one tile; several threads may do so at once.
+
+        Returns:
+            (h, w, 3) uint8; tiles at the right and lower border may be smaller than the others.
+
+        Raises:
+            SlideError: The tile cannot be decoded.
+        """
+        shape = (
+            min(self.tile_height, self.height - row * self.tile_height),
+            min(self.tile_width, self.width - column * self.tile_width),
+            3,
+        )
+        try:
+            pixels = self._file.read_tile(column, row)
+            if pixels.shape != shape or pixels.dtype != np.uint8:
+                raise ImageError(f"{pixels.shape} {pixels.dtype} instead of {shape} uint8")
+        except Exception as error:
+            raise slide_error(self._slide, self._path, f"tile {column},{row} cannot be decoded", error) from error
+        return pixels
+
+    def overview(self) -> np.ndarray:
+        """Read the whole slide at a lower resolution.
+
+        Returns:
+            (h, w, 3) uint8; the longer side has at least THUMBNAIL_PX, unless the slide itself is smaller.
+
+        Raises:
+            SlideError: The image cannot be decoded.
+        """
+        try:
+            return self._file.overview()
+        except Exception as error:
+            raise slide_error(self._slide, self._path, "cannot be decoded", error) from error
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def slide_error(slide: str, path: Path, problem: str, error: Exception) -> SlideError:
+    """Return the error of a slide whose reader raised an error.
+
+    Args:
+        slide: ID of the slide.
+        path: The image file.
+        problem: What could not be done; empty if that is opening the file.
+        error: What was raised. Of other libraries' errors, the first line is told.
+    """
+    if isinstance(error, ImageError):
+        return SlideError(slide, path, f"{problem} ({error.problem})" if problem else error.problem, error.advice)
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return SlideError(slide, path, f"{problem or 'not a readable image'} ({reason})", "copy or download it again")
+
+
+def check_size(width: int, height: int) -> None:
+    """Check that an image has a size that a slide can have.
+
+    Raises:
+        ImageError: It has none.
+    """
+    if width < 1 or height < 1 or width * height > MAX_PIXELS:
+        raise ImageError(f"its header states {width:,} x {height:,} px")
+
+
+def check_memory(n_bytes: int, what: str) -> None:
+    """Check that pixels which must be in memory together fit, before memory is taken for them.
+
+    Raises:
+        ImageError: They do not.
+    """
+    free = free_memory()
+    if n_bytes > MEMORY_SHARE * free:
+        raise ImageError(
+            f"{what} need {size(n_bytes)} of memory, {size(free)} are free", "store it as a tiled TIFF, or free memory"
+        )
+
+
+def make_thumbnail(image: Image) -> np.ndarray:
+    """Make a small picture of the whole slide: (h, w, 3) uint8, the longer side THUMBNAIL_PX or less."""
+    import PIL.Image
+
+    shrink = min(1.0, THUMBNAIL_PX / max(image.width, image.height))
+    shape = (max(1, round(image.width * shrink)), max(1, round(image.height * shrink)))
+    return np.asarray(
+        PIL.Image.fromarray(image.overview()).resize(shape, PIL.Image.Resampling.LANCZOS, reducing_gap=2.0)
+    )
