@@ -26,6 +26,7 @@ from extract.slides.image import (
     check_size,
     slide_error,
 )
+from extract.slides.probe import find_vendor
 from extract.slides.tiff import TiffImage
 
 OPENSLIDE_TILE = 1024  # px; OpenSlide does not tell the file's own tiles, and reads large regions fastest
@@ -64,20 +65,14 @@ def _reader(path: Path) -> Reader:
     suffix = path.suffix.lower()
     if suffix in PLAIN_FORMATS:
         return PlainImage(path, PLAIN_FORMATS[suffix])
-    if suffix in TIFF_SUFFIXES:
-        try:
-            return TiffImage(path)
-        except UnreadKindError:
-            if not _of_a_vendor(path):
-                raise
+    if suffix not in TIFF_SUFFIXES and find_vendor(path):
+        return OpenSlideImage(path)
+    try:
+        return TiffImage(path)
+    except UnreadKindError:
+        if not find_vendor(path):
+            raise
     return OpenSlideImage(path)
-
-
-def _of_a_vendor(path: Path) -> bool:
-    """Tell whether OpenSlide knows which vendor's scanner made a TIFF, and so what its colours mean."""
-    import openslide
-
-    return openslide.OpenSlide.detect_format(str(path)) not in (None, "generic-tiff")
 
 
 class OpenSlideImage:

@@ -28,7 +28,7 @@ LARGE_TILE = 4096  # px; a larger tile must not be larger than the image
 THREADS = 4  # tiles that are about decoded at the same time
 
 
-class Level:
+class TiffLevel:
     """One page of a TIFF as a grid of tiles (or strips), each read with one `pread`.
 
     Args:
@@ -44,7 +44,6 @@ class Level:
         self._page, self._descriptor = page, descriptor
         self.width, self.height = index(page.imagewidth), index(page.imagelength)
         check_size(self.width, self.height)
-        self.rule = _color_rule(page)
         if page.is_tiled:
             self.tile_width, self.tile_height = index(page.tilewidth), index(page.tilelength)
         else:
@@ -52,6 +51,8 @@ class Level:
         self.across, self.down = self._grid()
         self._planes = index(page.samplesperpixel) if page.planarconfig == 2 else 1
         self._offsets, self._counts = self._find_tiles(file_size)
+        self.rule = _color_rule(page)
+        self._check_memory()
         self._decode, self._tables = page.decode, page.jpegtables
 
     def _grid(self) -> tuple[int, int]:
@@ -60,9 +61,13 @@ class Level:
         small = width <= 2 * max(self.width, LARGE_TILE) and height <= 2 * max(self.height, LARGE_TILE)
         if width < 1 or height < 1 or not small:
             raise ImageError(f"tiles of {width:,} x {height:,} px in an image of {self.width:,} x {self.height:,} px")
-        samples = index(self._page.samplesperpixel) * self._page.dtype.itemsize
-        check_memory(THREADS * width * height * samples, f"tiles of {width:,} x {height:,} px")
         return -(-self.width // width), -(-self.height // height)
+
+    def _check_memory(self) -> None:
+        """Check that tiles fit into memory."""
+        samples = index(self._page.samplesperpixel) * self._page.dtype.itemsize
+        what = f"tiles of {self.tile_width:,} x {self.tile_height:,} px"
+        check_memory(THREADS * self.tile_width * self.tile_height * samples, what)
 
     def _find_tiles(self, file_size: int) -> tuple[list[int], list[int]]:
         """Return where the tiles are in the file, and how many bytes they have."""
@@ -138,7 +143,7 @@ class TiffImage:
         self.width, self.height = self._level.width, self._level.height
         self.tile_width, self.tile_height = self._level.tile_width, self._level.tile_height
 
-    def _largest(self) -> Level:
+    def _largest(self) -> TiffLevel:
         """Return the page that is the slide."""
         if not self._pages:
             raise ImageError("no image in it")
@@ -147,7 +152,7 @@ class TiffImage:
         if (planes := max(others, _declared_planes(page))) > 1:
             problem = f"{planes:,} pictures of full size (channels, focal planes or times)"
             raise UnreadKindError(problem, "store one RGB picture")
-        return Level(page, self._descriptor, self._size)
+        return TiffLevel(page, self._descriptor, self._size)
 
     def read_tile(self, column: int, row: int) -> np.ndarray:
         """Decode one tile: (h, w, 3) uint8."""
@@ -158,7 +163,7 @@ class TiffImage:
         level = min([self._level, *self._smaller_levels()], key=lambda level: level.height * level.width)
         return level.shrink(max(1, max(level.height, level.width) // (2 * THUMBNAIL_PX)))
 
-    def _smaller_levels(self) -> Iterator[Level]:
+    def _smaller_levels(self) -> Iterator[TiffLevel]:
         """Yield the levels of the pyramid that are large enough for a thumbnail."""
         for page in self._pages:
             width, height = index(page.imagewidth), index(page.imagelength)
@@ -167,7 +172,7 @@ class TiffImage:
             if abs(height / width * self.width / self.height - 1) >= 0.02:  # a label or macro picture
                 continue
             try:
-                level = Level(page, self._descriptor, self._size)
+                level = TiffLevel(page, self._descriptor, self._size)
             except Exception:  # a damaged level is not needed
                 continue
             if level.rule.name == self._level.rule.name:

@@ -16,6 +16,7 @@ import pytest
 import tifffile
 
 import extract.slides.image
+import extract.slides.probe
 from extract.slides.codestreams import jpeg_2000_size, jpeg_size
 from extract.slides.readers import open_image
 from hist_cache.errors import SlideError
@@ -196,3 +197,47 @@ def test_sizes_of_streams() -> None:
     for stream in (b"", b"\xff", b"\xff\xd8" * 40, b"\xff\xd8\xff\xc0\0\0", b"\0\0\0\x01jP  " + bytes(40)):
         assert jpeg_size(stream) is None
         assert jpeg_2000_size(stream) is None
+
+
+APERIO = "Aperio Image Library v11\n128x96 [0,0 128x96] (32x32) J2K/YUV16 Q=30|AppMag = 20|MPP = 0.5"
+
+
+def aperio(path: Path, **options: Any) -> None:
+    """A slide in Aperio's YCbCr, which only OpenSlide reads."""
+    tags({259: 33003}, compression="jpeg2000", description=APERIO, **options)(path)
+
+
+def test_a_vendors_kind_is_left_to_openslide(tmp_path: Path) -> None:
+    aperio(tmp_path / "a.svs")
+    image = open_image("S", tmp_path / "a.svs")
+    assert image.reader == "openslide"
+    y, cb, cr = (PIXELS[..., i].astype(np.float64) - (0, 128, 128)[i] for i in range(3))
+    expected = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1).clip(0, 255)
+    assert np.abs(image.read_tile(0, 0) - expected).max() <= 2
+    assert image.overview().shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "problem"),
+    [
+        (".svs", r"truncated \([\d,]+ of 17,\d+,\d+,\d+,\d+ bytes\)"),
+        (".scn", "OpenSlide ends with SIG(ABRT|TRAP) on it"),
+    ],
+)
+def test_a_file_on_which_openslide_ends_its_process_fails_alone(tmp_path: Path, suffix: str, problem: str) -> None:
+    """OpenSlide takes memory for as many bytes as a tile claims to have, and aborts where there are not as many."""
+    path = tmp_path / f"a{suffix}"
+    aperio(path, bigtiff=True)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        tag = file.pages[0].tags[325]
+        tag.overwrite([2**44] * tag.count, dtype="Q")
+    with pytest.raises(SlideError, match=problem):
+        open_image("S", path)
+
+
+def test_openslide_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract.slides.probe, "PROBE", "import time; time.sleep(60)")
+    monkeypatch.setattr(extract.slides.probe, "PATIENCE_S", 0.2)
+    aperio(tmp_path / "a.svs")
+    with pytest.raises(SlideError, match=r"OpenSlide does not open it within 0\.2 s"):
+        open_image("S", tmp_path / "a.svs")
