@@ -61,7 +61,7 @@ def crop_sides_um(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float)
     return sides | {str(k): niche_side_um(RINGS[k], files.pitch_um, files.spot_um) for k in sizes}
 
 
-def check_crops(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float) -> None:
+def check_crop_memory(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float) -> None:
     """Check that a slide's crops fit into memory, before any is taken for them.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import h5py
 
-from extract.identity import check_crops, slide_identity
+from extract.identity import check_crop_memory, slide_identity
 from extract.slides.readers import open_image
 from hist_cache.cache import neighborhoods, read_fingerprint, slide_files
 from hist_cache.errors import HistError, SlideError
@@ -100,7 +100,7 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     files = find_slide(request.data_root, slide)
     path = request.path(folder, slide)
     if not path.exists():
-        check_crops(files, request.sizes, request.min_spot_um)
+        check_crop_memory(files, request.sizes, request.min_spot_um)
         return Task(files, path, "new", request.sizes, count_spots(files))
     cached = read_fingerprint(path)
     image = open_image(slide, files.image)
@@ -117,7 +117,7 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
         )
     missing = tuple(k for k in request.sizes if k not in neighborhoods(path))
     if missing:
-        check_crops(files, missing, request.min_spot_um)
+        check_crop_memory(files, missing, request.min_spot_um)
     return Task(files, path, "add" if missing else "complete", missing, count_spots(files))
 
 
