@@ -57,8 +57,9 @@ STAIRS = {
         ),
     ),
     "train.report": (
-        *("table", "published", "run_settings", "fold_result", "results", "selection", "significance", "analysis"),
-        *("paper_tables", "analysis_tables", "plots", "figures", "context", "page", "sections", "cli"),
+        *("table", "published", "run_settings", "fold_result", "results", "selection", "alike"),
+        *("significance", "analysis", "paper_tables", "analysis_tables", "plots", "figures", "context", "page"),
+        *("sections", "cli"),
     ),
     "sweeps": (
         *("options", "space", "study", "sampling", "storage", "trials", "objective", "display", "workers"),

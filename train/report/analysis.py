@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,41 +28,84 @@ MIN_SPOTS = 3  # a correlation over fewer spots means nothing
 class RunSummary:
     """What one reading of a run's predictions gives."""
 
-    correlations: pd.Series
-    """(G,) by gene: PCC over the pooled test spots, mean over folds. An undefined PCC counts as 0. A gene that is
-    missing in the panels of some folds has the mean over the others."""
+    fold_correlations: pd.DataFrame
+    """(G, folds) by gene and number of the fold: PCC over the pooled test spots. An undefined PCC counts as 0. A gene
+    that the fold's panel lacks has NaN."""
     radii: pd.DataFrame
     """Mean distance of the test spots from the origin: a fold a row, a column for each embedding (`image_spot`). No
     columns for a model without these embeddings."""
+
+    @property
+    def correlations(self) -> pd.Series:
+        """(G,) by gene: PCC, mean over the folds that have it."""
+        return self.fold_correlations.mean(axis=1)
 
 
 def summarize_run(run: RunResult) -> RunSummary:
     """Read the predictions of each fold once."""
     import pandas as pd
 
-    pcc, radii = [], []
+    pcc, radii = {}, []
     for fold in run.folds:
         table = fold.fold.predictions
-        values = np.nan_to_num(gene_pcc(np.asarray(table.X), np.asarray(table.layers["truth"])), nan=0.0)
-        pcc.append(pd.Series(values, index=table.var_names.astype(str)))
+        pcc[fold.number] = _correlations(table)
         columns = [c for c in table.obs if c.startswith(RADIUS_PREFIX)]
         radii.append(table.obs[columns].mean().rename(lambda c: c.removeprefix(RADIUS_PREFIX)))
-    return RunSummary(pd.concat(pcc, axis=1).mean(axis=1), pd.DataFrame(radii))
+    return RunSummary(pd.concat(pcc, axis=1), pd.DataFrame(radii))
 
 
-def improvement(first: pd.Series, second: pd.Series) -> pd.DataFrame:
-    """Compare the correlations of two runs gene by gene (table 11).
+def _correlations(table: anndata.AnnData) -> pd.Series:
+    import pandas as pd
+
+    values = np.nan_to_num(gene_pcc(np.asarray(table.X), np.asarray(table.layers["truth"])), nan=0.0)
+    return pd.Series(values, index=table.var_names.astype(str))
+
+
+def summarize_regions(run: RunResult, column: str, data_root: Path | None) -> dict[str, RunSummary]:
+    """The correlations of a run within each region.
 
     Args:
-        first: PCC by gene.
-        second: PCC by gene.
+        run: the run.
+        column: of `obs`, as `regions` takes it.
+        data_root: folder that holds the slides' `st/`.
 
     Returns:
-        The genes that both have, with the columns first, second and difference; the largest difference comes first.
+        By region; a fold in which it has fewer than 3 spots is left out.
+
+    Raises:
+        InputError: As from `regions`.
     """
     import pandas as pd
 
-    both = pd.concat({"first": first, "second": second}, axis=1, join="inner")
+    pcc: dict[str, dict[int, pd.Series]] = {}
+    for fold in run.folds:
+        table = fold.fold.predictions
+        region = regions(table, column, data_root)
+        for name in sorted(region.dropna().unique()):
+            spots = (region == name).to_numpy()
+            if spots.sum() >= MIN_SPOTS:
+                pcc.setdefault(name, {})[fold.number] = _correlations(table[spots])
+    return {name: RunSummary(pd.concat(of_region, axis=1), pd.DataFrame()) for name, of_region in pcc.items()}
+
+
+def improvement(first: RunSummary, second: RunSummary, pairs: Mapping[int, int]) -> pd.DataFrame:
+    """Compare the correlations of two runs gene by gene (table 11).
+
+    Args:
+        first: of one run.
+        second: of the other.
+        pairs: of the folds to compare, the first run's number -> the second's; those that one has not are left out.
+
+    Returns:
+        The genes that both have, with the columns first, second and difference, means over the folds; the largest
+        difference comes first. Empty where no fold is a pair.
+    """
+    import pandas as pd
+
+    own, others = first.fold_correlations, second.fold_correlations
+    both_folds = [(i, j) for i, j in pairs.items() if i in own and j in others]
+    means = {"first": own[[i for i, _ in both_folds]], "second": others[[j for _, j in both_folds]]}
+    both = pd.concat({name: frame.mean(axis=1) for name, frame in means.items()}, axis=1, join="inner").dropna()
     both["difference"] = both["first"] - both["second"]
     return both.sort_values("difference", ascending=False, kind="stable")
 
@@ -173,7 +217,7 @@ def run_regions(run: RunResult, column: str, genes: list[str], data_root: Path |
         data_root: folder that holds the slides' `st/`.
 
     Returns:
-        The rows of `region_metrics` with the columns run, split and test_slides.
+        The rows of `region_metrics` with the columns run and fold.
 
     Raises:
         InputError: As from `regions` and `region_metrics`.
@@ -184,7 +228,7 @@ def run_regions(run: RunResult, column: str, genes: list[str], data_root: Path |
     for fold in run.folds:
         table = fold.fold.predictions
         frame = region_metrics(table, regions(table, column, data_root), genes)
-        frames.append(frame.assign(run=run.label, split=fold.split.name, test_slides=fold.test_slides))
+        frames.append(frame.assign(run=run.label, fold=fold.number))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -201,18 +245,20 @@ class RegionGain:
     """Of the paired t-test, by metric."""
 
 
-def region_gains(run: pd.DataFrame, other: pd.DataFrame) -> list[RegionGain]:
+def region_gains(run: pd.DataFrame, other: pd.DataFrame, pairs: Mapping[int, int]) -> list[RegionGain]:
     """Compare two runs region by region (table 12).
 
     Args:
         run: `run_regions` of a run.
         other: `run_regions` of the run that it is compared with.
+        pairs: of the folds to compare, the run's number -> the other's.
 
     Returns:
-        One for each gene, over the folds that both runs have. A region's mean over folds is one pair of the test.
+        One for each gene, over these folds. A region's mean over folds is one pair of the test.
     """
-    key = ["gene", "region", "split", "test_slides"]
-    both = run.merge(other, on=key, suffixes=("", "_other"))
+    own_numbers = {number: own for own, number in pairs.items()}
+    renumbered = other.assign(fold=other["fold"].map(own_numbers)).dropna(subset="fold")
+    both = run.merge(renumbered, on=["gene", "region", "fold"], suffixes=("", "_other"))
     metrics = ("pcc", "mse", "mae")
     means = both.groupby(["gene", "region"], sort=False)[[f"{m}{s}" for m in metrics for s in ("", "_other")]].mean()
     gains = []

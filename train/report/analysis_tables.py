@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from train.figures import EMBEDDING_STYLES
-from train.report.analysis import improvement, region_gains
+from train.report.alike import comparison_label, comparison_notes, fold_pairs
+from train.report.analysis import RunSummary, improvement, region_gains
 from train.report.paper_tables import group_name
 from train.report.results import Results, RunResult
 from train.report.significance import P_NOTE, compare, references
@@ -46,20 +47,21 @@ def significance_table(results: Results, runs: Sequence[RunResult], against: str
     chosen = references(results, against)
     frame = results.metrics
     metrics = ordered_metrics(set(frame[frame["scope"] == "pooled"]["metric"]))
-    rows = []
+    rows, notes = [], [P_NOTE]
     for run in runs:
         if run.label not in chosen:
             continue
+        notes += comparison_notes(run, chosen[run.label])
         tests = [compare(results, run, chosen[run.label], m) for m in metrics]
         n = max(test.n for test in tests)
-        label = f"{run.label} − {chosen[run.label].label}, {n} pair{'s' * (n != 1)}"
+        label = f"{run.label} − {comparison_label(run, chosen[run.label])}, {n} pair{'s' * (n != 1)}"
         rows.append(Row(label, "run", tuple(difference_cell(test.difference) for test in tests)))
         rows.append(Row("p, paired t-test", "p", tuple(Cell(p_text(t.p_t), t.p_t) for t in tests)))
         rows.append(Row("p, Wilcoxon", "p", tuple(Cell(p_text(t.p_wilcoxon), t.p_wilcoxon) for t in tests)))
     if not rows:
         return None
     name = slug(f"significance {group_name(runs[0])}")
-    return Table(name, "Difference to the reference", metric_columns(metrics), tuple(rows), (P_NOTE,))
+    return Table(name, "Difference to the reference", metric_columns(metrics), tuple(rows), tuple(notes))
 
 
 def slide_table(results: Results, runs: list[RunResult], metric: str) -> Table:
@@ -97,26 +99,38 @@ def gene_table(correlations: Mapping[str, pd.Series], name: str) -> Table:
     return Table(slug(f"genes {name}"), f"PCC gene by gene, {name}", columns, tuple(rows), notes, "gene")
 
 
-def improvement_table(run: str, other: str, correlations: Mapping[str, pd.Series]) -> Table:
-    """The genes on which one run gains most over another (table 11).
+def improvement_table(
+    run: RunResult, other: RunResult, summaries: Mapping[str, RunSummary], region: str = ""
+) -> Table | None:
+    """The genes on which one run gains most over another (table 11), over the folds that both have.
 
     Args:
-        run: label of the run that gains.
-        other: label of the run that it is compared with.
-        correlations: label of a run -> PCC by gene.
+        run: that gains.
+        other: that it is compared with.
+        summaries: of the runs, by label.
+        region: whose spots the summaries are of; "" means all.
+
+    Returns:
+        The table; None where no fold of one run is a pair with one of the other.
     """
-    gains = improvement(correlations[run], correlations[other])
+    gains = improvement(summaries[run.label], summaries[other.label], fold_pairs(run, other))
+    if gains.empty:
+        return None
     rows = [
         Row(str(gene), "run", (number_cell(g["first"]), number_cell(g["second"]), difference_cell(g["difference"])))
         for gene, g in gains.head(N_GENES_LISTED).iterrows()
     ]
     n_better, n_worse = int((gains["difference"] > 0).sum()), int((gains["difference"] < 0).sum())
+    first, second = run.label, other.label
     notes = (
-        f"the {len(rows)} largest of {len(gains)} genes; {run} is better on {n_better} of them, worse on {n_worse}",
+        f"the {len(rows)} largest of {len(gains)} genes; {first} is better on {n_better} of them, worse on {n_worse}",
+        *comparison_notes(run, other),
     )
-    columns = (Column(f"PCC, {run}", HIGHER), Column(f"PCC, {other}", HIGHER), Column("improvement", HIGHER))
-    name = slug(f"gains {run} over {other}")
-    return Table(name, f"Genes that {run} predicts better than {other}", columns, tuple(rows), notes, "gene")
+    columns = (Column(f"PCC, {first}", HIGHER), Column(f"PCC, {second}", HIGHER), Column("improvement", HIGHER))
+    name = slug(f"gains {first} over {second} {region}")
+    title = f"Genes that {first} predicts better than {comparison_label(run, other)}"
+    title += f", region {region}" if region else ""
+    return Table(name, title, columns, tuple(rows), notes, "gene")
 
 
 def radius_table(radii: Mapping[str, pd.DataFrame], group: str) -> Table | None:
@@ -169,20 +183,23 @@ def region_table(frames: Mapping[str, pd.DataFrame], column: str) -> Table:
     return Table(slug(f"regions {column}"), f"By region: {column}", columns, tuple(rows), notes, "region, gene, run")
 
 
-def region_gain_table(run: str, others: list[str], frames: Mapping[str, pd.DataFrame], column: str) -> Table:
+def region_gain_table(
+    run: RunResult, others: list[RunResult], frames: Mapping[str, pd.DataFrame], column: str
+) -> Table:
     """Percent by which a run improves on other runs, with p-values across regions (table 12).
 
     Args:
-        run: label of the run that gains.
-        others: labels of the runs that it is compared with.
+        run: that gains.
+        others: that it is compared with.
         frames: label of a run -> its `run_regions`.
         column: that the regions are from.
     """
     metrics = ("mae", "mse", "pcc")
     rows = []
     for other in others:
-        for gain in region_gains(frames[run], frames[other]):
-            rows.append(Row(f"{gain.gene}, over {other}", "run", tuple(percent_cell(gain.percent[m]) for m in metrics)))
+        label = comparison_label(run, other)
+        for gain in region_gains(frames[run.label], frames[other.label], fold_pairs(run, other)):
+            rows.append(Row(f"{gain.gene}, over {label}", "run", tuple(percent_cell(gain.percent[m]) for m in metrics)))
             p = tuple(Cell(p_text(gain.p[m]), gain.p[m]) for m in metrics)
             rows.append(Row(f"p, paired t-test over {gain.n_regions} regions", "p", p))
     columns = tuple(Column(f"{m.upper()} improvement", HIGHER) for m in metrics)
@@ -190,8 +207,9 @@ def region_gain_table(run: str, others: list[str], frames: Mapping[str, pd.DataF
         "percent of the baseline's mean over regions, positive where the run is better (as the paper's table 4 "
         "counts; its table 12 has errors improved by more than 100 %, which cannot be of the baseline); regions "
         "of one tissue are not independent, so that p is too small",
+        *(note for other in others for note in comparison_notes(run, other)),
     )
-    title = f"{run} over the others by region: {column}"
+    title = f"{run.label} over the others by region: {column}"
     return Table(slug(f"region gains {column}"), title, columns, tuple(rows), notes, "gene")
 
 

@@ -35,8 +35,12 @@ class ReportOptions(CommandOptions):
     format: Literal["rich", "csv", "latex"] = option("rich", "of the tables printed")
     table: int | None = option(None, "only the runs and tables of this table of the paper", "N")
     against: str | None = option(None, "the variant or run to test the others against (default: full)", "VARIANT")
-    genes_to_plot: str | None = option(None, "genes on the maps, such as COL1A1,FN1 (default: the best)", "NAMES")
-    region: str | None = option(None, "metrics by this column of obs: of the predictions, else of the slides", "COLUMN")
+    genes_to_plot: str | None = option(
+        None, "genes on the maps and by region, such as COL1A1,FN1 (default: the best)", "NAMES"
+    )
+    region: str | None = option(
+        None, "metrics (with --table 11: genes) by this column of obs: of the predictions, else of the slides", "COLUMN"
+    )
     data_root: str | None = option(None, "folder that holds the slides' st/ (default: $HIST_DATA)", "D")
     debug: bool = option(False, "show a traceback for every error")
 
@@ -54,6 +58,7 @@ def make_report(options: ReportOptions) -> int:
     from train.report.sections import write_run_report
     from train.report.selection import runs_of_table
 
+    check_options(options)
     results = read_results(options.runs)
     if options.table not in (None, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE):
         results = runs_of_table(results, int(options.table or 0))
@@ -73,6 +78,22 @@ def make_report(options: ReportOptions) -> int:
     return 0
 
 
+def check_options(options: ReportOptions) -> None:
+    """`InputError` for a table that is not there, and for options that nothing of what is asked for would read."""
+    from train.options import TABLES
+    from train.report.paper_tables import COST_TABLE
+
+    known = sorted({*map(int, TABLES.split(", ")), P_VALUE_TABLE, GENE_TABLE, REGION_TABLE})
+    if options.table is not None and options.table not in known:
+        raise InputError(f"--table {options.table}: there are {', '.join(map(str, known))}")
+    if options.table == COST_TABLE and options.against is not None:
+        raise InputError(f"--against {options.against}: --table {COST_TABLE} compares nothing; leave it out")
+    if options.table == REGION_TABLE and options.region is None:
+        raise InputError("--table 12 needs --region COLUMN, a column of obs that names each spot's region")
+    if options.data_root is not None and options.region is None:
+        raise InputError(f"--data-root {options.data_root}: is where --region looks for its column; give --region too")
+
+
 def report_request(options: ReportOptions) -> ReportRequest:
     """What the options ask of the report."""
     from train.report.sections import ReportRequest
@@ -84,25 +105,23 @@ def report_request(options: ReportOptions) -> ReportRequest:
 
 
 def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
-    """The tables to print: those of the table of the paper that is asked for, else metrics and cost.
+    """The tables to print: those of the table of the paper that is asked for, else metrics and cost; then regions.
 
     Raises:
         InputError: The table needs another option, or runs that are not there.
     """
     from train.report.paper_tables import cost_table, results_tables
 
-    if request.table == P_VALUE_TABLE:
-        return significance_tables(results, request)
     if request.table == GENE_TABLE:
         return gene_tables(results, request)
     if request.table == REGION_TABLE:
-        if request.region is None:
-            raise InputError("--table 12 needs --region COLUMN, a column of obs that names each spot's region")
-        return region_tables(results, request)
-    tables = results_tables(results, request.against, request.table)
-    if request.region is not None:
-        tables += region_tables(results, request)
-    return tables if request.table is not None else [*tables, cost_table(results)]
+        tables = []
+    elif request.table == P_VALUE_TABLE:
+        tables = significance_tables(results, request)
+    else:
+        tables = results_tables(results, request.against, request.table)
+    tables += [cost_table(results)] if request.table is None else []
+    return tables + (region_tables(results, request) if request.region is not None else [])
 
 
 def significance_tables(results: Results, request: ReportRequest) -> list[Table]:
@@ -117,17 +136,33 @@ def significance_tables(results: Results, request: ReportRequest) -> list[Table]
 
 
 def gene_tables(results: Results, request: ReportRequest) -> list[Table]:
-    """Table 11: each run's reference over it, gene by gene; `InputError` where no runs can be compared."""
-    from train.report.analysis import summarize_run
+    """Table 11: each run's reference over it, gene by gene, in each region where `--region` is given.
+
+    Raises:
+        InputError: No two runs can be compared, or there is no such region.
+    """
+    from train.report.analysis import summarize_regions, summarize_run
     from train.report.analysis_tables import improvement_table
     from train.report.significance import references
 
     chosen = references(results, request.against)
-    if not chosen:
-        raise InputError("--table 11: no two runs that can be compared; give runs of full and of another variant")
     labels = {*chosen, *(r.label for r in chosen.values())}
-    correlations = {r.label: summarize_run(r).correlations for r in results.runs if r.label in labels}
-    return [improvement_table(reference.label, label, correlations) for label, reference in chosen.items()]
+    runs = [r for r in results.runs if r.label in labels]
+    if request.region is None:
+        by_region = {"": {r.label: summarize_run(r) for r in runs}}
+    else:
+        of_runs = {r.label: summarize_regions(r, request.region, request.data_root) for r in runs}
+        names = sorted({name for of_run in of_runs.values() for name in of_run})
+        by_region = {name: {label: s[name] for label, s in of_runs.items() if name in s} for name in names}
+    tables = [
+        improvement_table(chosen[run.label], run, summaries, region)
+        for region, summaries in by_region.items()
+        for run in runs
+        if run.label in chosen and {run.label, chosen[run.label].label} <= summaries.keys()
+    ]
+    if not any(tables):
+        raise InputError("--table 11: no two runs that can be compared; give runs of full and of another variant")
+    return [table for table in tables if table is not None]
 
 
 def region_tables(results: Results, request: ReportRequest) -> list[Table]:

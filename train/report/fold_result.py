@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -59,6 +60,11 @@ class FoldResult:
     def test_slides(self) -> str:
         """The test slides as one text, which matches folds of different runs together with the split's name."""
         return " ".join(sorted(self.split.test))
+
+    @cached_property
+    def tested_on(self) -> tuple[Any, ...]:
+        """Test slides, number of test spots, and genes: numbers of folds in which these differ do not compare."""
+        return self.test_slides, self.metrics.get("n_spots"), tuple(self.fold.panel)
 
 
 def read_fold(folder: Path) -> FoldResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from train.data import UNITS
 from train.experiments.grid import table_row
 from train.models.registry import DEFAULT_MODEL
+from train.report.alike import comparison_label, comparison_notes, same_tests
 from train.report.published import END_TO_END, FROZEN, Numbers, published_cost, published_numbers
 from train.report.results import COST_KEYS, Results, RunResult
 from train.report.run_settings import DATA
@@ -34,6 +35,7 @@ SCOPES = {
     "slide_mean": "slide by slide, then their mean",
     "complete_niches": "spots with a complete niche",
 }
+NO_BEST_NOTE = "no best is marked: the runs are tested on other slides, spots or genes"
 PUBLISHED_NOTE = (
     "published, LoRA 11: trained end to end; LoRA 0: a frozen encoder (table 14), which is what cached embeddings "
     "compare with. Their ± is as printed, over the units evaluated, which need not be the splits"
@@ -120,7 +122,7 @@ def metrics_table(
             rows += _published_rows(run, metrics, table)
     p_cells = [cell for row in rows if row.kind == "p" for cell in row.cells]
     has_published = any(row.kind == "published" for row in rows)
-    if all(run.shares(runs[0], ("genes", "n_genes", "panel")) for run in runs):
+    if marks := same_tests(runs):
         rows = mark_best(rows, columns, [run.label for run in runs if run.leaks])
     if scope == "pooled":
         rows += baseline_rows(results, runs, metrics)
@@ -128,6 +130,8 @@ def metrics_table(
     notes += [P_NOTE] if any(cell.value is not None for cell in p_cells) else []
     if not chosen and len(runs) > 1:
         notes.append(f"no p: no run of {reference or REFERENCE} that predicts the same to test against")
+    notes += [] if marks else [NO_BEST_NOTE]
+    notes += [note for run in runs if run.label in chosen for note in comparison_notes(run, chosen[run.label])]
     notes += [PUBLISHED_NOTE] if has_published else []
     notes += [f"LEAK: {run.label}: {leak}" for run in runs for leak in run.leaks]
     notes += [text for text in results.incomplete if any(text.startswith(f"{run.label}: ") for run in runs)]
@@ -145,7 +149,7 @@ def _unit(run: RunResult) -> str:
 
 def _p_row(results: Results, run: RunResult, reference: RunResult, metrics: list[str], scope: str) -> Row:
     p = [compare(results, run, reference, metric, scope).p_t for metric in metrics]
-    return Row(f"p against {reference.label}", "p", tuple(Cell(p_text(v), v) for v in p))
+    return Row(f"p against {comparison_label(run, reference)}", "p", tuple(Cell(p_text(v), v) for v in p))
 
 
 def _published_rows(run: RunResult, metrics: list[str], table: int | None) -> list[Row]:

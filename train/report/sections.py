@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hist_cache.console import progress
 from hist_cache.errors import InputError
 from hist_cache.files import write_text
+from train.report.alike import same_tests
 from train.report.analysis import RunSummary, run_regions, summarize_run
 from train.report.analysis_tables import (
     gene_table,
@@ -25,9 +25,6 @@ from train.report.paper_tables import cost_table, group_name, metrics_table, run
 from train.report.results import Results, RunResult
 from train.report.significance import references
 from train.report.table import Table, mean_cells, slug, to_csv, to_latex
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 PAGE = "report.html"
 MAIN_METRIC = "pcc@50"  # of the summary and of the slides, where the panel is large enough
@@ -124,7 +121,7 @@ def group_sections(
         Section("Significance", tables=[significance] if significance else []),
         Section("Maps", pictures=figures.genes(main, request.genes, correlations), more=figures.maps()),
         _geometry_section({run.label: summaries[run.label] for run in runs}, group, figures),
-        _genes_section(main, correlations, group, figures),
+        _genes_section(main, runs, summaries, group, figures),
         Section("Slides", tables=[slide_table(results, runs, metric)]),
         Section("Training", pictures=figures.training(main), more=figures.other_training(main)),
     ]
@@ -154,9 +151,12 @@ def _geometry_section(summaries: dict[str, RunSummary], group: str, figures: Rep
     return Section("Geometry", tables=[radii] if radii else [], pictures=pictures, more=more)
 
 
-def _genes_section(main: RunResult, correlations: dict[str, pd.Series], group: str, figures: ReportFigures) -> Section:
-    others = [label for label in correlations if label != main.label]
-    gains = [improvement_table(main.label, other, correlations) for other in others]
+def _genes_section(
+    main: RunResult, runs: list[RunResult], summaries: dict[str, RunSummary], group: str, figures: ReportFigures
+) -> Section:
+    correlations = {run.label: summaries[run.label].correlations for run in runs}
+    tables = [improvement_table(main, run, summaries) for run in runs if run.label != main.label]
+    gains = [table for table in tables if table is not None]
     return Section(
         "Genes",
         tables=[gene_table({main.label: correlations[main.label]} | correlations, group)],
@@ -173,6 +173,8 @@ def summary_text(results: Results, runs: list[RunResult], metric: str) -> str:
         runs: the group.
         metric: such as `pcc@50`.
     """
+    if not same_tests(runs):
+        return "The runs are tested on other slides, spots or genes, so that none of them is called the best."
     pooled = results.metrics[results.metrics["scope"] == "pooled"]
     honest = [run for run in runs if not run.leaks] or runs
     cells = [(mean_cells(pooled[pooled["run"] == run.label], [metric])[0], run) for run in honest]
@@ -198,8 +200,8 @@ def region_sections(results: Results, request: ReportRequest) -> list[Section]:
     frames = {run.label: run_regions(run, column, list(request.genes), request.data_root) for run in results.runs}
     chosen = references(results, request.against)
     gains = []
-    for reference in dict.fromkeys(run.label for run in chosen.values()):
-        others = [label for label, run in chosen.items() if run.label == reference]
+    for reference in {run.label: run for run in chosen.values()}.values():
+        others = [run for run in results.runs if chosen.get(run.label) is reference]
         gains.append(region_gain_table(reference, others, frames, column))
     return [Section(f"Regions: {column}", tables=[*gains, region_table(frames, column)])]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hist_cache.errors import InputError
+from train.report.alike import fold_pairs, setting_differences
 from train.report.results import Results, RunResult
 from train.report.run_settings import TRUTH
 
@@ -49,9 +50,7 @@ def paired(first: np.ndarray, second: np.ndarray) -> Paired:
 
 
 def compare(results: Results, run: RunResult, reference: RunResult, metric: str, scope: str = "pooled") -> Paired:
-    """Compare a run with another on the splits that both were tested on.
-
-    Two folds are a pair where the name of their split, its test slides and the number of spots are the same.
+    """Compare a run with another on the splits that both were run on, which are those of `fold_pairs`.
 
     Args:
         results: holds the metrics of both.
@@ -62,10 +61,9 @@ def compare(results: Results, run: RunResult, reference: RunResult, metric: str,
     """
     table = results.metrics
     table = table[(table["scope"] == scope) & (table["metric"] == metric)]
-    key = ["split", "test_slides", "n_spots"]
-    first, second = (table[table["run"] == r.label].set_index(key)["value"] for r in (run, reference))
-    both = first.to_frame("first").join(second.to_frame("second"), how="inner")
-    return paired(both["first"].to_numpy(), both["second"].to_numpy())
+    own, others = (dict(table[table["run"] == r.label][["fold", "value"]].to_numpy()) for r in (run, reference))
+    both = [(own[i], others[j]) for i, j in fold_pairs(run, reference).items() if i in own and j in others]
+    return paired(np.array([a for a, _ in both]), np.array([b for _, b in both]))
 
 
 def references(results: Results, against: str | None = None) -> dict[str, RunResult]:
@@ -95,7 +93,7 @@ def references(results: Results, against: str | None = None) -> dict[str, RunRes
         comparable = [c for c in candidates if _are_alike(c, run)]
         if run in comparable:
             comparable = comparable[:1]
-        if comparable and (nearest := min(comparable, key=lambda c: _count_differences(c, run))) is not run:
+        if comparable and (nearest := min(comparable, key=lambda c: _distance(run, c))) is not run:
             chosen[run.label] = nearest
     return chosen
 
@@ -105,8 +103,9 @@ def _are_alike(one: RunResult, other: RunResult) -> bool:
     return one.shares(other, TRUTH) and one.is_tuned == other.is_tuned and not one.leaks and not other.leaks
 
 
-def _count_differences(one: RunResult, other: RunResult) -> int:
-    return sum(one.settings[k] != other.settings.get(k) for k in one.settings)
+def _distance(run: RunResult, other: RunResult) -> tuple[bool, int]:
+    """Of a run from a possible reference: whether no split is common, and how many settings differ."""
+    return not fold_pairs(run, other), len(setting_differences(run, other))
 
 
 def comparisons(results: Results, metrics: list[str], against: str | None = None) -> pd.DataFrame:

@@ -14,7 +14,17 @@ from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from hist_cache.errors import InputError
 from tests.train.report.fake_runs import GENES, write_run
-from train.report.analysis import improvement, region_gains, region_metrics, regions, run_regions, summarize_run
+from train.report.alike import fold_pairs
+from train.report.analysis import (
+    RunSummary,
+    improvement,
+    region_gains,
+    region_metrics,
+    regions,
+    run_regions,
+    summarize_regions,
+    summarize_run,
+)
 from train.report.analysis_tables import gene_table, improvement_table, radius_table, region_gain_table, slide_table
 from train.report.context import result_warnings
 from train.report.results import Results, read_results
@@ -48,14 +58,30 @@ def test_genes_against_scipy(results: Results) -> None:
     assert row.cells[3].spread == pytest.approx(np.std(means, ddof=1))
 
 
+def test_genes_are_compared_over_the_folds_that_both_runs_have(tmp_path: Path) -> None:
+    write_run(tmp_path, (0.7, 0.8, 0.9), predictions=True)
+    write_run(tmp_path, (0.5, 0.6), change={"variant.name": "no_hea"}, predictions=True)
+    results = read_results([tmp_path])
+    full, no_hea = results.runs
+    summaries = {run.label: summarize_run(run) for run in results.runs}
+    table = improvement_table(full, no_hea, summaries)
+    assert table is not None
+    first = summaries["full"].fold_correlations[[0, 1]].mean(axis=1)
+    gains = first - summaries["no_hea"].correlations
+    assert [r.label for r in table.rows] == list(gains.sort_values(ascending=False).index[:15])
+    assert table.rows[0].cells[2].value == pytest.approx(gains.max())
+    assert "no_hea against full: 2 of 3" not in str(table.notes)
+    assert any(note.startswith("full against no_hea: 2 of 3 splits compared") for note in table.notes)
+
+
 def test_improvement_is_sorted_and_joined_by_name() -> None:
     first = pd.Series({"A": 0.5, "B": 0.9, "C": 0.1})
     second = pd.Series({"C": 0.3, "B": 0.2, "X": 1.0})
-    table = improvement(first, second)
+    one, two = (RunSummary(series.to_frame(number), pd.DataFrame()) for number, series in ((0, first), (3, second)))
+    table = improvement(one, two, {0: 3, 1: 2})
     assert list(table.index) == ["B", "C"]
     assert table["difference"].tolist() == pytest.approx([0.7, -0.2])
-    gains = improvement_table("one", "two", {"one": first, "two": second})
-    assert [(r.label, r.cells[2].text) for r in gains.rows] == [("B", "+0.700"), ("C", "−0.200")]
+    assert improvement(one, two, {}).empty
     genes = gene_table({"one": first, "two": second}, "tiny")
     assert [r.label for r in genes.rows] == ["B", "A", "C", "X"]
     assert [c.text for c in genes.rows[1].cells] == ["0.500", "–"]
@@ -77,9 +103,22 @@ def test_regions_against_scikit_learn(results: Results) -> None:
     assert every["pcc"] == pytest.approx(np.mean([pearsonr(p[:, j], t[:, j]).statistic for j in range(60)]))
 
 
+def test_genes_by_region_against_scipy(results: Results) -> None:
+    run = results.runs[0]
+    summaries = summarize_regions(run, "region", None)
+    assert sorted(summaries) == ["stroma", "tumor"]
+    expected = []
+    for fold in run.folds:
+        table = fold.fold.predictions
+        spots = (table.obs["region"] == "tumor").to_numpy()
+        expected.append(pearsonr(table.X[spots, 5], table.layers["truth"][spots, 5]).statistic)
+    assert summaries["tumor"].correlations["GENE5"] == pytest.approx(np.mean(expected), abs=1e-5)
+
+
 def test_gains_by_region_by_hand(results: Results) -> None:
     frames = {r.label: run_regions(r, "region", ["GENE3"], None) for r in results.runs}
-    [one, every] = region_gains(frames["full"], frames["no_hea"])
+    full, no_hea = results.runs
+    [one, every] = region_gains(frames["full"], frames["no_hea"], fold_pairs(full, no_hea))
     assert (one.gene, every.gene, one.n_regions) == ("GENE3", "all genes", 2)
     means = {
         label: frame[frame["gene"] == "GENE3"].groupby("region")[["pcc", "mse", "mae"]].mean()
@@ -91,7 +130,7 @@ def test_gains_by_region_by_hand(results: Results) -> None:
         assert one.p[metric] == pytest.approx(ttest_rel(ours, base).pvalue)
     ours, base = means["full"]["pcc"], means["no_hea"]["pcc"]
     assert one.percent["pcc"] == pytest.approx(100 * (ours.mean() - base.mean()) / base.mean())
-    gains = region_gain_table("full", ["no_hea"], frames, "region")
+    gains = region_gain_table(full, [no_hea], frames, "region")
     assert gains.rows[0].label == "GENE3, over no_hea"
     assert gains.rows[0].cells[1].value == one.percent["mse"]
 

@@ -88,6 +88,10 @@ def test_tables_of_the_analysis(runs: Path, tmp_path: Path, run_command: Run) ->
     code, text = run_command(main, runs, "--out", tmp_path, "--table", 11, "--against", "clip")
     assert code == 0, text
     assert "Genes that clip predicts better than meru" in text
+    code, text = run_command(main, runs, "--out", tmp_path, "--table", 11, "--region", "region")
+    assert code == 0, text
+    assert "Genes that full predicts better than meru, region stroma" in text
+    assert "Genes that full predicts better than meru, region tumor" in text
     code, text = run_command(main, runs, "--out", tmp_path, "--table", 12, "--region", "region")
     assert code == 0, text
     assert "p, paired t-test over 2 regions" in text
@@ -101,7 +105,12 @@ def test_tables_of_the_analysis(runs: Path, tmp_path: Path, run_command: Run) ->
         (["--region", "layer"], "--region layer: the predictions have no such column (slide, barcode"),
         (["--table", "12"], "--table 12 needs --region"),
         (["--table", "8"], "run hist-train --table 8 first"),
-        (["--table", "2"], "--table 2: there are"),
+        (["--table", "2"], "--table 2: there are 1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"),
+        (["--table", "11", "--region", "layer"], "--region layer: the predictions have no such column"),
+        (["--table", "4", "--region", "layer"], "--region layer: the predictions have no such column"),
+        (["--table", "3", "--region", "layer"], "--region layer: the predictions have no such column"),
+        (["--table", "5", "--against", "clip"], "--against clip: --table 5 compares nothing; leave it out"),
+        (["--data-root", "."], "--data-root .: is where --region looks for its column; give --region too"),
     ],
 )
 def test_wrong_input_exits_with_2_and_one_line(runs: Path, run_command: Run, more: list[str], says: str) -> None:

@@ -1,0 +1,96 @@
+"""Whether runs can be compared: which of their folds are pairs, and what differs besides the method."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from train.report.fold_result import FoldResult
+from train.report.results import RunResult
+from train.report.run_settings import TRUTH, model_settings, phrase
+
+FOLLOWS = {  # a setting, and those that may change it without being another difference
+    "cache": ("encoder",),
+    "n_genes": ("genes",),
+    "panel": ("genes", "n_genes", "panel_from", "slides"),
+}
+TUNING_PREFIXES = ("lora_", "tuning_")  # such settings are None where the encoder is not fine-tuned
+NAMES_IN_LABEL = 3
+
+
+def fold_pairs(run: RunResult, other: RunResult) -> dict[int, int]:
+    """The folds of a run that have a counterpart in another one, and the numbers of these.
+
+    Two folds are a pair where the name of their split, its train, validation and test slides, the number of test spots
+    and the genes are the same.
+    """
+    places = {_pair_key(fold): fold.number for fold in other.folds}
+    keys = {fold.number: _pair_key(fold) for fold in run.folds}
+    return {number: places[key] for number, key in keys.items() if key in places}
+
+
+def _pair_key(fold: FoldResult) -> tuple[object, ...]:
+    split = fold.split
+    return (split.name, frozenset(split.train), frozenset(split.val), *fold.tested_on)
+
+
+def same_tests(runs: Sequence[RunResult]) -> bool:
+    """Whether all runs are tested on the same slides, spots and genes, so that the best of them can be named."""
+    return all(run.shares(runs[0], TRUTH) and _tests(run) == _tests(runs[0]) for run in runs)
+
+
+def _tests(run: RunResult) -> Counter[tuple[object, ...]]:
+    return Counter(fold.tested_on for fold in run.folds)
+
+
+def setting_differences(run: RunResult, other: RunResult) -> list[str]:
+    """Names of the settings in which two runs differ, without those that follow from another difference.
+
+    Settings that only one of two models has are left out.
+    """
+    own = set() if run.model == other.model else {*model_settings(run.setting.model)}
+    values = {k: (run.settings[k], other.settings[k]) for k in run.settings if k in other.settings and k not in own}
+    differing = [k for k, (a, b) in values.items() if a != b]
+    return [k for k in differing if not _follows(k, values[k], differing)]
+
+
+def _follows(key: str, values: tuple[object, object], differing: list[str]) -> bool:
+    if key != "lora_layers" and key.startswith(TUNING_PREFIXES):
+        return None in values
+    return any(cause in differing for cause in FOLLOWS.get(key, ()))
+
+
+def unlike(run: RunResult, other: RunResult) -> list[str]:
+    """The settings in which two runs differ, where more differs than the method, or than one setting of a method."""
+    names = setting_differences(run, other)
+    return names if len(names) + (run.method != other.method) > 1 else []
+
+
+def comparison_label(run: RunResult, other: RunResult) -> str:
+    """The other run's label, and in which settings the two differ where these are more than what is compared."""
+    names = [name.replace("_", " ") for name in unlike(run, other)]
+    if len(names) > NAMES_IN_LABEL:
+        names = [*names[: NAMES_IN_LABEL - 1], f"{len(names) - NAMES_IN_LABEL + 1} more settings"]
+    return f"{other.label} (differs in {', '.join(names)})" if names else other.label
+
+
+def comparison_notes(run: RunResult, other: RunResult) -> list[str]:
+    """What a reader must know of a comparison: settings that differ, and splits that only one run has."""
+    notes = []
+    if names := unlike(run, other):
+        what = "the method" if run.method != other.method else "one setting"
+        texts = "; ".join(_difference(name, run, other) for name in names)
+        notes.append(f"{run.label} differs from {other.label} in more than {what}: {texts}")
+    count, total = len(fold_pairs(run, other)), max(len(run.folds), len(other.folds))
+    if count < total:
+        n = "none" if not count else str(count)
+        notes.append(
+            f"{run.label} against {other.label}: {n} of {total} splits compared; the others are of other slides, spots "
+            "or genes, or not finished"
+        )
+    return notes
+
+
+def _difference(name: str, run: RunResult, other: RunResult) -> str:
+    own, others = (phrase(name, r.settings[name]) for r in (run, other))
+    return f"{own}, not {others}" if own != others else f"other {name.replace('_', ' ')}"
