@@ -58,7 +58,7 @@ def make_report(options: ReportOptions) -> int:
     from train.report.sections import write_run_report
     from train.report.selection import runs_of_table
 
-    check_options(options)
+    check_report_options(options)
     results = read_results(options.runs)
     if options.table not in (None, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE):
         results = runs_of_table(results, int(options.table or 0))
@@ -78,7 +78,7 @@ def make_report(options: ReportOptions) -> int:
     return 0
 
 
-def check_options(options: ReportOptions) -> None:
+def check_report_options(options: ReportOptions) -> None:
     """`InputError` for a table that is not there, and for options that nothing of what is asked for would read."""
     from train.options import TABLES
     from train.report.paper_tables import COST_TABLE
