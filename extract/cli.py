@@ -180,11 +180,14 @@ def fill(
     from extract.plan import plan_extraction
     from extract.scheduler import run_plan
     from extract.tokens import announce_tokens, compute_tokens, plan_tokens
+    from hist_cache.files import check_room
 
     plan = plan_extraction(request, slides, folder)
     for error in plan.failed:
         warn(str(error))
     describe(plan, folder, encoder, request.sizes)
+    needed = plan.crops * encoder.width * 2 + plan.largest_rewritten
+    check_room(folder, needed, "embeddings", "make room, or give a --cache on a larger disk")
     tokens = None
     if options.tokens_at is not None:
         tokens = plan_tokens(request, encoder, options.tokens_at, [t.files.id for t in plan.tasks], folder)

@@ -71,6 +71,11 @@ class ExtractionPlan:
     crops: int = 0
     """Number of crops to encode in all tasks."""
 
+    @property
+    def largest_rewritten(self) -> int:
+        """Bytes of the largest file that niches are added to: while it is written anew, the old one is there too."""
+        return max((task.path.stat().st_size for task in self.tasks if task.state == "add"), default=0)
+
 
 def count_spots(files: SlideFiles) -> int:
     """Read the number of spots from the header of a slide's h5ad.

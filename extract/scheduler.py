@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,8 @@ from extract.plan import ExtractionPlan, Request, Task, plan_slide
 from extract.slides.image import Image
 from extract.slides.readers import open_image
 from hist_cache.cache import read_fingerprint
-from hist_cache.errors import HistError, SlideError
+from hist_cache.errors import HistError, SlideError, WriteError, keeping
+from hist_cache.files import write_error
 from hist_cache.fingerprint import Fingerprint, provenance
 from hist_cache.slides import Spots, read_spots
 
@@ -85,13 +87,19 @@ class Claims:
     Args:
         plan: What is to be done.
         request: What the plan was made from.
-        loader: The thread that loads slides.
+
+    Attributes:
+        failed: The errors of slides that failed.
+        finished: How many slides are complete.
     """
 
-    def __init__(self, plan: ExtractionPlan, request: Request, loader: ThreadPoolExecutor) -> None:
+    def __init__(self, plan: ExtractionPlan, request: Request) -> None:
         self._open = deque(task for task in plan.tasks if task.state != "complete")
-        self._request, self._loader = request, loader
+        self._request = request
+        self._loader = ThreadPoolExecutor(1, "load")
+        self._locks: list[FileLock] = []
         self.failed: list[HistError] = []
+        self.finished = len(plan.tasks) - len(self._open)
 
     def take(self, wait: bool) -> Claim | None:
         """Claim the next slide.
@@ -113,29 +121,43 @@ class Claims:
 
     def _try(self, task: Task, timeout: float) -> Claim | None:
         slide, folder = task.files.id, task.path.parent
-        (folder / LOCKS).mkdir(parents=True, exist_ok=True)
         path = folder / LOCKS / f"{task.path.stem}.lock"
         lock = FileLock(path, thread_local=False)  # the thread that writes releases it
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=timeout)
         except Timeout:
             self._open.append(task)
             return None
+        except OSError as error:
+            raise write_error(error, folder) from error
         try:
             current = plan_slide(self._request, slide, folder)  # another process may have done it in the meantime
         except HistError as error:
             self.fail(error, lock)
             return None
         if current.state == "complete":
-            lock.release()
+            self.finish(lock)
             return None
+        self._locks.append(lock)
         return Claim(current, lock, self._loader.submit(load, current))
+
+    def finish(self, lock: FileLock) -> None:
+        """Count a slide as complete and release it."""
+        lock.release()
+        self.finished += 1
 
     def fail(self, error: HistError, lock: FileLock) -> None:
         """Record the error of a slide and release the slide."""
         lock.release()
         self.failed.append(error)
         log.warning(str(error))
+
+    def close(self) -> None:
+        """Release what is still claimed, where not all could be done."""
+        self._loader.shutdown()
+        for lock in self._locks:
+            lock.release()
 
 
 def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: dict[str, Any]) -> list[HistError]:
@@ -151,10 +173,16 @@ def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: 
 
     Returns:
         The errors of slides that failed.
+
+    Raises:
+        WriteError: The disk is full, or nothing can be written there for another reason.
     """
-    writes: list[Future[None]] = []
-    with ThreadPoolExecutor(1, "load") as loader, ThreadPoolExecutor(1, "write") as writer:
-        claims = Claims(plan, request, loader)
+    writing: Future[None] | None = None
+    with (
+        closing(Claims(plan, request)) as claims,
+        keeping(lambda: f"{claims.finished} of {len(plan.tasks)} slides"),
+        ThreadPoolExecutor(1, "write") as writer,
+    ):
         claim = claims.take(wait=True)
         while claim:
             following = claims.take(wait=False)
@@ -166,18 +194,26 @@ def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: 
                     finish = produce(claim.task, loaded, fingerprint)
                 finally:
                     loaded.image.close()
+            except WriteError:
+                raise
             except HistError as error:
                 claims.fail(error, claim.lock)
             else:
-                writes.append(writer.submit(_finish, claim, finish))
+                if writing is not None:
+                    writing.result()
+                writing = writer.submit(_finish, claims, claim, finish)
             claim = following or claims.take(wait=True)
-        for write in writes:
-            write.result()
+        if writing is not None:
+            writing.result()
     return claims.failed
 
 
-def _finish(claim: Claim, finish: Finish) -> None:
+def _finish(claims: Claims, claim: Claim, finish: Finish) -> None:
     try:
         finish()
-    finally:
-        claim.lock.release()
+    except WriteError:
+        raise
+    except HistError as error:
+        claims.fail(error, claim.lock)
+    else:
+        claims.finish(claim.lock)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +31,7 @@ from extract.scheduler import Finish, Loaded, run_plan
 from hist_cache.cache import Cache
 from hist_cache.console import Meter, progress, size
 from hist_cache.errors import HistError, InputError, SlideError, StaleCacheError
+from hist_cache.files import check_room, free_bytes
 from hist_cache.fingerprint import CropRule, Fingerprint, differences
 from hist_cache.token_files import SPOT, token_bytes, token_names
 from hist_cache.token_writer import TokenWriter, write_tokens
@@ -60,9 +60,8 @@ class TokenPlan:
 
     @property
     def free_needed(self) -> int:
-        """Bytes that must be free on disk; while niches are added to a file, its earlier tokens are there twice."""
-        extended = [t.path.stat().st_size for t in self.plan.tasks if t.state == "add"]
-        return self.bytes + max(extended, default=0)
+        """Bytes that must be free on disk."""
+        return self.bytes + self.plan.largest_rewritten
 
     def pipeline(self, encoder: Encoder, like: Pipeline) -> closing[Pipeline]:
         """Start a pipeline that gives these tokens; use it in a `with` statement.
@@ -110,17 +109,12 @@ def announce_tokens(tokens: TokenPlan) -> None:
         f"{size(token_bytes(1, tokens.shape))}): {complete} slides complete, {len(plan.tasks) - complete} to do, "
         f"{len(plan.failed)} failed: {plan.crops:,} crops, {size(tokens.bytes)} on disk ({size(free)} free)"
     )
-    if tokens.free_needed > free:
-        raise HistError(
-            f"{tokens.folder}: {size(tokens.free_needed)} needed for tokens, {size(free)} free; make room, give a "
-            "--cache on a larger disk, or fine-tune without stored tokens (hist-train --no-token-cache)"
-        )
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free bytes on the disk of a folder, which need not exist yet."""
-    existing = next(f for f in (folder, *folder.absolute().parents) if f.exists())
-    return shutil.disk_usage(existing).free
+    check_room(
+        tokens.folder,
+        tokens.free_needed,
+        "tokens",
+        "make room, give a --cache on a larger disk, or fine-tune without stored tokens (hist-train --no-token-cache)",
+    )
 
 
 def compute_tokens(tokens: TokenPlan, pipeline: Pipeline, details: dict[str, Any]) -> list[HistError]:

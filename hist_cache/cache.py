@@ -15,12 +15,11 @@ from typing import Any
 
 import h5py
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from hist_cache.errors import HistError, InputError, StaleCacheError
-from hist_cache.files import PARTIAL, atomic_write, write_json
+from hist_cache.files import PARTIAL, atomic_file, write_json
 from hist_cache.fingerprint import Fingerprint, array_digest, differences, identity_hash
 
 SCHEMA = 1  # version of the file format
@@ -72,6 +71,7 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
 
     Raises:
         HistError: An array has another number of rows than there are spots.
+        WriteError: The disk is full, or nothing can be written there for another reason.
     """
     arrays: dict[str, NDArray[Any]] = {
         "barcodes": np.array(slide.barcodes, dtype=object),
@@ -92,7 +92,7 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
     for name, array in arrays.items():
         if not name.startswith(("counts/", "genes", "thumbnail")) and len(array) != n:
             raise HistError(f"{path}: {name} has {len(array)} rows for {n} spots")
-    with atomic_write(path) as partial_path, h5py.File(partial_path, "w", locking=False) as file:
+    with atomic_file(path) as raw, h5py.File(raw, "w") as file:
         for name, array in arrays.items():
             if array.dtype == object:
                 file.create_dataset(name, data=array, dtype=h5py.string_dtype("utf-8"))
@@ -311,17 +311,17 @@ def last_dataset(root: Path) -> str:
 
 
 def remember_last(root: Path, cache: Cache) -> None:
-    """Write which dataset and folder were extracted last, for `read_last`.
+    """Write which dataset and folder were extracted last, for `read_last`, unless it says so already.
 
     A cache of a fine-tuned encoder does not become what is opened by default; where there is nothing else, its dataset
     does.
     """
-    with FileLock(root / f".{LAST}.lock"):  # two extractions may end at the same time
-        if has_adapter(cache.folder):
-            if not read_last(root):
-                write_json(root / LAST, {"dataset": cache.dataset})
-            return
-        write_json(root / LAST, {"dataset": cache.dataset, "folder": cache.folder.name})
+    before = read_last(root)
+    last = {"dataset": cache.dataset, "folder": cache.folder.name}
+    if has_adapter(cache.folder):
+        last = before or {"dataset": cache.dataset}
+    if last != before:
+        write_json(root / LAST, last)
 
 
 def partial_files(folder: Path) -> list[Path]:

@@ -1,5 +1,8 @@
 """Errors that a user can act on. Each is printed as one line: what is wrong, in which file, and what to do."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 
 class HistError(Exception):
     """An expected failure (exit code 1)."""
@@ -31,3 +34,33 @@ class SlideError(HistError):
 
 class StaleCacheError(HistError):
     """A cache file was made from other inputs or with other settings than those of now."""
+
+
+class WriteError(HistError):
+    """A file cannot be written: the disk is full, the folder is read-only or the like (exit code 1).
+
+    What comes after it could not be written either, so a command stops.
+
+    Attributes:
+        place: The folder that cannot be written to.
+        reason: Why not.
+        advice: What the user can do.
+        kept: What was finished before, and is not lost.
+    """
+
+    def __init__(self, place: object, reason: str, advice: str, kept: str = "what was finished") -> None:
+        super().__init__(str(place), reason, advice, kept)  # all of them, for pickle
+        self.place, self.reason, self.advice, self.kept = str(place), reason, advice, kept
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.reason}; {self.advice}"
+
+
+@contextmanager
+def keeping(describe: Callable[[], str]) -> Iterator[None]:
+    """Say what is kept where a file cannot be written; `describe` is called then."""
+    try:
+        yield
+    except WriteError as error:
+        error.kept = describe()
+        raise

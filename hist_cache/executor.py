@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from hist_cache.errors import HistError, InputError
+from hist_cache.errors import HistError, InputError, WriteError
 
 _T = TypeVar("_T")  # a task
 _R = TypeVar("_R")  # its result
@@ -94,6 +94,7 @@ class SerialExecutor:
 
         Raises:
             InputError: A task met wrong input.
+            WriteError: A task could not write its files.
         """
         failures: list[Failure[_T]] = []
         context = worker.start(worker.setup)
@@ -105,9 +106,7 @@ class SerialExecutor:
             try:
                 result = worker.work(context, task, report)
             except HistError as error:
-                if self._stop_at_failure or isinstance(
-                    error, InputError
-                ):  # other tasks would meet the same wrong input
+                if self._stop_at_failure or isinstance(error, InputError | WriteError):  # others would meet the same
                     raise
                 failures.append(Failure(task, error))
             else:

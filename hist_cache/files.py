@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import glob
+import io
 import json
 import os
 import re
 import secrets
+import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from hist_cache.console import size
+from hist_cache.errors import WriteError
+
+if TYPE_CHECKING:
+    import anndata
 
 PARTIAL = ".partial"  # ending of a file that is being written
 HOST = re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
 WRITER = re.compile(r"\.(?P<host>[A-Za-z0-9_-]+)-(?P<pid>\d+)-[0-9a-f]{8}\.partial")
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, no quota, larger than the file system or a limit allows
 
 
 @contextmanager
@@ -32,20 +42,123 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Yields:
         The path to write to. On success the file is synced to disk and becomes `path`; on failure it is removed.
+
+    Raises:
+        WriteError: The disk is full, or nothing can be written there for another reason.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in partial_files_of(path):
-        if not _writer_may_live(leftover):
-            leftover.unlink(missing_ok=True)
     partial_path = path.with_name(f"{path.name}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in partial_files_of(path):
+            if not _writer_may_live(leftover):
+                leftover.unlink(missing_ok=True)
         yield partial_path
         sync(partial_path)
         os.replace(partial_path, path)
         sync(path.parent)
-    except BaseException:
-        partial_path.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            partial_path.unlink(missing_ok=True)
+        places = {str(partial_path), str(path), *map(str, path.parents)}
+        if isinstance(error, OSError) and error.errno and str(error.filename or path) in places:
+            raise write_error(error, path.parent) from error
         raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[LateErrorFile]:
+    """Like `atomic_write`, for libraries that do not survive a failed write (HDF5, torch).
+
+    Yields:
+        An open file to give to the library. A write that failed is raised as `WriteError` at the end of the block.
+    """
+    with atomic_write(path) as partial_path, LateErrorFile(partial_path, "w+") as file:
+        try:
+            yield file
+        finally:
+            file.check()
+
+
+class LateErrorFile(io.FileIO):
+    """A binary file that keeps the first error of a write to itself, and from then on writes nothing.
+
+    HDF5 crashes, now or as the process ends, when it closes a file whose last writes failed.
+    """
+
+    error: OSError | None = None
+
+    def check(self) -> None:
+        """Raise the error of the write that failed, if there is one."""
+        if self.error is not None:
+            raise self.error
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or nothing any more."""
+        part = memoryview(data).cast("B")
+        n_bytes = len(part)
+        try:
+            while part and self.error is None:
+                part = part[super().write(part) :]
+        except OSError as error:
+            self.error = error
+        self.seek(len(part), os.SEEK_CUR)
+        return n_bytes
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer; what was not written is zero, as where a file has holes."""
+        part = memoryview(buffer).cast("B")
+        n_bytes = super().readinto(part) or 0
+        if self.error is not None:
+            part[n_bytes:] = bytes(len(part) - n_bytes)
+        return n_bytes
+
+    def truncate(self, size: int | None = None) -> int:
+        """Make the file so long."""
+        try:
+            if self.error is None:
+                super().truncate(size)
+        except OSError as error:
+            self.error = error
+        return self.tell() if size is None else size
+
+
+def write_h5ad(path: Path, table: anndata.AnnData) -> None:
+    """Write a table of anndata, compressed, as its own `write_h5ad` does, with `atomic_file`."""
+    import h5py
+    from anndata.io import write_elem
+
+    table.strings_to_categoricals()
+    with atomic_file(path) as raw, h5py.File(raw, "w") as file:
+        write_elem(file, "/", table, dataset_kwargs={"compression": "gzip"})
+        file.pop("raw", None)  # new versions of anndata write that there is none, which old ones cannot read
+
+
+def write_error(error: OSError, place: Path | str) -> WriteError:
+    """Return the error that says which folder cannot be written to, why, and what to do."""
+    reason = error.strerror or str(error)
+    return WriteError(place, reason, "make room" if error.errno in FULL else "give a folder that can be written to")
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
+    existing = next(f for f in (folder, *folder.absolute().parents) if f.exists())
+    return shutil.disk_usage(existing).free
+
+
+def check_room(folder: Path, needed: int, purpose: str, advice: str = "make room") -> None:
+    """Check that a disk has room, before anything is computed.
+
+    Args:
+        folder: Where files will be written; it need not exist yet.
+        needed: Bytes that will be written at least.
+        purpose: What for.
+        advice: What the user can do.
+
+    Raises:
+        WriteError: There is less room.
+    """
+    if needed > (free := free_bytes(folder)):
+        raise WriteError(folder, f"{size(needed)} needed for {purpose}, {size(free)} free", advice)
 
 
 def partial_files_of(path: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shlex
 import sys
 import traceback
 import types
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, TypeVar
 
 from hist_cache.console import fail, show_logs
-from hist_cache.errors import HistError
+from hist_cache.errors import HistError, WriteError
+from hist_cache.files import FULL, write_error
+from hist_cache.fingerprint import mask_passwords
 
 _O = TypeVar("_O", bound="CommandOptions")
 _T = TypeVar("_T")
@@ -56,10 +59,12 @@ class CommandOptions:
     Attributes:
         given: Names of all options that were given.
         config_values: The given options that belong to the dataclasses of `config_groups`, by name.
+        command: The command line, without passwords.
     """
 
     given: frozenset[str] = field(default=frozenset(), kw_only=True)
     config_values: dict[str, Any] = field(default_factory=dict, kw_only=True)
+    command: str = field(default="", kw_only=True, compare=False)
 
     @classmethod
     def config_groups(cls) -> list[tuple[str, type]]:
@@ -156,6 +161,7 @@ def parse(kind: type[_O], prog: str, description: str, argv: Sequence[str] | Non
         **{name: value for name, value in given.items() if name in own},
         given=frozenset(given),
         config_values={name: value for name, value in given.items() if name not in own},
+        command=mask_passwords(shlex.join([prog, *words])),
     )
 
 
@@ -213,5 +219,8 @@ def run(main: Callable[[_O], int | None], options: _O, debug: bool) -> int:
     except (HistError, OSError) as error:
         if debug:
             traceback.print_exc()
-        fail(str(error))
+        if isinstance(error, OSError) and error.errno in FULL:
+            error = write_error(error, Path(error.filename or ".").parent)
+        more = f"; kept: {error.kept}; go on with: {options.command}" if isinstance(error, WriteError) else ""
+        fail(f"{error}{more}")
         return error.exit_code if isinstance(error, HistError) else 1

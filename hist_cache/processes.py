@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from hist_cache.commands import claim_packages
 from hist_cache.console import hush
-from hist_cache.errors import HistError
+from hist_cache.errors import HistError, WriteError
 from hist_cache.executor import Events, Failure, Worker
 
 log = logging.getLogger(__name__)
@@ -165,10 +165,12 @@ class ProcessExecutor:
     def _receive(self, pipe: Connection) -> tuple[str, Any]:
         try:
             kind, content = pipe.recv()
-            return kind, content
         except (EOFError, ConnectionResetError):
             self._processes[pipe].join(JOIN_S)
             return "died", f"exit code {self._processes[pipe].exitcode}"
+        if kind == "cannot write":
+            raise content  # other tasks could not write either
+        return kind, content
 
     def _terminate(self) -> None:
         for process in self._processes.values():
@@ -195,7 +197,7 @@ def _failure(task: _T, kind: str, content: Any) -> Failure[_T]:
 
 def _live(pipe: Connection, own: list[int]) -> None:
     """A worker's life: its kind of work, then tasks, from the pipe until it closes."""
-    with suppress(EOFError, KeyboardInterrupt, BrokenPipeError):
+    with suppress(EOFError, KeyboardInterrupt, ConnectionError):
         os.setpgid(0, 0)  # Ctrl-C on the terminal reaches the parent alone, which passes it on
         signal.signal(signal.SIGTERM, _interrupt)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -218,8 +220,10 @@ def _live(pipe: Connection, own: list[int]) -> None:
                 pipe.send(("result", result))
             except KeyboardInterrupt:
                 pipe.send(("stopped", None))
-            except BrokenPipeError:
+            except ConnectionError:
                 raise
+            except WriteError as error:
+                pipe.send(("cannot write", error))
             except HistError as error:
                 pipe.send(("failed", str(error)))
             except Exception:

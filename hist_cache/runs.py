@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
-from hist_cache.files import atomic_write
 
 if TYPE_CHECKING:
     import anndata
@@ -126,12 +125,6 @@ def load_run(path: str | Path) -> Run:
     if not run.folds:
         raise InputError(f"{path}: no finished run here (looked for fold*/{METRICS})")
     return run
-
-
-def write_predictions(path: Path, table: anndata.AnnData) -> None:
-    """Write the predictions of a fold (see `Fold.predictions`)."""
-    with atomic_write(path) as partial_path:
-        table.write_h5ad(partial_path, compression="gzip")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hist_cache.cache import SCHEMA, open_complete
 from hist_cache.errors import HistError
-from hist_cache.files import atomic_write
+from hist_cache.files import atomic_file
 from hist_cache.fingerprint import Fingerprint, array_digest
 from hist_cache.token_files import TOKEN_TYPE
 
@@ -23,7 +23,14 @@ from hist_cache.token_files import TOKEN_TYPE
 class TokenWriter:
     """Writes the tokens of crops in any order, and computes the digest of each crop."""
 
-    def __init__(self, file: h5py.File, names: Sequence[str], crops: int, shape: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        file: h5py.File,
+        names: Sequence[str],
+        crops: int,
+        shape: tuple[int, int],
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Create empty tokens in a file.
 
         Args:
@@ -31,8 +38,9 @@ class TokenWriter:
             names: Names of the tokens (see `token_files.token_names`).
             crops: Number of crops under each name.
             shape: (T, W), tokens of a crop and values of a token.
+            check: Called now and then; raises the error of a write that failed.
         """
-        self._file, self._shape = file, (crops, *shape)
+        self._file, self._shape, self._check = file, (crops, *shape), check
         self._sums = {name: np.zeros((crops, 32), dtype=np.uint8) for name in names}
         self._written = {name: np.zeros(crops, dtype=bool) for name in names}
         for name in names:
@@ -55,6 +63,7 @@ class TokenWriter:
         for row, crop in zip(rows.tolist(), np.ascontiguousarray(values), strict=True):
             dataset.write_direct_chunk((row, 0, 0), crop)
             sums[row] = np.frombuffer(hashlib.sha256(crop).digest(), dtype=np.uint8)
+        self._check()
         self._written[name][rows] = True
 
     def digests(self) -> dict[str, str]:
@@ -102,8 +111,11 @@ def write_tokens(
 
     Yields:
         The writer that takes the crops.
+
+    Raises:
+        WriteError: The disk is full, or nothing can be written there for another reason.
     """
-    with atomic_write(path) as partial_path, h5py.File(partial_path, "w", locking=False) as file:
+    with atomic_file(path) as raw, h5py.File(raw, "w") as file:
         texts = np.array(barcodes, dtype=object)
         file.create_dataset("barcodes", data=texts, dtype=h5py.string_dtype("utf-8"))
         digests = {"barcodes": array_digest(texts)}
@@ -113,7 +125,7 @@ def write_tokens(
                 for name in old_digests.keys() - {"barcodes", *names}:
                     old.copy(old[name], file, name)
                     digests[name] = old_digests[name]
-        writer = TokenWriter(file, names, len(barcodes), shape)
+        writer = TokenWriter(file, names, len(barcodes), shape, raw.check)
         yield writer
         file.attrs.update(attributes)
         file.attrs["schema"] = SCHEMA

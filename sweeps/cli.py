@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hist_cache.console import out, say, warn
-from hist_cache.errors import HistError, InputError
+from hist_cache.errors import HistError, InputError, keeping
 from hist_cache.options import parse, run
 from sweeps.options import SweepOptions
 
@@ -60,12 +60,13 @@ def sweep(options: SweepOptions) -> int:
         return 0
     storage = open_study(plan, must_exist=options.resume)
     try:
-        write_study(plan)
-        left = missing(plan, storage)
-        workers = min(options.jobs or default_workers(left, device), max(left, 1))
-        search(plan, storage, workspace, device, workers, left)
-        workspace.keep_tensors(1)  # those of the trials are not needed any more
-        conclude(plan, storage, workspace, device)
+        with keeping(lambda: f"{options.trials - missing(plan, storage)} of {options.trials} trials"):
+            write_study(plan)
+            left = missing(plan, storage)
+            workers = min(options.jobs or default_workers(left, device), max(left, 1))
+            search(plan, storage, workspace, device, workers, left)
+            workspace.keep_tensors(1)  # those of the trials are not needed any more
+            conclude(plan, storage, workspace, device)
     finally:
         storage.close()
     return 0

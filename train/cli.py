@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hist_cache.console import fail, hush, out, say
-from hist_cache.errors import InputError
+from hist_cache.errors import InputError, keeping
 from hist_cache.options import folder_option, parse, run
 from train.options import TrainOptions
 
@@ -68,7 +68,8 @@ def train(options: TrainOptions) -> int:
     announce_adapters(left, options.lora, workspace)
     if options.dry_run:
         return 0
-    failures = run_left(left, options, workspace, device, workers)
+    with keeping(lambda: kept(jobs)):
+        failures = run_left(left, options, workspace, device, workers)
     for failure in failures:
         fail(describe_failure(failure))
     if distributed.rank() == 0 and any(job.done for job in jobs):
@@ -89,6 +90,12 @@ def run_left(
     finetuned = [job for job in left if job.setting.finetuning]
     finetuner = make_finetuner(options, workspace, finetuned, device) if finetuned else None
     return run_with_progress(left, workspace, device, workers, finetuner)
+
+
+def kept(jobs: list[Job]) -> str:
+    """What there is of the jobs where they cannot go on."""
+    stopped = sum(job.stopped for job in jobs if not job.done)
+    return f"{sum(job.done for job in jobs)} of {len(jobs)} folds" + (f", {stopped} checkpoints" if stopped else "")
 
 
 def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -> None:

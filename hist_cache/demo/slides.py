@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hist_cache.errors import InputError
-from hist_cache.files import atomic_write, write_json
+from hist_cache.files import atomic_write, write_h5ad, write_json
 
 DEMO_IDS = ("DEMO1", "DEMO2", "DEMO3", "DEMO4", "DEMO5", "DEMO6")
 PITCH_UM = 100.0
@@ -76,8 +76,7 @@ def _write_slide(root: Path, slide: str, seed: int) -> None:
     barcodes = ["".join(b) + "-1" for b in rng.choice(list("ACGT"), (len(coords), 16))]
 
     table, image, metadata = demo_files(root, slide)
-    with atomic_write(table) as partial_path:
-        _write_table(partial_path, counts, demo_genes(), barcodes, coords, array, region)
+    _write_table(table, counts, demo_genes(), barcodes, coords, array, region)
     with atomic_write(image) as partial_path:
         _write_pyramid(partial_path, tissue.pixels, um_per_px)
     write_json(metadata, _metadata(slide, um_per_px, width, height, counts))
@@ -145,7 +144,7 @@ def _write_table(
         var=pd.DataFrame(index=genes),
         obsm={"spatial": coords},
     )
-    table.write_h5ad(path, compression="gzip")
+    write_h5ad(path, table)
 
 
 def _write_pyramid(path: Path, pixels: NDArray[np.uint8], um_per_px: float) -> None:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
-from hist_cache.files import HOST, atomic_write, partial_files_of, write_json, write_text
+from hist_cache.errors import WriteError
+from hist_cache.files import HOST, atomic_file, atomic_write, check_room, partial_files_of, write_json, write_text
 from tests.conftest import REPOSITORY
+from tests.small import files_up_to
 
 
 def test_a_file_is_there_when_it_is_complete(tmp_path: Path) -> None:
@@ -64,3 +70,48 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", float("nan"))
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 100, 800, 2_048, 5_000, 40_000, 80_000, 160_000])
+def test_hdf5_survives_a_full_disk_at_any_byte(tmp_path: Path, limit: int) -> None:
+    """The first error is raised once the file is closed; HDF5 itself never sees it, nor does what it reads back."""
+
+    def write() -> None:
+        with files_up_to(limit), atomic_file(tmp_path / "a.h5") as raw, h5py.File(raw, "w") as file:
+            for i in range(20):
+                file.create_dataset(f"chunks{i}", data=np.arange(2000) * i, chunks=(50,), compression="gzip")
+                file.create_dataset(f"whole{i}", data=np.arange(500) * i)
+            file.flush()
+            with suppress(OSError):
+                file["chunks3"][:]
+
+    with pytest.raises(WriteError, match=f"^{tmp_path}: File too large; make room$"):
+        write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_room_is_checked_beforehand(tmp_path: Path) -> None:
+    check_room(tmp_path / "not/yet/there", 1, "nothing much")
+    with pytest.raises(WriteError, match=r"there: 1000000.0 TB needed for everything, .* free; make room"):
+        check_room(tmp_path / "there", 10**18, "everything")
+
+
+def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(WriteError, match="file/a: Not a directory; give a folder that can be written to"):
+        write_text(tmp_path / "file/a/b.txt", "text")
+    with pytest.raises(FileNotFoundError), atomic_write(tmp_path / "c.txt"):
+        (tmp_path / "another/file").read_text()
+
+
+def test_nothing_writes_but_the_writers_of_complete_files() -> None:
+    """What a full disk does is decided in one place; here is what writes past it, and why."""
+    allowed = {"train/finetune/crop_inputs.py": "scratch, reserved before it is used"}
+    calls = re.compile(r"""\.write_(text|bytes)\(|open\([^)]*["'][wax]b?\+?["']|np\.save|\.write_h5ad\(""")
+    for package in ("hist_cache", "extract", "train", "sweeps"):
+        for file in sorted((REPOSITORY / package).rglob("*.py")):
+            text = file.read_text()
+            for found in calls.finditer(text):
+                before = text[: found.start()].rpartition("\n")[2] + found[0]
+                name = str(file.relative_to(REPOSITORY))
+                assert name in allowed or re.search(r"\b(aside|partial_path)\.", before), f"{name}: {before}"

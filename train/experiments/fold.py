@@ -14,13 +14,14 @@ import torch
 from hist_cache import runs as files
 from hist_cache.cache import CachedSlide
 from hist_cache.errors import HistError
-from hist_cache.files import write_json
+from hist_cache.files import check_room, write_h5ad, write_json
 from hist_cache.splits import Split
 from train import distributed
 from train.data import Images, SpotData
 from train.experiments.fold_figures import plot_geometry, plot_maps, plot_training
 from train.experiments.jobs import Job
 from train.experiments.outputs import (
+    fold_bytes,
     fold_cost,
     make_model,
     prediction_table,
@@ -79,6 +80,7 @@ class FoldRunner:
 
         Raises:
             HistError: Training diverged, memory did not suffice, or the checkpoint cannot be used.
+            WriteError: There is no room for the fold's files.
         """
         setting, folder = job.setting, job.folder
         torch.manual_seed(setting.fit.seed)
@@ -91,6 +93,7 @@ class FoldRunner:
             finetuner.start(setting.finetuning)
         leads = distributed.rank() == 0
         if leads:
+            check_room(folder, fold_bytes(model), "its weights and a checkpoint")
             write_start(folder, setting, data.panel, self.slides, job.split, self.device, job.adapter_record)
         else:
             torch.manual_seed(setting.fit.seed + distributed.rank())  # the same weights, other dropout
@@ -136,7 +139,7 @@ class FoldRunner:
         with torch.no_grad():
             projection = model.project(make_batch(data, test, images))
         table = prediction_table(predicted, data, test, self.slides, projection)
-        files.write_predictions(folder / files.PREDICTIONS, table)
+        write_h5ad(folder / files.PREDICTIONS, table)
 
         truth = np.asarray(table.layers["truth"])
         metrics = test_metrics(predicted, truth, table.obs["slide"].to_numpy(), table.obs["complete_niche"].to_numpy())

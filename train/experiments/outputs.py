@@ -46,7 +46,6 @@ def write_start(
     more: Mapping[str, Any],
 ) -> None:
     """Write what a fold will be, before its first epoch: config.json, with `more` in it, and panel.txt."""
-    folder.mkdir(parents=True, exist_ok=True)
     patients = {s: str(slides[s].attributes["patient"]) for s in split.ids if "patient" in slides[s].attributes}
     config = setting.as_dict() | {
         "split": asdict(split),
@@ -57,6 +56,12 @@ def write_start(
     }
     write_json(folder / files.CONFIG, config)
     write_text(folder / files.PANEL, "".join(f"{g}\n" for g in panel))
+
+
+def fold_bytes(model: Model) -> int:
+    """What a fold writes at least: its weights; if it learns, also a checkpoint with them twice and Adam's moments."""
+    weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    return weights * (5 if model.learns else 1)
 
 
 def fold_cost(progress: Progress, inference_s: float, device: torch.device) -> dict[str, Any]:

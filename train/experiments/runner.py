@@ -14,6 +14,7 @@ import torch
 from hist_cache.cache import CachedSlide
 from hist_cache.console import progress
 from hist_cache.executor import Events, Failure, Report, SerialExecutor, Worker
+from hist_cache.files import atomic_file
 from hist_cache.fingerprint import short_hash
 from hist_cache.processes import ProcessExecutor, cores
 from train import distributed
@@ -134,7 +135,8 @@ class SharedTensors:
         file = tensor_file(self.folder, job.data)
         if not file.exists():
             data = self.workspace.data(job.data, torch.device("cpu"))
-            torch.save({k: v for k, v in vars(data).items() if k != "encoder_inputs"}, file)
+            with atomic_file(file) as opened:
+                torch.save({k: v for k, v in vars(data).items() if k != "encoder_inputs"}, opened)
 
 
 def tensor_file(folder: Path, key: DataKey) -> Path:

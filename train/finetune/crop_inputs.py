@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import closing
@@ -21,7 +21,8 @@ from extract.slides.crops import Crops, plan_crops
 from extract.slides.readers import open_image
 from hist_cache.cache import Cache, open_complete, read_fingerprint
 from hist_cache.console import Meter, progress, size
-from hist_cache.errors import HistError, SlideError
+from hist_cache.errors import SlideError
+from hist_cache.files import check_room, write_error
 from hist_cache.fingerprint import CropRule, differences
 from hist_cache.slides import SlideFiles, find_slide
 from hist_cache.token_files import SPOT
@@ -77,7 +78,7 @@ def crop_store(
 
     Raises:
         SlideError: A slide is not there, cannot be read, or has changed since it was cached.
-        HistError: Crops fit neither memory nor the disk.
+        WriteError: Crops fit neither memory nor the disk.
     """
     sources = [find_source(caches[s], s, data, i, neighbors, data_root) for i, s in enumerate(data.slides)]
     count, side = len(data.row), encoder.input_size
@@ -146,13 +147,14 @@ def decode_crops(source: Source, pipeline: Pipeline, out: SpotNiche, meter: Mete
 
 def mapped_tensor(shape: tuple[int, ...], folder: Path) -> Tensor:
     """A uint8 tensor in a file without a name, which is gone with the process, however that ends."""
-    needed, free = int(np.prod(shape)), shutil.disk_usage(folder).free
-    if needed > free:
-        raise HistError(
-            f"{folder}: {size(needed)} needed for decoded crops, {size(free)} free; make room, or name another "
-            "folder in TMPDIR"
-        )
+    needed = int(np.prod(shape))
+    check_room(folder, needed, "decoded crops", "make room, or name another folder in TMPDIR")
     with tempfile.TemporaryFile(dir=folder) as file:
+        if hasattr(os, "posix_fallocate"):  # a disk that is full later would end the process
+            try:
+                os.posix_fallocate(file.fileno(), 0, needed)
+            except OSError as error:
+                raise write_error(error, folder) from error
         return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="w+", shape=shape))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hist_cache.errors import HistError
-from hist_cache.files import atomic_write
+from hist_cache.files import atomic_file
 from train import distributed
 from train.data import Inputs
 from train.models.base import Model
@@ -78,8 +78,8 @@ def save_checkpoint(
         "rng": states,
         "cuda_rng": cuda_states,
     }
-    with atomic_write(path) as aside:
-        torch.save(state, aside)
+    with atomic_file(path) as file:
+        torch.save(state, file)
 
 
 def load_checkpoint(

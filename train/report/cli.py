@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hist_cache.console import err, out, say, warn
-from hist_cache.errors import InputError
+from hist_cache.errors import InputError, keeping
 from hist_cache.options import CommandOptions, folder_option, option, parse, positional, run
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def make_report(options: ReportOptions) -> int:
         warn(sentence)
     folder = Path(options.out) if options.out else results.runs[0].folder.parent / "report"
     is_for_people = options.format == "rich"
-    with nullcontext() if is_for_people else redirect_stdout(sys.stderr):  # a program reads standard output
+    standard_output = nullcontext() if is_for_people else redirect_stdout(sys.stderr)  # a program reads it
+    with standard_output, keeping(lambda: "all runs"):
         page = write_run_report(results, folder, request)
     text = f"{page} ({page.stat().st_size / 1e6:.1f} MB); {folder / 'tables'}: the same as CSV and LaTeX"
     if is_for_people:

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hist_cache.memory
-import train.finetune.crop_inputs
 from extract.cli import main
 from extract.encoders.encoder import Encoder, PooledEncoder, blocks_before
 from extract.encoders.lora import LoraConfig, adapt
@@ -342,9 +341,7 @@ def test_a_slide_that_changed_is_refused(cache: Cache, data: SpotData, made: Pat
 
 
 def test_no_room_on_the_disk(cache: Cache, data: SpotData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        train.finetune.crop_inputs.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**6})
-    )
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10**6))
     with pytest.raises(HistError, match=r"9\.2 MB needed for decoded crops, 1\.0 MB free; .*TMPDIR"):
         crops_of(cache, data, load(), place="disk", scratch=tmp_path)
 
