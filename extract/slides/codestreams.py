@@ -11,6 +11,8 @@ SLACK_PX = 1 << 20  # a stream may be larger than its tile: rows of a last strip
 MAX_SCANS = 64  # decoders go through the whole picture for each scan; progressive JPEG has about ten
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 SCAN = 0xDA
+END = b"\xff\xd9"
+END_WITHIN = 64  # bytes; usually it is the last marker, with some padding
 ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a length
 
 
@@ -24,10 +26,12 @@ def check_codestream(data: bytes, compression: int, width: int, height: int) -> 
         height: Height of a tile, px.
 
     Raises:
-        ImageError: It is larger, or its size cannot be read.
+        ImageError: It is larger, its size cannot be read, or it has no end.
     """
     if compression in JPEG:
         check_scans(data)
+        if END not in data[-END_WITHIN:] and END not in data:
+            raise ImageError("a JPEG that is cut short")  # decoders would fill the rest with grey
         stated = jpeg_size(data)
     elif compression in JPEG_2000:
         stated = jpeg_2000_size(data)

@@ -90,7 +90,13 @@ def large_jpeg_2000(stream: bytearray) -> None:
 
 
 def no_frame(stream: bytearray) -> None:
-    stream[2:] = bytes(len(stream) - 2)
+    stream[2:-2] = bytes(len(stream) - 4)
+
+
+def zeros_at_the_end(stream: bytearray) -> None:
+    """As a download that stopped leaves it, where the file had its full size from the start."""
+    half = len(stream) // 2
+    stream[half:] = bytes(len(stream) - half)
 
 
 def cut_short(path: Path) -> None:
@@ -135,16 +141,17 @@ DAMAGED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a huge image": (".tif", tags({256: HUGE, 257: HUGE}), "its header states 100,000,000 x 100,000,000 px"),
     "no width": (".tif", tags({256: 0}), "its header states 0 x 96 px"),
     "huge tiles": (".tif", tags({322: HUGE, 323: HUGE}), "tiles of 100,000,000 x 100,000,000 px"),
-    "a huge strip": (".tif", tags({257: 2**31, 278: 2**31, 256: 20}, tile=None), "of memory"),
+    "a huge strip": (".tif", tags({257: 2**31, 278: 2**31, 256: 10}, tile=None), "of memory"),
     "no tile height": (".tif", tags({323: 0}), "tiles of 32 x 0 px"),
     "millions of samples": (".tif", tags({277: 60000}), ""),
     "tiles beyond the end": (".tif", cut_short, "truncated"),
     "a JPEG larger than its tile": (".tif", in_tiles(large_jpeg, "jpeg"), "65,000 x 65,000 px in a tile of 32 x 32"),
     "a JPEG 2000 larger than its tile": (".tif", in_tiles(large_jpeg_2000, "jpeg2000"), "px in a tile of 32 x 32"),
     "a JPEG of many scans": (".tif", in_tiles(many_scans, "jpeg"), "scans"),
+    "a JPEG that stops": (".tif", in_tiles(zeros_at_the_end, "jpeg"), "a JPEG that is cut short"),
     "a JPEG without frame": (".tif", in_tiles(no_frame, "jpeg"), "no size"),
     "a huge PNG": (".png", png_of(2**31 - 1, 2**31 - 1), "its header states 2,147,483,647 x 2,147,483,647 px"),
-    "a large PNG": (".png", png_of(200_000, 200_000), "of memory"),
+    "a large PNG": (".png", png_of(180_000, 180_000), "of memory"),
     "a picture of many scans": (".jpg", scans_of, "a JPEG of 5,0"),
 }  # fmt: skip
 
