@@ -84,7 +84,7 @@ def test_bad_images_fail_alone_and_the_dry_run_says_the_same(folder: Path, run_c
         assert f"{len(BAD)} slides failed" in text
         assert "Traceback" not in text
         for slide, (_, problem) in BAD.items():
-            lines = [line for line in text.splitlines() if line.strip().startswith(f"{slide}: ")]
+            lines = [line for line in text.splitlines() if f" {slide}: {folder}" in line]
             assert lines, slide
             assert all(problem in line for line in lines), lines
     assert open_cache(tmp_path / "cache", "custom").slides == ["GOOD"]
@@ -101,7 +101,7 @@ def test_a_tile_that_cannot_be_decoded_fails_its_slide_alone(hest_root: Path, ru
     code, text = run_command(main, *options)
     assert code == 1
     assert "Traceback" not in text
-    assert f"TINY1: {image}: tile " in text
+    assert f"TINY1: {image}: cannot be decoded (a JPEG that is cut short)" in text
     assert open_cache(tmp_path / "cache", "custom").slides == ["TINY2"]
     code, text = run_command(main, *options, "--debug")
     assert "Traceback" in text
@@ -112,7 +112,6 @@ def test_a_tile_that_cannot_be_decoded_fails_its_slide_alone(hest_root: Path, ru
     [
         (["--any-scale"], {"pixel_size_um_estimated": 1e-9}, "px wide at 1e-09 um per pixel"),
         (["--any-scale"], {"inter_spot_dist": 1e15, "spot_diameter": 1e14}, "px wide at 2 um per pixel"),
-        (["--min-spot-um", 1e9], {}, "crops of 1e+09 um are 500,000,000 px wide"),
     ],
 )
 def test_crops_larger_than_memory_are_refused(
