@@ -4,7 +4,7 @@
 
 The lower bound (floor) of a step is the time of its matrix products at the GEMM rate of this machine, plus that of the
 optimiser's memory traffic at its bandwidth; both rates are measured in the same run. The usual way is the same step fed
-by a DataLoader that reads spot by spot from HDF5.
+by a DataLoader that reads spot by spot from HDF5. Last comes what reading a slide takes, and its digests' part in it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from scipy.sparse import random as random_sparse
 from torch.utils.data import DataLoader, Dataset
 
+from hist_cache.cache import CachedSlide, read_slide, write_slide
+from hist_cache.cached_slide import find_problem, zero_rows
+from hist_cache.fingerprint import Fingerprint, array_digest
 from train.data import Batch, SpotData
 from train.fit.batches import read_batch
 from train.fit.config import FitConfig
@@ -138,6 +142,34 @@ def report(arguments: argparse.Namespace) -> None:
     for width in sorted({arguments.width, SMALL}):
         compare_epochs(make_model(data, width, device), data, device)
     scaling(arguments, device)
+    loading(arguments.spots)
+
+
+def loading(spots: int, genes: int = 18_000, share: float = 0.2) -> None:
+    """Print how long it takes to read a slide from the cache, and how much of it are digests and checks of values."""
+    rng = np.random.default_rng(0)
+    counts = random_sparse(spots, genes, share, format="csr", random_state=0)
+    counts.data = np.ceil(counts.data * 50)
+    embeddings, niches = rng.normal(size=(2, spots, 1024)).astype(np.float16)
+    neighbors = (np.arange(spots)[:, None] + np.arange(1, 7)) % spots
+    names = [f"B{i}" for i in range(spots)], [f"G{i}" for i in range(genes)]
+    coords, thumbnail = rng.normal(size=(spots, 2)), rng.integers(0, 255, (1024, 1024, 3), dtype=np.uint8)
+    array = np.full((spots, 2), -1)
+    slide = CachedSlide(names[0], coords, array, embeddings, counts, names[1], thumbnail, {6: niches}, {6: neighbors})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "S.h5"
+        write_slide(path, slide, Fingerprint({}, {}, {}))
+        read = read_slide(path)
+        texts = [np.array([text.encode() for text in texts], dtype=object) for texts in names]
+        counts = read.counts
+        arrays = [embeddings, niches, coords, thumbnail, counts.data, counts.indices, read.neighbors[6], *texts]
+        whole, size = seconds(lambda: read_slide(path)), path.stat().st_size
+    digests = seconds(lambda: [array_digest(array) for array in arrays])
+    values = seconds(lambda: find_problem(read) or zero_rows(read))
+    print(
+        f"reading a slide of {spots:,} spots ({size / 1e6:.0f} MB): {whole:.2f} s, of which digests "
+        f"{digests / whole:.0%} and checks of values {values / whole:.0%}"
+    )
 
 
 def print_profile(work: Callable[[], object]) -> None:

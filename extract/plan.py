@@ -12,8 +12,8 @@ import h5py
 from extract.identity import check_crop_memory, slide_identity
 from extract.slides.readers import open_image
 from hist_cache.cache import neighborhoods, read_fingerprint, slide_files
-from hist_cache.errors import HistError, SlideError
-from hist_cache.fingerprint import differences
+from hist_cache.errors import DamagedCacheError, HistError, SlideError
+from hist_cache.fingerprint import Fingerprint, differences
 from hist_cache.slides import SlideFiles, find_slide
 from hist_cache.token_files import token_path
 
@@ -104,10 +104,10 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     """
     files = find_slide(request.data_root, slide)
     path = request.path(folder, slide)
-    if not path.exists():
+    cached = earlier_fingerprint(path)
+    if cached is None:
         check_crop_memory(files, request.sizes, request.min_spot_um)
         return Task(files, path, "new", request.sizes, count_spots(files))
-    cached = read_fingerprint(path)
     image = open_image(slide, files.image)
     try:
         identity, _ = slide_identity(files, image, cached)
@@ -124,6 +124,21 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     if missing:
         check_crop_memory(files, missing, request.min_spot_um)
     return Task(files, path, "add" if missing else "complete", missing, count_spots(files))
+
+
+def earlier_fingerprint(path: Path) -> Fingerprint | None:
+    """Read what an earlier file was made from; None where there is none, or one so damaged that it is made again.
+
+    Raises:
+        HistError: The file cannot be opened, has another format or is another slide's.
+    """
+    if not path.exists():
+        return None
+    try:
+        return read_fingerprint(path)
+    except DamagedCacheError as error:
+        log.warning(f"{path}: {error.problem}; it is computed again")
+        return None
 
 
 def plan_extraction(request: Request, slides: list[str], folder: Path) -> ExtractionPlan:

@@ -13,10 +13,9 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from extract.identity import slide_identity
-from extract.plan import ExtractionPlan, Request, Task, plan_slide
+from extract.plan import ExtractionPlan, Request, Task, earlier_fingerprint, plan_slide
 from extract.slides.image import Image
 from extract.slides.readers import open_image
-from hist_cache.cache import read_fingerprint
 from hist_cache.errors import HistError, SlideError, WriteError, keeping
 from hist_cache.files import write_error
 from hist_cache.fingerprint import Fingerprint, provenance
@@ -68,7 +67,7 @@ def load(task: Task) -> Loaded:
         )
     # New tokens can use the digests that were taken for the slide's embeddings.
     path = task.path if task.state == "add" else task.path.with_name(f"{task.files.id}.h5")
-    earlier = read_fingerprint(path) if path.exists() else None
+    earlier = earlier_fingerprint(path)
     return Loaded(spots, image, *slide_identity(task.files, image, earlier))
 
 

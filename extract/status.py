@@ -11,7 +11,7 @@ from hist_cache.console import size
 from hist_cache.datasets import Dataset
 from hist_cache.errors import HistError
 from hist_cache.token_files import stale_reasons, token_files
-from hist_cache.verify import verify_slide, verify_tokens
+from hist_cache.verify import problem_of, verify_slide, verify_tokens
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def show_file(path: Path, verify: Callable[[Path], list[str]] | None) -> bool:
         mark = "  ok" if verify and not problems else ""
         log.info(f"  {path.stem}  niches {sizes}  {disk_size([path])}  {date}{mark}")
     except HistError as error:
-        problems = [str(error)]
+        problems = [problem_of(error, path)]
     for problem in problems:
         log.warning(f"{path.stem}: {path}: {problem}; delete the file and extract again")
     return not problems

@@ -8,8 +8,8 @@ is complete; the attribute `complete` and a digest of every array allow a second
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import dataclass, field
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +18,27 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from hist_cache.errors import HistError, InputError, StaleCacheError
-from hist_cache.files import PARTIAL, atomic_file, write_json
+from hist_cache.cache_file import SCHEMA as SCHEMA
+from hist_cache.cache_file import TOKEN_FILE as TOKEN_FILE
+from hist_cache.cache_file import complete, new_file
+from hist_cache.cache_file import open_complete as open_complete
+from hist_cache.cached_slide import CachedSlide as CachedSlide
+from hist_cache.cached_slide import find_problem, zero_rows
+from hist_cache.datasets import check_dataset_name
+from hist_cache.errors import DamagedCacheError, HistError, InputError, StaleCacheError, WriteError
+from hist_cache.files import PARTIAL, write_json
 from hist_cache.fingerprint import Fingerprint, array_digest, differences, identity_hash
 
-SCHEMA = 1  # version of the file format
+log = logging.getLogger(__name__)
+
 LAST = "last.json"  # name of the file that says which dataset was extracted last
-TOKEN_FILE = re.compile(r"(?P<slide>.+)\.tokens(?P<block>\d+)\.h5")
-FORMAT_ATTRIBUTES = ("schema", "fingerprint", "digests", "complete")  # attributes that do not describe the slide
-
-
-@dataclass
-class CachedSlide:
-    """The arrays of one slide, with N spots in the order of its h5ad file.
-
-    Attributes:
-        barcodes: (N,) barcodes.
-        coords: (N, 2) spot centres in level-0 px, x then y.
-        array: (N, 2) array row and array column; -1 where they are not known.
-        embeddings: (N, D) embeddings of the spot crops, float16 in the file.
-        counts: (N, G) raw counts.
-        genes: (G,) gene symbols.
-        thumbnail: (h, w, 3) RGB image of the whole slide; attributes["thumbnail_downsample"] is the number of level-0
-            px per px of the thumbnail.
-        niches: Neighbourhood size -> (N, D) embeddings of the niche crops, float16 in the file.
-        neighbors: Neighbourhood size -> (N, K) rows of the neighbours, -1 where there is none.
-        attributes: Facts about the slide: lattice, um_per_px, side lengths of the crops, patient and others.
-    """
-
-    barcodes: list[str]
-    coords: NDArray[np.float64]
-    array: NDArray[np.int32]
-    embeddings: NDArray[np.floating[Any]]
-    counts: csr_matrix
-    genes: list[str]
-    thumbnail: NDArray[np.uint8]
-    niches: dict[int, NDArray[np.floating[Any]]] = field(default_factory=dict)
-    neighbors: dict[int, NDArray[np.int32]] = field(default_factory=dict)
-    attributes: dict[str, str | float | int] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.barcodes)
+FORMAT_ATTRIBUTES = (
+    "schema",
+    "fingerprint",
+    "digests",
+    "complete",
+    "sealed",
+)  # attributes that do not describe the slide
 
 
 def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> None:
@@ -70,29 +50,26 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
         fingerprint: What the slide was made from.
 
     Raises:
-        HistError: An array has another number of rows than there are spots.
+        HistError: The arrays do not fit together, or would not be read again (see `find_problem`).
         WriteError: The disk is full, or nothing can be written there for another reason.
     """
+    slide = as_stored(slide)
+    if problem := find_problem(slide):
+        raise HistError(f"{path}: cannot be written: {problem}")
     arrays: dict[str, NDArray[Any]] = {
         "barcodes": np.array(slide.barcodes, dtype=object),
-        "coords": slide.coords.astype(np.float64),
-        "array": slide.array.astype(np.int32),
-        "embeddings": slide.embeddings.astype(np.float16),
-        "counts/data": slide.counts.data.astype(np.int32),
-        "counts/indices": slide.counts.indices.astype(np.int32),
+        "coords": slide.coords,
+        "array": slide.array,
+        "embeddings": slide.embeddings,
+        "counts/data": slide.counts.data,
+        "counts/indices": slide.counts.indices,
         "counts/indptr": slide.counts.indptr.astype(np.int64),
         "genes": np.array(slide.genes, dtype=object),
         "thumbnail": slide.thumbnail,
     }
-    for size, niche in sorted(slide.niches.items()):
-        arrays[f"niche/{size}"] = niche.astype(np.float16)
-    for size, rows in sorted(slide.neighbors.items()):
-        arrays[f"neighbors/{size}"] = rows.astype(np.int32)
-    n = len(slide.barcodes)
-    for name, array in arrays.items():
-        if not name.startswith(("counts/", "genes", "thumbnail")) and len(array) != n:
-            raise HistError(f"{path}: {name} has {len(array)} rows for {n} spots")
-    with atomic_file(path) as raw, h5py.File(raw, "w") as file:
+    arrays |= {f"niche/{size}": niche for size, niche in sorted(slide.niches.items())}
+    arrays |= {f"neighbors/{size}": rows for size, rows in sorted(slide.neighbors.items())}
+    with new_file(path) as (file, _):
         for name, array in arrays.items():
             if array.dtype == object:
                 file.create_dataset(name, data=array, dtype=h5py.string_dtype("utf-8"))
@@ -102,51 +79,40 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
                 file.create_dataset(name, data=array, **compression)
         for size, rows in slide.neighbors.items():
             file[f"neighbors/{size}"].attrs["K"] = rows.shape[1]
-        file.attrs.update(slide.attributes)
-        file.attrs["schema"] = SCHEMA
-        file.attrs["fingerprint"] = fingerprint.to_json()
-        file.attrs["digests"] = json.dumps({name: array_digest(array) for name, array in arrays.items()})
-        file.flush()
-        file.attrs["complete"] = True
+        complete(file, slide.attributes, fingerprint, {name: array_digest(array) for name, array in arrays.items()})
 
 
-def open_complete(path: Path) -> h5py.File:
-    """Open a file of a cache for reading.
-
-    Raises:
-        HistError: The file is not readable, is not complete or has another format.
-    """
-    try:
-        file = h5py.File(path, "r", locking=False)
-    except OSError as error:
-        raise HistError(f"{path}: not a readable cache file ({error}); delete it and extract again") from None
-    if not file.attrs.get("complete", False):
-        file.close()
-        raise HistError(f"{path}: incomplete; delete it and extract again")
-    if (schema := int(file.attrs.get("schema", 0))) != SCHEMA:
-        file.close()
-        raise HistError(f"{path}: cache format {schema}, this version reads {SCHEMA}; extract again")
-    return file
+def as_stored(slide: CachedSlide) -> CachedSlide:
+    """Return a slide with the types of the file; `HistError` where that would change counts."""
+    with np.errstate(invalid="ignore"):
+        counts = slide.counts.astype(np.int32)
+    if (counts.data != slide.counts.data).any():
+        raise HistError("counts are not whole numbers, or too large for 32 bits")
+    return replace(
+        slide,
+        coords=slide.coords.astype(np.float64),
+        array=slide.array.astype(np.int32),
+        embeddings=slide.embeddings.astype(np.float16),
+        counts=counts,
+        niches={size: niche.astype(np.float16) for size, niche in slide.niches.items()},
+        neighbors={size: rows.astype(np.int32) for size, rows in slide.neighbors.items()},
+    )
 
 
 def read_fingerprint(path: Path) -> Fingerprint:
     """Read what a file of a cache was made from."""
     with open_complete(path) as file:
-        return Fingerprint.from_json(file.attrs["fingerprint"])
+        return file.fingerprint
 
 
 def neighborhoods(path: Path) -> list[int]:
     """List the neighbourhood sizes of a file of a cache, sorted."""
     with open_complete(path) as file:
-        return _sizes(file)
-
-
-def _sizes(file: h5py.File) -> list[int]:
-    return sorted(int(k) for k in file.get("niche", {}))
+        return file.sizes
 
 
 def read_slide(path: Path, sizes: list[int] | None = None) -> CachedSlide:
-    """Read a slide from its cache file.
+    """Read a slide from its cache file. Each array is compared with its digest, and checked for what it must mean.
 
     Args:
         path: The cache file.
@@ -154,31 +120,38 @@ def read_slide(path: Path, sizes: list[int] | None = None) -> CachedSlide:
 
     Raises:
         InputError: The file has no niches of one of the sizes.
-        HistError: The file is not readable, is not complete or has another format.
+        DamagedCacheError: An array is not what was written, or has values that mean nothing.
+        HistError: The file cannot be opened, has another format or is another slide's.
     """
     with open_complete(path) as file:
-        sizes_in_file = _sizes(file)
         for size in sizes or []:
-            if size not in sizes_in_file:
+            if size not in file.sizes:
                 raise InputError(f"{path}: no niches of {size} neighbours; run hist-extract --neighbors {size}")
-        sizes = sizes_in_file if sizes is None else sizes
-        genes = [g.decode() for g in file["genes"][:]]
-        counts = csr_matrix(
-            (file["counts/data"][:], file["counts/indices"][:], file["counts/indptr"][:]),
-            shape=(len(file["barcodes"]), len(genes)),
-        )
-        return CachedSlide(
-            barcodes=[b.decode() for b in file["barcodes"][:]],
-            coords=file["coords"][:],
-            array=file["array"][:],
-            embeddings=file["embeddings"][:],
+        sizes = file.sizes if sizes is None else sizes
+        barcodes, genes = file.texts("barcodes"), file.texts("genes")
+        counts = csr_matrix((len(barcodes), len(genes)), dtype=np.int32)
+        # Given to the constructor, arrays that do not fit would end in an error of SciPy.
+        counts.data, counts.indices, counts.indptr = (file.array(f"counts/{n}") for n in ("data", "indices", "indptr"))
+        slide = CachedSlide(
+            barcodes=barcodes,
+            coords=file.array("coords"),
+            array=file.array("array"),
+            embeddings=file.array("embeddings"),
             counts=counts,
             genes=genes,
-            thumbnail=file["thumbnail"][:],
-            niches={k: file[f"niche/{k}"][:] for k in sizes},
-            neighbors={k: file[f"neighbors/{k}"][:] for k in sizes},
-            attributes={k: v for k, v in file.attrs.items() if k not in FORMAT_ATTRIBUTES},
+            thumbnail=file.array("thumbnail"),
+            niches={k: file.array(f"niche/{k}") for k in sizes},
+            neighbors={k: file.array(f"neighbors/{k}") for k in sizes},
+            attributes={k: v for k, v in file.attributes.items() if k not in FORMAT_ATTRIBUTES},
+            digests=file.digests,
+            image=str(file.fingerprint.slide.get("image", "")),
         )
+    if problem := find_problem(slide):
+        raise DamagedCacheError(path, problem)
+    if zeros := zero_rows(slide):
+        log.warning(f"{path}: all zero: {zeros}")
+    counts = slide.counts  # the constructor gives both kinds of indices the same type
+    return replace(slide, counts=csr_matrix((counts.data, counts.indices, counts.indptr), shape=counts.shape))
 
 
 @dataclass(frozen=True)
@@ -194,7 +167,7 @@ class Cache:
     @property
     def dataset(self) -> str:
         """Name of the dataset."""
-        return self.folder.parent.name
+        return self.folder.resolve().parent.name
 
     @property
     def slides(self) -> list[str]:
@@ -247,7 +220,7 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
     path = Path(path)
     if slide_files(path):
         return Cache(path)
-    dataset = dataset or last_dataset(path)
+    dataset = check_dataset_name(dataset or last_dataset(path))
     folders = cache_folders(path, dataset)
     if encoder is not None:
         if exact := [f for f in folders if f.name == encoder]:
@@ -293,10 +266,10 @@ def cache_folders(root: Path, dataset: str) -> list[Path]:
 def read_last(root: Path) -> dict[str, str]:
     """Read the dataset and the folder that were extracted last; an empty dict if there are none."""
     try:
-        last: dict[str, str] = json.loads((root / LAST).read_text())
-    except (OSError, json.JSONDecodeError):
+        last = json.loads((root / LAST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
-    return last
+    return {k: v for k, v in last.items() if isinstance(v, str)} if isinstance(last, dict) else {}
 
 
 def last_dataset(root: Path) -> str:
@@ -314,14 +287,18 @@ def remember_last(root: Path, cache: Cache) -> None:
     """Write which dataset and folder were extracted last, for `read_last`, unless it says so already.
 
     A cache of a fine-tuned encoder does not become what is opened by default; where there is nothing else, its dataset
-    does.
+    does. Where nothing can be written, the cache is complete all the same.
     """
     before = read_last(root)
     last = {"dataset": cache.dataset, "folder": cache.folder.name}
     if has_adapter(cache.folder):
         last = before or {"dataset": cache.dataset}
-    if last != before:
+    if last == before:
+        return
+    try:
         write_json(root / LAST, last)
+    except WriteError as error:
+        log.warning(f"{root}: {error.reason}, so hist-train needs --dataset {cache.dataset} to find this cache")
 
 
 def partial_files(folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ from hist_cache.errors import InputError
 
 PRESETS = Path(__file__).with_name("datasets.toml")
 RANGE = re.compile(r"([A-Za-z_]+)(\d+)-([A-Za-z_]*)(\d+)")
+MAX_NAME_BYTES = 120  # of 255 in most file systems: endings such as that of a file being written come after it
 MAX_RANGE_LENGTH = 10_000  # no collection has more slides, so a longer range is a typing error
 
 
@@ -99,12 +100,9 @@ def custom_dataset(ids: Iterable[str], name: str = "custom") -> Dataset:
     slides = tuple(dict.fromkeys(ids))
     if not slides:
         raise InputError(f"dataset {name!r} has no slides: give at least one id, such as --ids SPA138")
-    if not re.fullmatch(r"\w[\w.-]*", name):
-        raise InputError(f"dataset name {name!r}: use letters, digits, '_', '-' and '.', since it names a folder")
-    if wrong := [i for i in slides if not re.fullmatch(r"\w[\w .+-]*", i)]:
-        raise InputError(
-            f"slide {wrong[0]!r}: use letters, digits, '_', '-', '+', '.' and spaces, since it names files"
-        )
+    check_dataset_name(name)
+    for slide in slides:
+        check_slide_name(slide)
     base = dataset_named(name)
     patient_of = _patients_of_presets() | base.patients
     patients = {slide: patient_of[slide] for slide in slides if slide in patient_of}
@@ -134,6 +132,39 @@ def patient_names(dataset: str, patients: Mapping[str, str | None]) -> dict[str,
     """
     named = {slide: f"{dataset} {patient}" for slide, patient in patients.items() if patient is not None}
     return named | {slide: name for slide, name in _patients_of_presets().items() if slide in patients}
+
+
+def check_dataset_name(name: str) -> str:
+    """Return the name of a dataset, which is that of a folder and never leads out of the folder above it.
+
+    Raises:
+        InputError: It is no name of a folder.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > MAX_NAME_BYTES:
+        raise InputError(
+            f"dataset name {_shown(name)}: use letters, digits, '_', '-' and '.' ({MAX_NAME_BYTES} bytes at most), "
+            "since it names a folder"
+        )
+    return name
+
+
+def check_slide_name(name: str) -> str:
+    """Return the name of a slide, which begins the names of its files and never leads out of their folder.
+
+    Raises:
+        InputError: It is no name of a file, or would be that of a token file.
+    """
+    wrong_characters = not re.fullmatch(r"\w[\w .+-]*", name) or len(name.encode()) > MAX_NAME_BYTES
+    if wrong_characters or re.fullmatch(r".+\.tokens\d+", name):
+        raise InputError(
+            f"slide {_shown(name)}: use letters, digits, '_', '-', '+', '.' and spaces ({MAX_NAME_BYTES} bytes at "
+            "most, and no .tokens<number> at the end), since it names files"
+        )
+    return name
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= 60 else f"{name[:60]}...")
 
 
 def parse_ids(text: str, existing_ids: Collection[str] = ()) -> list[str]:

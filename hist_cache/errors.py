@@ -64,3 +64,18 @@ def keeping(describe: Callable[[], str]) -> Iterator[None]:
     except WriteError as error:
         error.kept = describe()
         raise
+
+
+class DamagedCacheError(HistError):
+    """A cache file that nobody can use: cut off, with other bits than were written, or with values that mean nothing.
+
+    Attributes:
+        problem: What is wrong, without the file's name.
+    """
+
+    def __init__(self, path: object, problem: str) -> None:
+        super().__init__(str(path), problem)  # both, for pickle
+        self.path, self.problem = str(path), problem
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; delete it and extract again"

@@ -2,11 +2,14 @@
 
 `spot` and `niche/<size>` are (N, T, W) float16: for each of N spots the T tokens of its crop, W values each. A chunk of
 the file is one crop without compression, so any crop is one read at a known place, and a file is never read as a whole.
+The file has a digest of each crop, and a crop is compared with it when it is read for the first time.
 `hist_cache.token_writer` writes these files.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,12 +19,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hist_cache.cache import TOKEN_FILE, Cache, neighborhoods, open_complete, read_fingerprint
-from hist_cache.errors import HistError, InputError, StaleCacheError
+from hist_cache.cache import Cache, neighborhoods, read_fingerprint
+from hist_cache.cache_file import TOKEN_FILE, CacheFile, open_complete
+from hist_cache.cached_slide import not_finite
+from hist_cache.errors import DamagedCacheError, HistError, InputError, StaleCacheError
 from hist_cache.fingerprint import Fingerprint, differences
 
 TOKEN_TYPE = np.dtype("<f2")  # float16, little-endian
 SPOT = "spot"  # name of the tokens of spot crops
+CROP_DIGESTS = "crop_digests"  # group of the digests of single crops; 0.1 wrote none
+
+log = logging.getLogger(__name__)
 
 
 def token_path(folder: Path, slide: str, block: int) -> Path:
@@ -84,14 +92,26 @@ class Tokens:
         """
         self.path = path
         self._offsets: dict[str, NDArray[np.int64]] = {}  # name -> (N,) byte offsets of the crops in the file
+        self._digests: dict[str, NDArray[np.uint8]] = {}  # name -> (N, 32) digests of the crops
+        self._checked: dict[str, NDArray[np.bool_]] = {}  # name -> (N,) whether a crop was compared with its digest
         with open_complete(path) as file:
-            self.block = int(file.attrs["block"])
-            self.barcodes = [b.decode() for b in file["barcodes"][:]]
-            self.sizes = sorted(int(size) for size in file.get("niche", {}))
-            self.shape: tuple[int, int] = file[SPOT].shape[1:]
-            for name in token_names(self.sizes):
-                self._offsets[name] = _chunk_offsets(path, file[name])
+            self.block = int(file.attributes["block"])
+            self.barcodes = file.texts("barcodes")
+            self.sizes = file.sizes
+            self.shape: tuple[int, int] = file.dataset(SPOT).shape[1:]
+            for name in self.names:
+                dataset = file.dataset(name)
+                if dataset.shape != (len(self), *self.shape):
+                    raise DamagedCacheError(path, f"{name} has the shape {dataset.shape} for {len(self)} spots")
+                self._offsets[name] = _chunk_offsets(path, dataset)
+                self._digests[name] = _crop_digests(file, name)
+                self._checked[name] = np.zeros(len(self), dtype=bool)
         self._descriptor = os.open(path, os.O_RDONLY)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tokens in the file."""
+        return token_names(self.sizes)
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -109,7 +129,7 @@ class Tokens:
 
         Raises:
             InputError: The file has no such tokens or no such crops.
-            HistError: The file ends too early.
+            DamagedCacheError: The file ends too early, or a crop is not what was written.
             ValueError: `out` has another shape or type, or is not contiguous.
         """
         rows = np.asarray(rows, dtype=np.int64)
@@ -125,13 +145,22 @@ class Tokens:
         offsets = self._offsets[name][rows]
         for i in np.argsort(offsets, kind="stable").tolist():
             self._fill(memoryview(target[i]).cast("B"), int(offsets[i]))
+            if not self._checked[name][rows[i]]:
+                self._check(name, int(rows[i]), target[i])
         return out
+
+    def _check(self, name: str, row: int, crop: NDArray[np.float16]) -> None:
+        if hashlib.sha256(crop.data).digest() != self._digests[name][row].tobytes():
+            raise DamagedCacheError(self.path, f"{name} has other values than when it was written (crop {row})")
+        if not_finite(crop).any():
+            raise DamagedCacheError(self.path, f"{name} has NaN or infinite tokens (crop {row})")
+        self._checked[name][row] = True
 
     def _fill(self, part: memoryview, offset: int) -> None:
         while part:
             n_bytes = os.preadv(self._descriptor, [part], offset)
             if not n_bytes:
-                raise HistError(f"{self.path}: ends too early; delete it and extract again")
+                raise DamagedCacheError(self.path, "ends too early")
             part, offset = part[n_bytes:], offset + n_bytes
 
     def close(self) -> None:
@@ -161,6 +190,34 @@ def _chunk_offsets(path: Path, data: h5py.Dataset) -> NDArray[np.int64]:
     return offsets
 
 
+def _crop_digests(file: CacheFile, name: str) -> NDArray[np.uint8]:
+    """Return the (N, 32) digests of the crops; for a file of version 0.1 they are taken now, of all that it holds.
+
+    Raises:
+        DamagedCacheError: They are not those that the digest of all crops was made of.
+    """
+    tokens = file.dataset(name)
+    stored = f"{CROP_DIGESTS}/{name}"
+    if stored in file.hdf5:
+        sums: NDArray[np.uint8] = file.dataset(stored)[:]
+    else:
+        log.info(f"{file.path}: {name}: written by version 0.1, so it is checked as a whole")
+        sums = np.stack([np.frombuffer(hashlib.sha256(crop).digest(), dtype=np.uint8) for crop in tokens])
+    if crops_digest(tokens.shape, sums) != file.digests.get(name):
+        raise DamagedCacheError(file.path, f"{name} has other values than when it was written")
+    return sums
+
+
+def crops_digest(shape: tuple[int, ...], sums: NDArray[np.uint8]) -> str:
+    """Return one SHA-256 for all crops, made from the digests of single crops, which can be computed in any order.
+
+    Args:
+        shape: (N, T, W) of the tokens.
+        sums: (N, 32) SHA-256 of each crop.
+    """
+    return hashlib.sha256(f"{TOKEN_TYPE.str} {shape}".encode() + sums.tobytes()).hexdigest()
+
+
 def open_tokens(cache: Cache, slide: str, block: int, sizes: Sequence[int] = (6,)) -> Tokens:
     """Open the token file of a slide and check that it fits the embeddings of the slide.
 
@@ -188,10 +245,19 @@ def open_tokens(cache: Cache, slide: str, block: int, sizes: Sequence[int] = (6,
     if missing := sorted(set(sizes) - set(sizes_in_file)):
         raise InputError(f"{path}: no tokens of niches of {missing[0]} neighbours; run {command}")
     tokens = Tokens(path)
-    if tokens.block != block:
+    if problem := _misfit(tokens, cache.path(slide), block):
         tokens.close()
-        raise StaleCacheError(f"{path}: holds tokens of block {tokens.block}; was it renamed? delete it, run {command}")
+        raise StaleCacheError(f"{path}: {problem}; delete it, run {command}")
     return tokens
+
+
+def _misfit(tokens: Tokens, slide_file: Path, block: int) -> str:
+    """Return why tokens cannot be used beside the embeddings of a slide; empty where they can."""
+    if tokens.block != block:
+        return f"holds tokens of block {tokens.block}; was it renamed?"
+    with open_complete(slide_file) as file:
+        same = file.texts("barcodes") == tokens.barcodes
+    return "" if same else f"its spots are not those of {slide_file.name}"
 
 
 def extract_command(dataset: str, fingerprint: Fingerprint, block: int, sizes: Sequence[int]) -> str:

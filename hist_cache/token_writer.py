@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hist_cache.cache import SCHEMA, open_complete
-from hist_cache.errors import HistError
-from hist_cache.files import atomic_file
+from hist_cache.cache_file import complete, new_file
+from hist_cache.errors import DamagedCacheError, HistError
 from hist_cache.fingerprint import Fingerprint, array_digest
-from hist_cache.token_files import TOKEN_TYPE
+from hist_cache.token_files import CROP_DIGESTS, TOKEN_TYPE, Tokens, crops_digest
+
+COPIED_AT_ONCE = 32  # crops in memory while a file is copied
 
 
 class TokenWriter:
@@ -67,7 +67,7 @@ class TokenWriter:
         self._written[name][rows] = True
 
     def digests(self) -> dict[str, str]:
-        """Return the digest of the tokens of each name.
+        """Write the digests of single crops to the file, and return the digest of the tokens of each name.
 
         Raises:
             HistError: A crop was not written.
@@ -75,17 +75,9 @@ class TokenWriter:
         for name, written in self._written.items():
             if not written.all():
                 raise HistError(f"{name}: {int((~written).sum())} of {len(written)} crops were not written")
+        for name, sums in self._sums.items():
+            self._file.create_dataset(f"{CROP_DIGESTS}/{name}", data=sums)
         return {name: crops_digest(self._shape, sums) for name, sums in self._sums.items()}
-
-
-def crops_digest(shape: tuple[int, ...], sums: NDArray[np.uint8]) -> str:
-    """Return one SHA-256 for all crops, made from the digests of single crops, which can be computed in any order.
-
-    Args:
-        shape: (N, T, W) of the tokens.
-        sums: (N, 32) SHA-256 of each crop.
-    """
-    return hashlib.sha256(f"{TOKEN_TYPE.str} {shape}".encode() + sums.tobytes()).hexdigest()
 
 
 @contextmanager
@@ -115,21 +107,28 @@ def write_tokens(
     Raises:
         WriteError: The disk is full, or nothing can be written there for another reason.
     """
-    with atomic_file(path) as raw, h5py.File(raw, "w") as file:
+    with _open_earlier(path) as old, new_file(path) as (file, check):
         texts = np.array(barcodes, dtype=object)
         file.create_dataset("barcodes", data=texts, dtype=h5py.string_dtype("utf-8"))
         digests = {"barcodes": array_digest(texts)}
-        if path.exists():
-            with open_complete(path) as old:
-                old_digests = json.loads(old.attrs["digests"])
-                for name in old_digests.keys() - {"barcodes", *names}:
-                    old.copy(old[name], file, name)
-                    digests[name] = old_digests[name]
-        writer = TokenWriter(file, names, len(barcodes), shape, raw.check)
+        kept = [name for name in old.names if name not in names] if old else []
+        writer = TokenWriter(file, [*names, *kept], len(barcodes), shape, check)
+        for name in kept:
+            assert old is not None
+            _copy(old, name, writer)
         yield writer
-        file.attrs.update(attributes)
-        file.attrs["schema"] = SCHEMA
-        file.attrs["fingerprint"] = fingerprint.to_json()
-        file.attrs["digests"] = json.dumps(digests | writer.digests(), sort_keys=True)
-        file.flush()
-        file.attrs["complete"] = True
+        complete(file, attributes, fingerprint, digests | writer.digests())
+
+
+def _open_earlier(path: Path) -> AbstractContextManager[Tokens | None]:
+    """Open the file that is to be replaced; None where there is none, or where it is damaged."""
+    if path.exists():
+        with suppress(DamagedCacheError):
+            return Tokens(path)
+    return nullcontext()
+
+
+def _copy(old: Tokens, name: str, writer: TokenWriter) -> None:
+    """Copy the tokens of one name, a part at a time; each crop is compared with its digest."""
+    for rows in np.array_split(np.arange(len(old)), len(old) // COPIED_AT_ONCE + 1):
+        writer.put(name, rows, old.read(name, rows))

@@ -1,18 +1,16 @@
-"""Verify the files of a cache: read every array again and compare its digest with the one in the file."""
+"""Verify the files of a cache: read every array again, compare its digest, and check what it must mean."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 
 import h5py
-import numpy as np
 
-from hist_cache.cache import open_complete
-from hist_cache.errors import HistError
-from hist_cache.fingerprint import Fingerprint, array_digest, identity_hash
-from hist_cache.token_writer import crops_digest
+from hist_cache.cache import read_slide
+from hist_cache.cache_file import CacheFile, open_complete
+from hist_cache.errors import DamagedCacheError, HistError
+from hist_cache.fingerprint import Fingerprint, identity_hash
+from hist_cache.token_files import CROP_DIGESTS, Tokens
 
 
 def verify_slide(path: Path) -> list[str]:
@@ -23,20 +21,12 @@ def verify_slide(path: Path) -> list[str]:
     """
     try:
         with open_complete(path) as file:
-            expected = json.loads(file.attrs["digests"])
-            names: list[str] = []
-            file.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
-            problems = [f"{name} is missing" for name in expected if name not in names]
-            problems += [f"{name} is not listed" for name in names if name not in expected]
-            for name in names:
-                try:
-                    if name in expected and array_digest(file[name][:]) != expected[name]:
-                        problems.append(f"{name} has other values than when it was written")
-                except OSError as error:
-                    problems.append(f"{name} cannot be read ({error})")
-            fingerprint = Fingerprint.from_json(file.attrs["fingerprint"])
+            problems = _unlisted(file) + [p for name in file.digests for p in _array_problems(file, name)]
+            fingerprint = file.fingerprint
+        if not problems:
+            read_slide(path)
     except HistError as error:
-        return [str(error)]
+        return [problem_of(error, path)]
     return problems + _folder_problems(path, fingerprint)
 
 
@@ -46,28 +36,39 @@ def verify_tokens(path: Path) -> list[str]:
     Returns:
         One text for each problem; an empty list if the file is sound.
     """
-    problems = []
     try:
         with open_complete(path) as file:
-            fingerprint = Fingerprint.from_json(file.attrs["fingerprint"])
-            for name, expected in json.loads(file.attrs["digests"]).items():
+            problems, fingerprint = _unlisted(file), file.fingerprint
+        with Tokens(path) as tokens:
+            for name in tokens.names:
                 try:
-                    if _token_digest(file[name], name) != expected:
-                        problems.append(f"{name} has other values than when it was written")
-                except KeyError:
-                    problems.append(f"{name} is missing")
-                except (OSError, RuntimeError) as error:
-                    problems.append(f"{name} cannot be read ({error})")
+                    for row in range(len(tokens)):
+                        tokens.read(name, [row])
+                except DamagedCacheError as error:
+                    problems.append(error.problem)
     except HistError as error:
-        return [str(error)]
+        return [problem_of(error, path)]
     return problems + _folder_problems(path, fingerprint)
 
 
-def _token_digest(data: h5py.Dataset, name: str) -> str:
-    if name == "barcodes":
-        return array_digest(data[:])
-    digests = [hashlib.sha256(data[row]).digest() for row in range(len(data))]
-    return crops_digest(data.shape, np.frombuffer(b"".join(digests), dtype=np.uint8))
+def problem_of(error: HistError, path: Path) -> str:
+    """Return what is wrong with a file, without its name and without advice where these can be told apart."""
+    return error.problem if isinstance(error, DamagedCacheError) else str(error).removeprefix(f"{path}: ")
+
+
+def _unlisted(file: CacheFile) -> list[str]:
+    """Find arrays without a digest."""
+    names: list[str] = []
+    file.hdf5.visititems(lambda name, node: names.append(name) if isinstance(node, h5py.Dataset) else None)
+    return [f"{n} is not listed" for n in names if n not in file.digests and not n.startswith(f"{CROP_DIGESTS}/")]
+
+
+def _array_problems(file: CacheFile, name: str) -> list[str]:
+    try:
+        file.array(name)
+    except DamagedCacheError as error:
+        return [error.problem]
+    return []
 
 
 def _folder_problems(path: Path, fingerprint: Fingerprint) -> list[str]:

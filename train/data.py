@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix, diags
 from torch import Tensor, nn
 
 from hist_cache.cache import Cache, CachedSlide
-from hist_cache.errors import InputError
+from hist_cache.errors import DamagedCacheError, InputError
 from hist_cache.panels import columns
 
 Transform = Literal["log2", "ln_cp10k"]
@@ -183,11 +183,26 @@ class TensorCache(Generic[_T]):
 
 
 def read_slides(cache: Cache, sizes: Sequence[int]) -> dict[str, CachedSlide]:
-    """Slides of a cache with niches of these neighbourhood sizes, by id; `InputError` where there is none."""
+    """Slides of a cache with niches of these neighbourhood sizes, by id.
+
+    Raises:
+        InputError: There is none.
+        HistError: One of them is damaged, or has embeddings of another width than the others.
+    """
     slides = {s: cache.read(s, sorted(set(sizes))) for s in cache.slides}
     if not slides:
         raise InputError(f"{cache.folder}: no slides; run hist-extract")
+    check_widths(slides, cache)
     return slides
+
+
+def check_widths(slides: dict[str, CachedSlide], cache: Cache, width: int | None = None) -> None:
+    """`DamagedCacheError` for a slide whose embeddings have another width than `width`, or than the first slide's."""
+    for name, slide in slides.items():
+        own = slide.embeddings.shape[1]
+        width = width or own
+        if own != width:
+            raise DamagedCacheError(cache.path(name), f"embeddings of {own} numbers, where other slides have {width}")
 
 
 def assemble(

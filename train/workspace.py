@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,17 @@ from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences
 from hist_cache.panels import choose_panel
-from train.data import NicheProfile, SpotData, TensorCache, Transform, assemble, read_slides, without_arrays
+from hist_cache.splits import SPLIT_PARTS, Split
+from train.data import (
+    NicheProfile,
+    SpotData,
+    TensorCache,
+    Transform,
+    assemble,
+    check_widths,
+    read_slides,
+    without_arrays,
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +66,10 @@ class Workspace:
             if different := differences(self.common, test_cache.fingerprint().common):
                 raise InputError(f"{test_cache.folder} was made otherwise than {cache.folder}: {'; '.join(different)}")
             self.test_slides = read_slides(test_cache, sizes)
+            width = next(iter(self.slides.values())).embeddings.shape[1]
+            check_widths(self.test_slides, test_cache, width)
         self.patients = patients_of(cache.dataset, self.slides)
+        self.twins = find_twins(self.all_slides)
         self._panels: dict[Any, list[str]] = {}
         self.keep_tensors(tensors_kept)
 
@@ -76,6 +90,16 @@ class Workspace:
     def pictures(self) -> dict[str, CachedSlide]:
         """All slides, without their large arrays."""
         return without_arrays(self.all_slides)
+
+    def check_split(self, split: Split) -> None:
+        """`InputError` for a split with the same slide in two parts, once under each of two names."""
+        part_of = {slide: part for part in SPLIT_PARTS for slide in getattr(split, part)}
+        for one, other in self.twins:
+            if one in part_of and other in part_of and part_of[one] != part_of[other]:
+                raise InputError(
+                    f"split {split.name}: {one} in {part_of[one]} and {other} in {part_of[other]} are the same slide "
+                    "under two names; delete the cache file of one, or give a file of splits with both in one part"
+                )
 
     def panel(self, genes: str, n: int | None, slides: Sequence[str]) -> list[str]:
         """The gene panel.
@@ -101,6 +125,31 @@ class Workspace:
             return assemble(chosen, key.neighbors, key.panel, device, key.transform, key.drop_edges, profile)
 
         return self._tensors.get((key, tuple(chosen), device), make)
+
+
+def find_twins(slides: dict[str, CachedSlide]) -> list[tuple[str, str]]:
+    """Pairs of names that stand for the same slide.
+
+    They have the same counts or the same embeddings, or they show some of the same places of the same image.
+    """
+
+    def places(slide: CachedSlide) -> set[tuple[float, float]]:
+        return set(map(tuple, slide.coords.tolist()))
+
+    twins = []
+    contents = {name: _contents(slide) for name, slide in slides.items()}
+    for (one, a), (other, b) in itertools.combinations(slides.items(), 2):
+        same_image = a.image == b.image != ""
+        if contents[one] & contents[other] or (same_image and not places(a).isdisjoint(places(b))):
+            twins.append((one, other))
+    return twins
+
+
+def _contents(slide: CachedSlide) -> set[str]:
+    """Digests that two slides have in common only where they are the same one: of embeddings and of counts."""
+    names = ("counts/data", "counts/indices", "counts/indptr") if slide.counts.nnz else ()
+    texts = [slide.digests.get("embeddings", ""), " ".join(slide.digests.get(name, "") for name in names)]
+    return {text for text in texts if text.strip()}
 
 
 def panel_digest(panel: Sequence[str]) -> str:

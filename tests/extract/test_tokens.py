@@ -94,7 +94,7 @@ def test_again_then_more_niches_then_verify(
     code, text = run_command(main, "--ids", IDS, "--verify")
     assert code == 1
     assert "TINY2.tokens4: " in text
-    assert "niche/6 has other values than when it was written; delete the file and extract again" in text
+    assert "niche/6 has other values than when it was written (crop 3); delete the file and extract again" in text
     assert text.count(" ok") == 3
 
 

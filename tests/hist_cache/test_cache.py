@@ -10,9 +10,10 @@ from scipy.sparse import random as random_sparse
 
 from hist_cache import open_cache
 from hist_cache.cache import Cache, CachedSlide, read_slide, remember_last, write_slide
+from hist_cache.cache_file import attributes_digest
 from hist_cache.errors import HistError, InputError, StaleCacheError
 from hist_cache.files import atomic_write
-from hist_cache.fingerprint import Fingerprint, differences, short_hash
+from hist_cache.fingerprint import Fingerprint, array_digest, differences, short_hash
 from hist_cache.verify import verify_slide
 
 COMMON = {"encoder": "demo", "weights": "a" * 64, "precision": "fp32"}
@@ -31,9 +32,18 @@ def make(n: int = 5, genes: int = 7, width: int = 4, sizes: tuple[int, ...] = (6
         genes=[f"G{i}" for i in range(genes)],
         thumbnail=rng.integers(0, 255, (4, 5, 3), dtype=np.uint8),
         niches={k: rng.normal(size=(n, width)).astype(np.float16) for k in sizes},
-        neighbors={k: rng.integers(-1, n, (n, k), dtype=np.int32) for k in sizes},
+        neighbors={k: some_neighbors(rng, n, k) for k in sizes},
         attributes={"lattice": "hex", "um_per_px": 0.5},
     )
+
+
+def some_neighbors(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
+    """Up to k other rows for each of n, in any order, and -1 for the rest."""
+    rows = np.full((n, k), -1, dtype=np.int32)
+    for i in range(n):
+        others = rng.permutation([r for r in range(n) if r != i])[: rng.integers(0, k + 1)]
+        rows[i, : len(others)] = others
+    return rows
 
 
 def folder(root: Path, common: dict = COMMON, dataset: str = "demo") -> Path:
@@ -46,6 +56,21 @@ def write(path: Path, slide: CachedSlide | None = None, common: dict = COMMON) -
     return slide
 
 
+def rewrite(path: Path, arrays: dict[str, np.ndarray] | None = None, **attributes: object) -> None:
+    """Change a file as another program would that follows the format: with digests that fit, and without a seal."""
+    with h5py.File(path, "r+") as file:
+        digests = json.loads(file.attrs["digests"])
+        file.attrs.pop("sealed", None)
+        file.attrs.update(attributes)
+        for name, values in (arrays or {}).items():
+            del file[name]
+            file[name] = values
+            digests[name] = array_digest(file[name][:])
+        digests.pop("attributes", None)
+        digests |= {"attributes": attributes_digest(dict(file.attrs) | {"digests": json.dumps(digests)})}
+        file.attrs["digests"] = json.dumps(digests)
+
+
 @settings(max_examples=25, deadline=None)
 @given(n=st.integers(1, 9), genes=st.integers(1, 12), width=st.integers(1, 8), seed=st.integers(0, 99),
        sizes=st.sets(st.sampled_from([6, 18, 36])))  # fmt: skip
@@ -53,6 +78,7 @@ def test_round_trip(tmp_path_factory, n, genes, width, seed, sizes) -> None:  # 
     path = tmp_path_factory.mktemp("c") / "S.h5"
     slide = write(path, make(n, genes, width, tuple(sizes), seed))
     back = read_slide(path)
+    assert back.digests.keys() == json.loads(h5py.File(path).attrs["digests"]).keys() - {"attributes"}
     assert (back.barcodes, back.genes, back.attributes) == (slide.barcodes, slide.genes, slide.attributes)
     for name in ("coords", "array", "embeddings", "thumbnail"):
         np.testing.assert_array_equal(getattr(back, name), getattr(slide, name))
@@ -82,7 +108,7 @@ def test_the_names_are_those_of_the_format(tmp_path: Path) -> None:
         assert file.attrs["schema"] == 1
         assert file.attrs["complete"]
         assert json.loads(file.attrs["fingerprint"])["identity"]["slide"] == {"image": "b" * 64}
-        assert set(json.loads(file.attrs["digests"])) == set(shapes)
+        assert set(json.loads(file.attrs["digests"])) == {"attributes", *shapes}
 
 
 def test_damaged_incomplete_and_foreign_files(tmp_path: Path) -> None:

@@ -108,6 +108,8 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             niche_profile=options.niche_profile,
         )
         folds = choose_folds(splits_of(point, protocol, options, workspace), options.fold)
+        for split in folds.values():
+            workspace.check_split(split)
         panels = {
             i: workspace.panel(point.genes, point.n_genes, panel_slides(protocol, split, workspace))
             for i, split in folds.items()

@@ -126,7 +126,7 @@ def find_source(cache: Cache, slide: str, data: SpotData, index: int, neighbors:
         )
     at = (data.slide == index).nonzero().squeeze(1).cpu()
     with open_complete(path) as file:
-        coords = file["coords"][:][data.row[at.to(data.row.device)].cpu().numpy()]
+        coords = file.array("coords")[data.row[at.to(data.row.device)].cpu().numpy()]
     sides = crop_sides_um(files, (neighbors,), CropRule.from_identity(known.common).min_spot_um)
     return Source(files, coords, [plan_crops(n, coords, s, files.um_per_px) for n, s in sides.items()], at)
 
