@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import CropRule
 from train.data import NicheProfile
-from train.fit.config import Tested
+from train.fit.config import FitConfig, Tested
+from train.models.configs import HistConfig
 from train.models.variants import Variant
+from train.options import TrainOptions
 
 PROTOCOLS_FILE = Path(__file__).with_name("protocols.toml")
 
@@ -54,9 +57,14 @@ class Protocol:
         return cls(**(values | {"etas": tuple(values["etas"])}))
 
 
+@cache
+def _rows() -> dict[str, Any]:
+    return tomllib.loads(PROTOCOLS_FILE.read_text("utf-8"))
+
+
 def get_protocol(name: str) -> Protocol:
     """The protocol called `name`; `InputError` listing the names on an unknown one."""
-    rows = tomllib.loads(PROTOCOLS_FILE.read_text("utf-8"))
+    rows = _rows()
     if name not in rows:
         raise InputError(f"--protocol {name}: there are {', '.join(rows)}")
     row = {k: v for k, v in rows[name].items() if k not in ("description", "options")}
@@ -68,8 +76,22 @@ def protocol_options(name: str) -> dict[str, Any]:
 
     `Protocol` does not hold them: config.json has the resolved values where these options are.
     """
-    options: dict[str, Any] = tomllib.loads(PROTOCOLS_FILE.read_text("utf-8"))[name].get("options", {})
-    return options
+    return dict(_rows()[name].get("options", {}))
+
+
+def protocol_names() -> list[str]:
+    """All protocols, in the order of their table."""
+    return list(_rows())
+
+
+def decided_by(name: str) -> dict[str, Any]:
+    """The values of all settings that any protocol decides, as they are under this one where nothing else is given."""
+    kinds = (HistConfig, FitConfig, TrainOptions)
+    defaults = {f.name: f.default for kind in kinds for f in fields(kind)}
+    names = dict.fromkeys(option for other in protocol_names() for option in protocol_options(other))
+    protocol = get_protocol(name)
+    values = {f.name: getattr(protocol, f.name) for f in fields(protocol)} | {"split": protocol.split or "default"}
+    return {option: defaults[option] for option in names} | values | protocol_options(name)
 
 
 def check_crops(protocol: Protocol, rule: CropRule) -> str | None:

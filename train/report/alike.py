@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from train.experiments.protocols import decided_by, protocol_names
 from train.report.fold_result import FoldResult
 from train.report.results import RunResult
 from train.report.run_settings import TRUTH, model_settings, phrase
@@ -51,7 +52,15 @@ def setting_differences(run: RunResult, other: RunResult) -> list[str]:
     own = set() if run.model == other.model else {*model_settings(run.setting.model)}
     values = {k: (run.settings[k], other.settings[k]) for k in run.settings if k in other.settings and k not in own}
     differing = [k for k, (a, b) in values.items() if a != b]
-    return [k for k in differing if not _follows(k, values[k], differing)]
+    of_protocol = _decided(run) & _decided(other) if "protocol" in differing else set()
+    return [k for k in differing if k not in of_protocol and not _follows(k, values[k], differing)]
+
+
+def _decided(run: RunResult) -> set[str]:
+    """Names of the settings that are as the run's protocol has them."""
+    name = run.setting.protocol.name
+    values = decided_by(name) if name in protocol_names() else {}
+    return {key for key, value in values.items() if key in run.settings and run.settings[key] in (value, None)}
 
 
 def _follows(key: str, values: tuple[object, object], differing: list[str]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
 from hist_cache.runs import CONFIG, METRICS
+from train.experiments.protocols import protocol_names
 from train.experiments.setting import Setting
 from train.leaks import check_leaks, is_tuned
 from train.models.registry import model_entries
@@ -245,8 +246,10 @@ def _rank(run: RunResult) -> tuple[Any, ...]:
         return names.index(name) if name in names else len(names)
 
     def comparable(keys: Iterable[str]) -> list[tuple[str, Any]]:
-        return [(type(run.settings[k]).__name__, run.settings[k]) for k in keys]  # runs of all versions compare
+        return [(type(settings[k]).__name__, settings[k]) for k in keys]  # runs of all versions compare
 
-    others = comparable(k for k in run.settings if k not in RANKING)
+    name = run.setting.protocol.name
+    settings = run.settings | {"protocol": f"{place(name, protocol_names()):2} {name}"}
+    others = comparable(k for k in settings if k not in RANKING)
     model = (place(run.model, models), run.model)
     return (*comparable(RANKING), *model, *others, place(run.variant, variants), run.folder)

@@ -70,8 +70,8 @@ def references(results: Results, against: str | None = None) -> dict[str, RunRes
     """The run that each run is compared with.
 
     Only runs that predict the same truth are compared, and none on test slides that its adapter has seen. Of several
-    runs of the reference method, the one that differs in the fewest settings is taken; runs of that method themselves
-    are compared with the first of them.
+    runs of the reference method, the one that differs in the fewest settings is taken. Runs of that method themselves
+    are compared with the one among them that differs least from the others, the first of several.
 
     Args:
         results: the runs.
@@ -89,13 +89,21 @@ def references(results: Results, against: str | None = None) -> dict[str, RunRes
         names = dict.fromkeys([r.method for r in results.runs] + [r.label for r in results.runs])
         raise InputError(f"--against {against}: not among the runs; there are {'; '.join(names)}")
     chosen = {}
+    central: dict[tuple[str, ...], RunResult] = {}
     for run in results.runs:
         comparable = [c for c in candidates if _are_alike(c, run)]
         if run in comparable:
-            comparable = comparable[:1]
+            group = tuple(c.label for c in comparable)
+            central[group] = central.get(group) or _central(comparable)
+            comparable = [central[group]]
         if comparable and (nearest := min(comparable, key=lambda c: _distance(run, c))) is not run:
             chosen[run.label] = nearest
     return chosen
+
+
+def _central(runs: list[RunResult]) -> RunResult:
+    """The run that differs from the others in the fewest settings; the first of several."""
+    return min(runs, key=lambda run: sum(len(setting_differences(run, other)) for other in runs))
 
 
 def _are_alike(one: RunResult, other: RunResult) -> bool:

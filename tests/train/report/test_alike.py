@@ -14,6 +14,7 @@ from train.report.alike import comparison_label, fold_pairs, same_tests, setting
 from train.report.cli import ReportOptions, report_request, terminal_tables
 from train.report.results import Results, read_results
 from train.report.sections import summary_text
+from train.report.significance import references
 from train.report.table import Table, to_csv
 
 FULL, OTHER = (0.7, 0.72, 0.74, 0.69), (0.68, 0.71, 0.7, 0.66)
@@ -76,6 +77,26 @@ def test_one_difference_is_what_is_compared(tmp_path: Path) -> None:
     hmhvg, other = read_results([tmp_path / "b"]).runs
     assert setting_differences(hmhvg, other) == ["genes"]
     assert comparison_label(hmhvg, other) == other.label
+
+
+def test_a_protocol_is_one_difference_with_all_that_it_decides(tmp_path: Path) -> None:
+    """Its switches follow from it where they are as it has them; of several runs the usual one is the reference."""
+    literal = {"protocol.name": "literal", "protocol.niche_profile": "mean_of_logs", "loop.stop_on": "loss"}
+    literal |= {"loop.clip_norm": 0.0, "model.decoder_space": "points", "model.image_network": "none"}
+    literal |= {"model.gene_network": "shared", "model.map_scale": "one", "model.limits": "none"}
+    for change in ({}, literal, {"loop.clip_norm": 1.0}, {"model.decoder_space": "hyperbolic"}):
+        write_run(tmp_path, FULL, change=change)
+    write_run(tmp_path, OTHER, change=literal | {"loop.clip_norm": 2.0, "loop.epochs": 9})
+    results = read_results([tmp_path])
+    runs = {(r.setting.protocol.name, r.setting.fit.clip_norm, r.settings["decoder_space"]): r for r in results.runs}
+    usual = runs["paper", 5.0, "tangent"]
+    chosen = references(results)
+    assert usual.label not in chosen
+    assert {run.label for run in chosen.values()} == {usual.label}
+    assert setting_differences(runs["literal", 0.0, "points"], usual) == ["protocol"]
+    assert comparison_label(runs["literal", 0.0, "points"], usual) == usual.label
+    assert setting_differences(runs["literal", 2.0, "points"], usual) == ["protocol", "epochs", "clip_norm"]
+    assert setting_differences(runs["paper", 1.0, "tangent"], usual) == ["clip_norm"]
 
 
 def test_two_settings_of_one_method(tmp_path: Path) -> None:
