@@ -57,7 +57,7 @@ STAIRS = {
         ),
     ),
     "train.report": (
-        *("table", "published", "run_settings", "fold_result", "results", "selection", "alike"),
+        *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),
         *("significance", "analysis", "paper_tables", "analysis_tables", "plots", "figures", "context", "page"),
         *("sections", "cli"),
     ),

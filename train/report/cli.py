@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Lay finished runs out as the paper does, with its numbers beside and p-values against one of them, and
 write a report: one page with tables, figures, configuration and warnings, which needs nothing else to be read."""
-P_VALUE_TABLE, GENE_TABLE, REGION_TABLE = 4, 11, 12  # tables of the paper that are not a grid's
+STATUS_TABLE, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE = 2, 4, 11, 12  # tables of the paper that are not a grid's
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def make_report(options: ReportOptions) -> int:
 
     check_report_options(options)
     results = read_results(options.runs)
-    if options.table not in (None, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE):
+    if options.table not in (None, STATUS_TABLE, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE):
         results = runs_of_table(results, int(options.table or 0))
     request = report_request(options)
     print_tables(terminal_tables(results, request), options.format)
@@ -84,7 +84,7 @@ def check_report_options(options: ReportOptions) -> None:
     from train.options import TABLES
     from train.report.paper_tables import COST_TABLE
 
-    known = sorted({*map(int, TABLES.split(", ")), P_VALUE_TABLE, GENE_TABLE, REGION_TABLE})
+    known = sorted({*map(int, TABLES.split(", ")), STATUS_TABLE, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE})
     if options.table is not None and options.table not in known:
         raise InputError(f"--table {options.table}: there are {', '.join(map(str, known))}")
     if options.table == COST_TABLE and options.against is not None:
@@ -111,8 +111,10 @@ def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
     Raises:
         InputError: The table needs another option, or runs that are not there.
     """
-    from train.report.paper_tables import cost_table, results_tables
+    from train.report.paper_tables import cost_table, results_tables, status_table
 
+    if request.table == STATUS_TABLE:
+        return [status_table()]
     if request.table == GENE_TABLE:
         return gene_tables(results, request)
     if request.table == REGION_TABLE:

@@ -6,13 +6,24 @@ from train.data import UNITS
 from train.experiments.grid import table_row
 from train.models.registry import DEFAULT_MODEL
 from train.report.alike import comparison_label, comparison_notes, same_tests
-from train.report.published import END_TO_END, FROZEN, Numbers, published_cost, published_numbers
+from train.report.comparable import published_notes, layers_of, may_compare
+from train.report.published import (
+    END_TO_END,
+    Numbers,
+    published_cost,
+    published_method_costs,
+    published_methods,
+    published_numbers,
+    published_status,
+)
 from train.report.results import COST_KEYS, Results, RunResult
 from train.report.run_settings import DATA
 from train.report.significance import P_NOTE, REFERENCE, compare, references
 from train.report.table import (
     BASELINE,
+    HIGHER,
     LOWER,
+    METHOD,
     Cell,
     Column,
     Row,
@@ -36,10 +47,12 @@ SCOPES = {
     "complete_niches": "spots with a complete niche",
 }
 NO_BEST_NOTE = "no best is marked: the runs are tested on other slides, spots or genes"
+NOT_COMPARABLE = "not comparable"  # in the label of a published row whose setting is not the run's
 PUBLISHED_NOTE = (
-    "published, LoRA 11: trained end to end; LoRA 0: a frozen encoder (table 14), which is what cached embeddings "
-    "compare with. Their ± is as printed, over the units evaluated, which need not be the splits"
+    "published, LoRA 11: trained end to end; LoRA 0: a frozen encoder (table 14). Other methods: as published, end to "
+    "end. Their ± is as printed, over the units evaluated, which need not be the splits"
 )
+STATUS_COLUMNS = {"auroc_msi_h": "MSI-H, AUROC", "auroc_mss": "MSS, AUROC"}  # of table 2
 
 
 def results_tables(
@@ -121,18 +134,18 @@ def metrics_table(
         if scope == "pooled":
             rows += _published_rows(run, metrics, table)
     p_cells = [cell for row in rows if row.kind == "p" for cell in row.cells]
-    has_published = any(row.kind == "published" for row in rows)
     if marks := same_tests(runs):
         rows = mark_best(rows, columns, [run.label for run in runs if run.leaks])
     if scope == "pooled":
-        rows += baseline_rows(results, runs, metrics)
+        rows += [*baseline_rows(results, runs, metrics), *_method_rows(runs, metrics, table)]
     notes = [f"mean ± std over {_fold_counts(runs)} folds, {SCOPES[scope]}; MSE and MAE in {_unit(runs[0])}"]
     notes += [P_NOTE] if any(cell.value is not None for cell in p_cells) else []
     if not chosen and len(runs) > 1:
         notes.append(f"no p: no run of {reference or REFERENCE} that predicts the same to test against")
     notes += [] if marks else [NO_BEST_NOTE]
     notes += [note for run in runs if run.label in chosen for note in comparison_notes(run, chosen[run.label])]
-    notes += [PUBLISHED_NOTE] if has_published else []
+    notes += [PUBLISHED_NOTE] if any(row.kind in ("published", METHOD) for row in rows) else []
+    notes += published_notes(runs) if scope == "pooled" else []
     notes += [f"LEAK: {run.label}: {leak}" for run in runs for leak in run.leaks]
     notes += [text for text in results.incomplete if any(text.startswith(f"{run.label}: ") for run in runs)]
     group = group_name(runs[0])
@@ -153,10 +166,31 @@ def _p_row(results: Results, run: RunResult, reference: RunResult, metrics: list
 
 
 def _published_rows(run: RunResult, metrics: list[str], table: int | None) -> list[Row]:
+    own = f"published, LoRA {layers_of(run)}" if may_compare(run) else ""
     return [
-        Row(label, "published", tuple(number_cell(*numbers.get(m, (None, None))) for m in metrics))
+        Row(
+            label if label == own else f"{label}, {NOT_COMPARABLE}",
+            "published",
+            tuple(number_cell(*numbers.get(m, (None, None))) for m in metrics),
+        )
         for label, numbers in published_of_run(run, table)
     ]
+
+
+def _method_rows(runs: list[RunResult], metrics: list[str], table: int | None) -> list[Row]:
+    """Other methods as published on the data of the runs; the data are named where they differ."""
+    keys = {
+        (s.dataset, s.genes, s.n_genes, "slide" if s.split == "default" else s.split, s.test_dataset)
+        for s in (run.setting for run in runs)
+        if s.transform == "log2"
+    }
+    rows = []
+    for key in sorted(keys, key=str):
+        data = f", {key[1]} {key[2]}, {key[3]} split" if len(keys) > 1 else ""
+        for method, numbers in published_methods(*key, table).items():
+            cells = tuple(number_cell(*numbers.get(m, (None, None))) for m in metrics)
+            rows.append(Row(f"{method}, published{data}", METHOD, cells))
+    return rows
 
 
 def published_of_run(run: RunResult, table: int | None) -> list[tuple[str, Numbers]]:
@@ -173,9 +207,8 @@ def published_of_run(run: RunResult, table: int | None) -> list[tuple[str, Numbe
     s = run.setting
     if run.model != DEFAULT_MODEL or run.variant is None or s.transform != "log2" or run.is_tuned:
         return []
-    layers_of_run = s.finetuning.lora.layers if s.finetuning else FROZEN
     published = []
-    for layers in dict.fromkeys((layers_of_run, END_TO_END)):
+    for layers in dict.fromkeys((layers_of(run), END_TO_END)):
         numbers = published_numbers(
             s.dataset, run.variant, s.genes, s.n_genes, s.split, s.neighbors, s.test_dataset, table, layers
         )
@@ -191,16 +224,18 @@ def cost_table(results: Results, table: int | None = None) -> Table:
         table: number of a table of the paper, whose published numbers are preferred.
     """
     rows = []
-    has_published = False
     for run in results.runs:
         frame = results.cost[results.cost["run"] == run.label]
         rows.append(Row(run.label, "run", mean_cells(frame, list(COST_KEYS))))
         is_published = run.model == DEFAULT_MODEL and run.variant == REFERENCE
         numbers = published_cost(run.setting.dataset, run.setting.n_genes, table) if is_published else {}
         if numbers:
-            has_published = True
             cells = tuple(number_cell(*numbers.get(m, (None, None))) for m in COST_KEYS)
             rows.append(Row("published, end to end", "published", cells))
+    for dataset, n_genes in dict.fromkeys((run.setting.dataset, run.setting.n_genes) for run in results.runs):
+        for method, numbers in published_method_costs(dataset, n_genes).items():
+            cells = tuple(number_cell(*numbers.get(m, (None, None))) for m in COST_KEYS)
+            rows.append(Row(f"{method}, published", METHOD, cells))
     machines = {
         f"{c['device']}, {c['threads']} thread{'s' * (c['threads'] > 1)}"
         for run in results.runs
@@ -212,10 +247,21 @@ def cost_table(results: Results, table: int | None = None) -> Table:
         "GPU and the whole process's on a CPU; an epoch includes its validation; inference is of all test spots, from "
         "cached embeddings. Folds trained side by side slow each other down"
     ]
-    if has_published:
+    if any(row.kind in ("published", METHOD) for row in rows):
         notes.append("published: the encoder is trained and run too, on an RTX 4090, from images")
     columns = tuple(Column(title, LOWER) for title in COST_TITLES)
     return Table("cost", "Memory and time", columns, tuple(rows), tuple(notes))
+
+
+def status_table() -> Table:
+    """Table 2, which is published only: microsatellite status of other slides from predicted expression."""
+    rows = [
+        Row(f"{method}, published", METHOD, tuple(number_cell(*numbers.get(k, (None, None))) for k in STATUS_COLUMNS))
+        for method, numbers in published_status().items()
+    ]
+    columns = tuple(Column(title, HIGHER) for title in STATUS_COLUMNS.values())
+    notes = ("published numbers alone: no run of hist-cache is one of these, whose slides (TCGA) have no expression",)
+    return Table("status", "Table 2: Microsatellite status from predicted expression", columns, tuple(rows), notes)
 
 
 def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -> list[Row]:
@@ -245,7 +291,7 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
             if baseline == PERMUTED:
                 label = f"{run.label}, permuted"
             else:
-                label = f"{title}, {run.data_label}" if run.data_label else title
+                label = ", ".join(filter(None, [title, run.data_label, "LEAK" if run.leaks else ""]))
             rows_by_values.setdefault(tuple(c.value for c in cells), Row(label, BASELINE, cells))
         if len(rows_by_values) == 1 and baseline != PERMUTED:  # train means are the same for any neighbourhood
             rows += [Row(title, BASELINE, row.cells) for row in rows_by_values.values()]

@@ -16,6 +16,8 @@ COST_NAMES = {  # in the file -> in a run's cost.json
     "inference_s_per_epoch": "inference_s",
 }
 
+METHODS = {"triplex": "TRIPLEX", "stnet": "ST-Net", "bleep": "BLEEP", "stem": "Stem"}  # others than HiST
+
 Numbers = dict[str, tuple[float, float | None]]
 """Mean and standard deviation (None where none is given) by metric."""
 
@@ -86,6 +88,51 @@ def published_cost(dataset: str, n_genes: int = 200, table: int | None = None) -
         and "memory_gb" in row["values"]
     ]
     return {COST_NAMES[k]: v for k, v in _merge(rows, table).items() if k in COST_NAMES}
+
+
+def published_methods(
+    dataset: str,
+    genes: str = "hmhvg",
+    n_genes: int = 200,
+    split_kind: str = "default",
+    test_dataset: str | None = None,
+    table: int | None = None,
+) -> dict[str, Numbers]:
+    """What was published for other methods on the same data; the arguments are those of `published_numbers`.
+
+    Returns:
+        Numbers by the method's name; methods of which nothing was published are left out.
+    """
+    setting = {"dataset": dataset, "genes": genes, "n_genes": n_genes, "test_dataset": test_dataset}
+    setting["split"] = "slide" if split_kind == "default" else split_kind
+    return _by_method([row for row in published_rows() if all(row.get(k) == v for k, v in setting.items())], table)
+
+
+def published_method_costs(dataset: str, n_genes: int = 200) -> dict[str, Numbers]:
+    """What was published of the cost of other methods (table 5), by the method's name and the names in cost.json."""
+    rows = [
+        row
+        for row in published_rows()
+        if (row.get("dataset"), row.get("n_genes")) == (dataset, n_genes) and "memory_gb" in row["values"]
+    ]
+    costs = _by_method(rows, None)
+    return {name: {COST_NAMES[k]: v for k, v in numbers.items() if k in COST_NAMES} for name, numbers in costs.items()}
+
+
+def published_status() -> dict[str, Numbers]:
+    """AUROC of microsatellite status from predicted expression (table 2), which is not computed here, by method."""
+    rows = [row for row in published_rows() if "auroc_mss" in row["values"]]
+    return _by_method(rows, None) | {"HiST": _merge([row for row in rows if row["method"] == "hist"], None)}
+
+
+def has_published(dataset: str) -> bool:
+    """Whether anything was published of a dataset."""
+    return any(row.get("dataset") == dataset for row in published_rows())
+
+
+def _by_method(rows: list[dict[str, Any]], table: int | None) -> dict[str, Numbers]:
+    of_method = {title: [row for row in rows if row["method"] == name] for name, title in METHODS.items()}
+    return {title: _merge(own, table) for title, own in of_method.items() if own}
 
 
 def _merge(rows: list[dict[str, Any]], table: int | None) -> Numbers:

@@ -21,12 +21,13 @@ from train.report.analysis_tables import (
 )
 from train.report.figures import ReportFigures
 from train.report.page import Section, render
-from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups
+from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups, status_table
 from train.report.results import Results, RunResult
 from train.report.significance import references
 from train.report.table import Table, mean_cells, slug, to_csv, to_latex
 
 PAGE = "report.html"
+STATUS_DATASET = "colorectum"  # that table 2's models were trained on
 MAIN_METRIC = "pcc@50"  # of the summary and of the slides, where the panel is large enough
 
 
@@ -73,6 +74,8 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
         for section in group_sections(results, runs, summaries, folder / "figures", request)
     ]
     sections += [*regions, Section("Memory and time", tables=[cost_table(results, request.table)])]
+    if any(run.setting.dataset == STATUS_DATASET for run in results.runs):
+        sections.append(Section("Published only", tables=[status_table()]))
     for section in sections:
         for table in _all_tables(section):
             write_text(folder / "tables" / f"{table.name}.csv", to_csv(table))

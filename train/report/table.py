@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 HIGHER, LOWER, NEITHER = 1, -1, 0  # which values of a column are better
 BASELINE = "control"  # kind of a baseline's row; CSV files have had this word since version 0.1
+METHOD = "method"  # kind of the row of a method that others have published
 SUBROW_KINDS = ("p", "published")  # kinds of rows that belong to the run above them
 NOTE_WIDTH = 110  # characters, on the terminal
 ARROWS = {HIGHER: "↑", LOWER: "↓"}
@@ -60,7 +61,7 @@ class Row:
 
     label: str
     kind: str
-    """"run", `BASELINE`, or one of `SUBROW_KINDS`."""
+    """"run", `BASELINE`, `METHOD`, or one of `SUBROW_KINDS`."""
     cells: tuple[Cell, ...]
 
 
@@ -160,7 +161,7 @@ def to_rich(table: Table) -> rich.table.Table:
     for column in table.columns:
         rich_table.add_column(escape(heading(column)), justify="right", no_wrap=True)
     for i, row in enumerate(table.rows):
-        if _starts_baselines(table.rows, i):
+        if _starts_part(table.rows, i):
             rich_table.add_section()
         cells = [f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row.cells]
         is_subrow = row.kind in SUBROW_KINDS
@@ -206,7 +207,7 @@ def to_latex(table: Table) -> str:
         r"\midrule",
     ]
     for i, row in enumerate(table.rows):
-        if _starts_baselines(table.rows, i):
+        if _starts_part(table.rows, i):
             lines.append(r"\midrule")
         cells = [rf"\textbf{{{escape_latex(c.text)}}}" if c.best else escape_latex(c.text) for c in row.cells]
         label = escape_latex(row.label)
@@ -216,9 +217,9 @@ def to_latex(table: Table) -> str:
     return "\n".join([*lines, r"\end{table}", ""])
 
 
-def _starts_baselines(rows: tuple[Row, ...], i: int) -> bool:
-    """Whether row i is the first baseline after other rows: a line separates it from them."""
-    return i > 0 and rows[i].kind == BASELINE and rows[i - 1].kind != BASELINE
+def _starts_part(rows: tuple[Row, ...], i: int) -> bool:
+    """Whether row i is the first baseline, or the first of other methods: a line separates it from rows before it."""
+    return i > 0 and rows[i].kind in (BASELINE, METHOD) and rows[i - 1].kind != rows[i].kind
 
 
 def heading(column: Column) -> str:
