@@ -6,7 +6,7 @@ from train.data import UNITS
 from train.experiments.grid import table_row
 from train.models.registry import DEFAULT_MODEL
 from train.report.alike import comparison_label, comparison_notes, same_tests
-from train.report.comparable import published_notes, layers_of, may_compare
+from train.report.comparable import layers_of, may_compare, published_notes
 from train.report.published import (
     END_TO_END,
     Numbers,
