@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +32,9 @@ TRAINING = "training.png"
 GEOMETRY = "geometry.png"
 CHECKPOINT = "checkpoint.pt"
 
-_FOLD_FOLDER = re.compile(r"fold([0-9]+)")
+RUN_ANEW = "it was written by another version, run it anew"  # the advice on a file that is no result of this version
+
+_FOLD_FOLDER = re.compile(r"fold(0|[1-9][0-9]*)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -56,29 +60,31 @@ class Fold:
     @property
     def config(self) -> dict[str, Any]:
         """The settings of the fold: options, split, patients and provenance."""
-        return _read_json(self.folder / CONFIG)
+        return read_object(self.folder / CONFIG)
 
     @property
     def metrics(self) -> dict[str, Any]:
         """The test metrics."""
-        return _read_json(self.folder / METRICS)
+        return read_object(self.folder / METRICS)
 
     @property
     def cost(self) -> dict[str, Any]:
         """Seconds per epoch, seconds for all test spots, and peak memory in GB."""
-        return _read_json(self.folder / COST)
+        return read_object(self.folder / COST)
 
     @property
     def panel(self) -> list[str]:
         """Names of the predicted genes."""
-        return (self.folder / PANEL).read_text(encoding="utf-8").split()
+        with _readable(self.folder / PANEL) as path:
+            return path.read_text(encoding="utf-8").split()
 
     @property
     def history(self) -> pd.DataFrame:
         """Losses and geometry, one row per epoch."""
         import pandas as pd
 
-        return pd.read_csv(self.folder / HISTORY)
+        with _readable(self.folder / HISTORY) as path:
+            return pd.read_csv(path)
 
     @property
     def predictions(self) -> anndata.AnnData:
@@ -89,7 +95,12 @@ class Fold:
         """
         import anndata
 
-        return anndata.read_h5ad(self.folder / PREDICTIONS)
+        with _readable(self.folder / PREDICTIONS) as path:
+            table = anndata.read_h5ad(path)
+            for place, names in (("layers", ["truth"]), ("obs", ["slide"]), ("obsm", ["spatial"])):
+                if missing := [name for name in names if name not in getattr(table, place)]:
+                    raise ValueError(f"no {missing[0]} in {place}")
+            return table
 
 
 @dataclass(frozen=True)
@@ -105,14 +116,12 @@ class Run:
     @property
     def folds(self) -> list[Fold]:
         """Finished folds, sorted by number. Folders not named `fold<number>`, such as `fold0_old`, are ignored."""
-        matches = [(_FOLD_FOLDER.fullmatch(path.name), path) for path in self.folder.glob("fold*")]
-        folders = sorted((int(match[1]), path) for match, path in matches if match)
-        return [fold for fold in (Fold(path) for _, path in folders) if fold.finished]
+        return [fold for fold in map(Fold, fold_folders(self.folder)) if fold.finished]
 
     @property
     def summary(self) -> dict[str, Any]:
         """Means and standard deviations of the metrics over the finished folds."""
-        return _read_json(self.folder / SUMMARY)
+        return read_object(self.folder / SUMMARY)
 
 
 def load_run(path: str | Path) -> Run:
@@ -127,9 +136,44 @@ def load_run(path: str | Path) -> Run:
     return run
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not readable ({error})") from None
+def fold_folders(run: Path) -> list[Path]:
+    """The folders named `fold<number>` of a run, sorted by number."""
+    matches = [(_FOLD_FOLDER.fullmatch(path.name), path) for path in run.glob("fold*")]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in matches if match)]
+
+
+def fold_number(folder: Path) -> int:
+    """The number in the name of a fold's folder."""
+    return int(folder.name.removeprefix("fold"))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        InputError: It cannot be read, or holds something else.
+    """
+    with _readable(path):
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: holds no object but {type(values).__name__}; {RUN_ANEW}")
     return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """Turn whatever a reader raises on a damaged file into one line.
+
+    Readers of HDF5 and CSV raise errors of many kinds, which no list would name in full.
+    """
+    try:
+        yield path
+    except Exception as error:
+        lines = str(error).splitlines() or [""]
+        raise InputError(
+            f"{path}: not readable ({type(error).__name__}: {lines[0]}); delete {path.parent} to run it again"
+        ) from error

@@ -15,6 +15,7 @@ from hist_cache.console import fail
 from hist_cache.errors import HistError
 from hist_cache.runs import Run
 from sweeps.study import StudyPlan
+from train.experiments.announcements import announce_changes
 from train.experiments.jobs import Job
 from train.experiments.outputs import write_summary
 from train.experiments.runner import default_workers, describe_failure, run_with_progress
@@ -65,6 +66,7 @@ def test_best(plan: StudyPlan, workspace: Workspace, values: Mapping[str, Any], 
     jobs = list({job.folder: job for job in (*best, *default)}.values())
     with FileLock(plan.folder / ".test.lock"):  # another command may run this study too, and have reached its end
         left = [job for job in jobs if not job.done]
+        announce_changes(jobs)
         if left:
             log.info(f"testing the best setting beside the default: {len(left)} folds")
         workers = min(plan.options.jobs or default_workers(len(left), device), max(len(left), 1))

@@ -140,7 +140,10 @@ class TrialFold:
     def validation_score(self) -> float:
         """The objective on the validation spots, of the weights as they are."""
         predicted = predict(self.model, self.data, self.val)
-        return summarize(predicted.cpu().numpy(), self.data.expression[self.val].cpu().numpy())[self.plan.objective]
+        scores = summarize(predicted.cpu().numpy(), self.data.expression[self.val].cpu().numpy())
+        if self.plan.objective not in scores:
+            raise HistError(f"no {self.plan.objective} of {len(self.val)} validation spots; give --objective mse")
+        return scores[self.plan.objective]
 
     def report(self, rung: int) -> bool:
         """Report the mean over the folds so far; returns whether a new rung was reached."""

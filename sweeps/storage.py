@@ -26,6 +26,7 @@ from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences, mask_passwords
 from sweeps.sampling import SeededTPE, make_pruner, set_up_optuna
 from sweeps.study import StudyPlan
+from train.experiments.run_folders import describe_changes
 
 JOURNAL = "journal.log"
 WORKERS = "workers"  # folder with one file for each worker, locked as long as the worker runs
@@ -106,10 +107,16 @@ class StudyStorage:
             if plan.default_is_in_space:
                 self.study.enqueue_trial(plan.defaults, user_attrs={"default": True})
             self.study.set_user_attr("settings", plan.settings)
+            self.study.set_user_attr("digests", plan.digests)
         elif changes := differences(stored_settings, plan.settings):
             raise InputError(
                 f"study {plan.name} in {self.title} was made with other settings: {'; '.join(changes)}; give another "
                 "--name, or those settings"
+            )
+        elif changes := describe_changes(self.study.user_attrs.get("digests", {}), plan.digests):
+            raise InputError(
+                f"study {plan.name} in {self.title} was made before its slides changed ({', '.join(changes)}); give "
+                "another --name"
             )
 
     def run_next(self, run: Callable[[optuna.Trial, dict[str, Any]], float]) -> bool | None:

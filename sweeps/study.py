@@ -46,6 +46,8 @@ class StudyPlan:
     name: str
     """Name of the study in its storage."""
     folder: Path
+    digests: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    """Of the slides that its trials read; no part of its name, but trials on other contents are another study's."""
 
     @property
     def maximize(self) -> bool:
@@ -141,6 +143,7 @@ def make_study_plan(options: SweepOptions, space: tuple[Parameter, ...], workspa
         runs=runs,
         name=f"{workspace.dataset}-{name}",
         folder=runs / workspace.dataset / f"sweep-{name}",
+        digests=setting.digests,
     )
 
 

@@ -85,6 +85,17 @@ if __name__ == "__main__":
 """  # hist-train that tells of every epoch
 
 
+def epochs_run(fold: Path) -> int:
+    """Epochs after which a stopped fold wrote its checkpoint."""
+    import torch
+
+    from train.fit.checkpoints import Checkpoint
+
+    stored = Checkpoint(fold / "checkpoint.pt").read(torch.device("cpu"))
+    assert stored is not None
+    return int(stored[1]["progress"]["epoch"])
+
+
 def wait_for_epochs(process: Any, folds: int = 1) -> None:
     """Until a talkative hist-train, a `Popen` or a `Command`, has trained so many folds for an epoch at least."""
     heard: set[str] = set()

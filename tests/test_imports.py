@@ -43,18 +43,8 @@ STAIRS = {
     "train.fit": ("config", "batches", "step", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
-        *(
-            "protocols",
-            "grid",
-            "setting",
-            "jobs",
-            "fold_figures",
-            "outputs",
-            "fold",
-            "announcements",
-            "runner",
-            "adapted",
-        ),
+        *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "fold_figures", "outputs"),
+        *("memory_limits", "fold", "announcements", "runner", "adapted"),
     ),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),

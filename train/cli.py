@@ -65,9 +65,12 @@ def train(options: TrainOptions) -> int:
     finetuned = [job for job in left if job.setting.finetuning]
     workers = 1 if finetuned else min(options.jobs or default_workers(len(left), device), max(len(left), 1))
     announcements.announce_grid(jobs, left, device, workers)
+    announcements.announce_changes(jobs)
     announce_adapters(left, options.lora, workspace)
     if options.dry_run:
         return 0
+    if left and distributed.rank() == 0:
+        announcements.check_writable(left[0].folder.parents[1])
     with keeping(lambda: kept(jobs)):
         failures = run_left(left, options, workspace, device, workers)
     for failure in failures:

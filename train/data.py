@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix, diags
 from torch import Tensor, nn
 
 from hist_cache.cache import Cache, CachedSlide
-from hist_cache.errors import DamagedCacheError, InputError
+from hist_cache.errors import DamagedCacheError, HistError, InputError
 from hist_cache.panels import columns
 
 Transform = Literal["log2", "ln_cp10k"]
@@ -149,9 +149,19 @@ class SpotData:
         return CachedEmbeddings(self.spot, self.niche)
 
     def rows(self, slides: Sequence[str]) -> Tensor:
-        """Rows of these slides' spots, in order."""
+        """Rows of these slides' spots, in order.
+
+        Raises:
+            HistError: There are none, because all spots of these slides were dropped.
+        """
         wanted = torch.tensor([self.slides.index(s) for s in slides], device=self.slide.device)
-        return torch.isin(self.slide, wanted).nonzero().squeeze(1)
+        rows = torch.isin(self.slide, wanted).nonzero().squeeze(1)
+        if not len(rows):
+            raise HistError(
+                f"{', '.join(slides)}: no spot has a complete niche, so that --edge-spots drop leaves none; give "
+                "--edge-spots keep, or fewer --neighbors"
+            )
+        return rows
 
     def only(self, slides: Sequence[str]) -> SpotData:
         """The spots of some slides, in the same order, in memory of their own."""

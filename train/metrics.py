@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,19 @@ import numpy as np
 TOP_K = (10, 50, 200, 500, 1000, 2000, 3000)
 """Numbers of best predicted genes over which PCC@k is averaged; the last four are for the paper's table 9."""
 
+MIN_SPOTS = 3
+"""A correlation of fewer spots means nothing: of two it is 1 or -1, whatever was predicted."""
+
+FAR_WORSE = 10.0
+"""A run diverged whose MSE is more than so many times that of the train mean, and also ..."""
+
+WORSE_THAN_NOTHING = 1.5
+"""... so many times that of predicting 0, which a model that was hardly trained comes near."""
+
+NON_FINITE = "had a non-finite gradient and were skipped"
+"""A run whose tested epoch had such steps diverged too."""
+
+_NAME = re.compile(r"pcc@[1-9][0-9]{0,5}|mse|mae", re.ASCII)
 _MIN_SPREAD = 1e-12
 """A root mean square deviation below this share of the largest value is rounding: the gene counts as constant."""
 
@@ -43,9 +58,10 @@ def summarize(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         truth: log2 expression, `(N, G)`.
 
     Returns:
-        `{"pcc@10": ..., "mse": ..., "mae": ...}`. An undefined PCC counts as 0; PCC@k with k > G is left out.
+        `{"pcc@10": ..., "mse": ..., "mae": ...}`. An undefined PCC counts as 0. PCC@k with k > G is left out, and all
+        of them where there are fewer than `MIN_SPOTS` spots.
     """
-    pcc = np.sort(np.nan_to_num(gene_pcc(predicted, truth), nan=0.0))[::-1]
+    pcc = np.sort(np.nan_to_num(gene_pcc(predicted, truth), nan=0.0))[::-1] if len(truth) >= MIN_SPOTS else np.empty(0)
     error = predicted.astype(np.float64) - truth.astype(np.float64)
     pcc_at_k = {f"pcc@{k}": float(pcc[:k].mean()) for k in TOP_K if k <= len(pcc)}
     return pcc_at_k | {"mse": float((error**2).mean()), "mae": float(np.abs(error).mean())}
@@ -62,26 +78,52 @@ def test_metrics(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray, co
 
     Returns:
         `summarize` over all spots (`pooled`), per slide (`slides`), as the mean over slides (`slide_mean`) and over
-        the spots with a complete niche (`complete_niches`, None with fewer than two such spots); and the numbers of
-        spots, of complete niches and of genes whose pooled PCC is undefined (`n_*`).
+        the spots with a complete niche (`complete_niches`, None with fewer than `MIN_SPOTS` such spots); the number of
+        spots of each slide (`spots`); and the numbers of all spots, of complete niches and of genes whose pooled PCC is
+        undefined (`n_*`).
     """
     slides = {str(s): summarize(predicted[slide == s], truth[slide == s]) for s in sorted(set(slide))}
     return {
         "pooled": summarize(predicted, truth),
         "slide_mean": mean_of(list(slides.values())),
         "slides": slides,
-        "complete_niches": summarize(predicted[complete], truth[complete]) if complete.sum() > 1 else None,
+        "complete_niches": summarize(predicted[complete], truth[complete]) if complete.sum() >= MIN_SPOTS else None,
+        "spots": {s: int((slide == s).sum()) for s in slides},
         "n_spots": len(truth),
         "n_complete_niches": int(complete.sum()),
         "n_undefined_genes": int(np.isnan(gene_pcc(predicted, truth)).sum()),
     }
 
 
+def check_metric_names(names: Collection[str]) -> None:
+    """`ValueError` where a name is none of a metric."""
+    if unknown := sorted(name for name in names if not _NAME.fullmatch(name)):
+        raise ValueError(f"{unknown[0][:40]!r} is no metric")
+
+
+def divergence(mse: float, train_mean_mse: float, zero_mse: float) -> list[str]:
+    """Why the predictions of a run are far worse than none; empty where they are not.
+
+    Args:
+        mse: Of the run.
+        train_mean_mse: Of predicting each gene's mean over the train spots.
+        zero_mse: Of predicting 0.
+    """
+    if mse <= FAR_WORSE * train_mean_mse or mse <= WORSE_THAN_NOTHING * zero_mse:
+        return []
+    return [f"its MSE of {mse:.4g} on test is far worse than that of the train mean, {train_mean_mse:.4g}"]
+
+
 def mean_of(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each metric over rows, which all have the metrics of the first."""
-    return {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    """Mean of each metric over the rows that have it."""
+    return {key: float(np.mean(values)) for key, values in _by_metric(rows).items()}
 
 
 def std_of(rows: list[dict[str, float]]) -> dict[str, float]:
     """Sample standard deviation (n - 1) of each metric, as in the paper's tables; 0 for a single row."""
-    return {key: float(np.std([row[key] for row in rows], ddof=1)) if len(rows) > 1 else 0.0 for key in rows[0]}
+    return {key: float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for key, values in _by_metric(rows).items()}
+
+
+def _by_metric(rows: list[dict[str, float]]) -> dict[str, list[float]]:
+    """Each metric's values in the rows that have it; slides of few spots have no PCC."""
+    return {key: [row[key] for row in rows if key in row] for key in dict.fromkeys(k for row in rows for k in row)}

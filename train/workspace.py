@@ -157,6 +157,23 @@ def panel_digest(panel: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(panel).encode()).hexdigest()
 
 
+def slide_digests(slide: CachedSlide, size: int) -> dict[str, str]:
+    """Digests of what a run reads of a slide: of its counts, and of its embeddings.
+
+    Extracting more neighbourhood sizes later, or another thumbnail, changes neither.
+
+    Args:
+        slide: From a cache.
+        size: Neighbourhood size of the niches.
+    """
+    parts = {
+        "counts": ("barcodes", "coords", "genes", "counts/data", "counts/indices", "counts/indptr"),
+        "embeddings": ("embeddings", f"niche/{size}", f"neighbors/{size}"),
+    }
+    texts = {part: " ".join(slide.digests[name] for name in names) for part, names in parts.items()}
+    return {part: hashlib.sha256(text.encode()).hexdigest()[:16] for part, text in texts.items()}
+
+
 def patients_of(dataset: str, slides: dict[str, CachedSlide]) -> dict[str, str]:
     """Slide -> patient, from the dataset's table, else from the slides' metadata; empty where unknown."""
     if listed := dataset_named(dataset).patients:

@@ -18,7 +18,7 @@ from hist_cache import load_run, open_cache
 from hist_cache.datasets import get_dataset
 from hist_cache.errors import InputError
 from tests.commands import Command
-from tests.conftest import TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
+from tests.conftest import TALKATIVE, TINY_ENCODER, epochs_run, wait_for_epochs, write_slide
 from train.cli import main
 from train.data import assemble, read_slides
 from train.experiments.outputs import load_model
@@ -207,12 +207,12 @@ def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(
     [folder] = tmp_path.glob("runs/*/*/fold0")
     assert load_file(folder / "model.safetensors")
     assert not (folder / "metrics.json").exists()
-    done = torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
+    done = epochs_run(folder)
     again = start_command(TALKATIVE, *argv, "--resume")
     wait_for_epochs(again)
     again.send_signal(signal.SIGINT)
     again.communicate()
-    assert torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["epoch"] > done
+    assert epochs_run(folder) > done
 
 
 @pytest.mark.slow

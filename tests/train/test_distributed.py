@@ -17,7 +17,7 @@ from tests.train.fit.test_loop import make_data, make_model
 from train import distributed
 from train.data import CachedEmbeddings, SpotData
 from train.fit.batches import read_batch
-from train.fit.checkpoints import trained_state
+from train.fit.checkpoints import Checkpoint, trained_state
 from train.fit.config import FitConfig
 from train.fit.loop import fit
 from train.fit.step import make_optimizer, step, trained_parameters
@@ -55,7 +55,7 @@ def train(variant: str, with_encoder: bool, folder: Path) -> dict[str, object]:
     gradients = {i: p.grad.clone() for i, p in parameters if p.grad is not None}
     mse = distributed.all_reduce_sum(log["mse"].clone()) / distributed.world_size()
     model, data = tiny(variant, with_encoder)
-    progress = fit(model, data, data.rows(("A", "C")), data.rows(("B",)), CONFIG, folder / "checkpoint.pt")
+    progress = fit(model, data, data.rows(("A", "C")), data.rows(("B",)), CONFIG, Checkpoint(folder / "checkpoint.pt"))
     return {
         "first_weights": first_weights,
         "gradients": gradients,

@@ -15,6 +15,7 @@ from hist_cache.errors import InputError
 from hist_cache.executor import Failure
 from hist_cache.runs import METRICS
 from train.experiments.jobs import Job
+from train.experiments.run_folders import run_folder
 from train.experiments.runner import run_with_progress
 from train.finetune.encoder import find_data_root, load_cached_encoder
 from train.leaks import adapter_leak, is_tuned
@@ -66,7 +67,7 @@ def with_adapters(jobs: list[Job], lora: str | None, workspace: Workspace) -> li
         adapter = adapter_of_fold(run, job.fold, workspace)
         setting = replace(job.setting, cache=common)
         leak = adapter_leak(workspace, read_adapter_slides(adapter), job.split)
-        folder = job.folder.parents[1] / setting.name / job.folder.name
+        folder = run_folder(job.folder.parents[1], setting) / job.folder.name
         adapted.append(replace(job, setting=setting, folder=folder, leak=leak, embedded_by=adapter_digest(adapter)))
     return adapted
 

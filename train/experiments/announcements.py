@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from hist_cache.options import flag, folder_option
 from hist_cache.splits import patient_leaks
 from train.experiments import protocols
 from train.experiments.jobs import Job
+from train.experiments.run_folders import changed_contents
 from train.leaks import cached_adapter, check_leaks, find_validation_leak, is_tuned
 from train.options import ADAPTED, FINETUNING, TrainOptions
 from train.workspace import Workspace
@@ -161,7 +164,7 @@ def announce_grid(jobs: list[Job], left: list[Job], device: torch.device, worker
         workers: How many run at once.
     """
     where = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU (no GPU found)"
-    settings = {job.setting.name: job for job in jobs}
+    settings = {job.folder.parent: job for job in jobs}
     for job in settings.values():
         s = job.setting
         tuned = f", last {s.finetuning.lora.layers} blocks fine-tuned from {s.finetuning.start}" if s.finetuning else ""
@@ -175,14 +178,31 @@ def announce_grid(jobs: list[Job], left: list[Job], device: torch.device, worker
     log.info(f"{count}{done}" + (f"; on {where}, {workers} at once" if left else ""))
 
 
+def announce_changes(jobs: list[Job]) -> None:
+    """Warn of runs that are there and were made before slides changed, or do not know what their slides held."""
+    for sentence in changed_contents(list({job.folder.parent: job.setting for job in jobs}.items())):
+        log.warning(sentence)
+
+
+def check_writable(folder: Path) -> None:
+    """`InputError` where nothing can be written into a folder of runs, said once and not by each fold."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"--runs: {folder} cannot be written ({error.strerror or error})") from None
+
+
 def announce_result(job: Job, metrics: dict[str, Any]) -> None:
     """Log what a fold that has ended reached, and warn of what it warns of."""
     controls = metrics["controls"]
-    best = max((k for k in metrics["pooled"] if k.startswith("pcc@")), key=lambda k: k == "pcc@50", default="mse")
+    shared = [k for k in metrics["pooled"] if k.startswith("pcc@") and k in controls["ridge"]]
+    best = max(shared, key=lambda k: k == "pcc@50", default="mse")
     epochs = f"best epoch {metrics['best_epoch']} of {metrics['epochs']}, " if metrics["epochs"] else ""
     log.info(
         f"{job.title}: {epochs}{best.upper()} {metrics['pooled'][best]:.3f} "
         f"(ridge {controls['ridge'][best]:.3f}, permuted {controls['permuted'][best]:.3f})"
     )
-    for problem in metrics["warnings"]:
+    for problem in [*(f"diverged: {text}" for text in metrics.get("diverged", [])), *metrics["warnings"]]:
         log.warning(f"{job.title}: {problem}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,11 +16,15 @@ from hist_cache import runs as files
 from hist_cache.cache import CachedSlide
 from hist_cache.errors import HistError
 from hist_cache.files import check_room, write_h5ad, write_json
+from hist_cache.runs import Fold
 from hist_cache.splits import Split
 from train import distributed
-from train.data import Images, SpotData
+from train.data import Batch, Images, SpotData
+from train.experiments.claims import claim_fold
 from train.experiments.fold_figures import plot_geometry, plot_maps, plot_training
+from train.experiments.fold_files import read_metrics
 from train.experiments.jobs import Job
+from train.experiments.memory_limits import OUT_OF_MEMORY, OUT_OF_MEMORY_ENCODER, check_memory, is_out_of_memory
 from train.experiments.outputs import (
     fold_bytes,
     fold_cost,
@@ -33,18 +38,13 @@ from train.finetune.encoder import Finetuner
 from train.fit.batches import encode_rows, make_batch
 from train.fit.checkpoints import Progress
 from train.fit.config import EncodingConfig
-from train.fit.loop import fit, predict_embedded
-from train.metrics import summarize, test_metrics
+from train.fit.loop import LOWER_LR, fit, predict_embedded
+from train.metrics import NON_FINITE, divergence, summarize, test_metrics
 from train.models import baselines
 from train.models.base import Model
 from train.models.configs import RidgeConfig
+from train.models.projection import TangentProjection
 from train.workspace import DataKey
-
-OUT_OF_MEMORY = "out of memory; give a smaller model (such as --width) or --batch-size"
-OUT_OF_MEMORY_ENCODER = (
-    "out of memory while fine-tuning the encoder: give --micro-batch N to encode N spots at once (the loss stays that "
-    "of the whole batch), or --grad-checkpoint"
-)
 
 
 @dataclass
@@ -82,7 +82,24 @@ class FoldRunner:
             HistError: Training diverged, memory did not suffice, or the checkpoint cannot be used.
             WriteError: There is no room for the fold's files.
         """
+        job.folder.mkdir(parents=True, exist_ok=True)
+        leads = distributed.rank() == 0
+        with claim_fold(job.folder) if leads else nullcontext():
+            if distributed.world_size() == 1 and Fold(job.folder).finished:  # by another command, since this one began
+                return read_metrics(job.folder)
+            try:
+                return self._run(job, data, on_epoch, leads)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                advice = OUT_OF_MEMORY_ENCODER if job.setting.finetuning else OUT_OF_MEMORY
+                raise HistError(f"{job.folder}: {advice}") from error
+
+    def _run(
+        self, job: Job, data: SpotData, on_epoch: Callable[[dict[str, float]], None], leads: bool
+    ) -> dict[str, Any]:
         setting, folder = job.setting, job.folder
+        check_memory(setting, self.device)
         torch.manual_seed(setting.fit.seed)
         model = make_model(setting).to(self.device)
         finetuner = None
@@ -91,7 +108,6 @@ class FoldRunner:
                 raise HistError(f"{folder}: nothing here can fine-tune the encoder")
             finetuner = self.finetuner
             finetuner.start(setting.finetuning)
-        leads = distributed.rank() == 0
         if leads:
             check_room(folder, fold_bytes(model), "its weights and a checkpoint")
             write_start(folder, setting, data.panel, self.slides, job.split, self.device, job.adapter_record)
@@ -103,41 +119,49 @@ class FoldRunner:
             if leads:
                 self._save(job, model, finetuner)
             raise
-        except torch.OutOfMemoryError as error:
-            raise HistError(f"{folder}: {OUT_OF_MEMORY_ENCODER if finetuner else OUT_OF_MEMORY}") from error
         if not leads:
             return {}
-        self._save(job, model, finetuner)
-        return self._test(job, model, data, progress)
+        digest = self._save(job, model, finetuner)
+        return self._test(job, model, data, progress, digest)
 
     def _train(self, job: Job, model: Model, data: SpotData, on_epoch: Callable[[dict[str, float]], None]) -> Progress:
-        setting, checkpoint = job.setting, job.folder / files.CHECKPOINT
+        setting = job.setting
         train, val = data.rows(job.split.train), data.rows(job.split.val)
         model.prepare(data, train, val, setting.fit.seed)
         if not model.learns:
             return Progress()
         tested, encoding = setting.protocol.tested, self._encoding(job)
-        return fit(model, data, train, val, setting.fit, checkpoint, on_epoch, tested, encoding)
+        return fit(model, data, train, val, setting.fit, job.checkpoint, on_epoch, tested, encoding)
 
     def _encoding(self, job: Job) -> EncodingConfig | None:
         """How the encoder is fed, where this job fine-tunes it."""
         return self.finetuner.encoding if self.finetuner is not None and job.setting.finetuning is not None else None
 
-    def _save(self, job: Job, model: Model, finetuner: Finetuner | None) -> None:
-        save_model(job.folder / files.MODEL, model)
+    def _save(self, job: Job, model: Model, finetuner: Finetuner | None) -> str:
+        """Write the weights; returns the digest of the model's file."""
         if finetuner is not None:
             finetuner.save(job.folder, job.adapter)
+        return save_model(job.folder / files.MODEL, model)
 
-    def _test(self, job: Job, model: Model, data: SpotData, progress: Progress) -> dict[str, Any]:
-        """Predict the test spots and write all that a finished fold has, metrics.json last."""
+    def _test(self, job: Job, model: Model, data: SpotData, progress: Progress, digest: str) -> dict[str, Any]:
+        """Predict the test spots and write all that a finished fold has, metrics.json last.
+
+        Args:
+            job: The fold.
+            model: Trained.
+            data: All spots.
+            progress: Of its training.
+            digest: Of the file with its weights.
+        """
         folder, test, seed = job.folder, data.rows(job.split.test), job.setting.fit.seed
         encoding = self._encoding(job)
         started = time.monotonic()
         images = encode_rows(data, test, encoding.micro_batch if encoding else None)
         predicted = predict_embedded(model, images, test).cpu().numpy()
+        if not np.isfinite(predicted).all():
+            raise HistError(f"{folder}: training diverged: not all predictions of test spots are finite; {LOWER_LR}")
         write_json(folder / files.COST, fold_cost(progress, time.monotonic() - started, test.device))
-        with torch.no_grad():
-            projection = model.project(make_batch(data, test, images))
+        projection, problems = self._project(model, make_batch(data, test, images))
         table = prediction_table(predicted, data, test, self.slides, projection)
         write_h5ad(folder / files.PREDICTIONS, table)
 
@@ -146,7 +170,10 @@ class FoldRunner:
         metrics["controls"] = {"permuted": baselines.permuted(predicted, truth, seed)}
         metrics["controls"] |= self._baseline_metrics(job, data)
         metrics |= training_metrics(model, progress, job.setting.protocol.tested)
-        metrics["warnings"] += [f"LEAK: this fold {job.leak}"] if job.leak else []
+        metrics["warnings"] += [*([f"LEAK: this fold {job.leak}"] if job.leak else []), *problems]
+        errors = metrics["pooled"]["mse"], metrics["controls"]["train_mean"]["mse"], float(np.square(truth).mean())
+        metrics["diverged"] += divergence(*errors)
+        metrics["model_digest"] = digest
         if progress.history:
             write_history(folder / files.HISTORY, progress.history)
             plot_training(folder / files.TRAINING, pd.DataFrame(progress.history), progress.best_epoch)
@@ -157,6 +184,14 @@ class FoldRunner:
         (folder / files.CHECKPOINT).unlink(missing_ok=True)
         return metrics
 
+    @torch.no_grad()
+    def _project(self, model: Model, batch: Batch) -> tuple[TangentProjection | None, list[str]]:
+        """The model's geometry for the figures, or why there is none: numbers do not wait for a picture."""
+        try:
+            return model.project(batch), []
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            return None, [f"geometry: the axes of its figure cannot be computed ({str(error).splitlines()[0]})"]
+
     def _baseline_metrics(self, job: Job, data: SpotData) -> dict[str, dict[str, float]]:
         """Metrics of the baselines that do not depend on the model, computed once for all folds on the same data."""
         key = (job.data, job.split, job.setting.fit.seed)
@@ -166,14 +201,13 @@ class FoldRunner:
 
 
 def training_metrics(model: Model, progress: Progress, tested: str) -> dict[str, Any]:
-    """How training went: its epochs, and warnings about the epoch that is tested."""
+    """How training went: its epochs, warnings about the epoch that is tested, and whether it diverged there."""
     if not progress.history:
-        return {"best_epoch": None, "epochs": 0, "warnings": []}
+        return {"best_epoch": None, "epochs": 0, "warnings": [], "diverged": []}
     row = progress.history[progress.best_epoch if tested == "best" else progress.epoch - 1]
-    problems = model.warnings(row)
-    if row["skipped"]:
-        problems.append(f"{row['skipped']:.0f} steps of the best epoch had a non-finite gradient and were skipped")
-    return {"best_epoch": progress.best_epoch, "epochs": progress.epoch, "warnings": problems}
+    skipped = [f"{row['skipped']:.0f} steps of the {tested} epoch {NON_FINITE}"] if row["skipped"] else []
+    epochs = {"best_epoch": progress.best_epoch, "epochs": progress.epoch}
+    return epochs | {"warnings": model.warnings(row), "diverged": skipped}
 
 
 def baseline_metrics(data: SpotData, split: Split, seed: int) -> dict[str, dict[str, float]]:

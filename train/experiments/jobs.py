@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,18 +13,21 @@ from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.lora import LoraConfig
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
-from hist_cache.runs import Fold
-from hist_cache.splits import Split, make_splits
+from hist_cache.runs import CHECKPOINT, CONFIG, Fold
+from hist_cache.splits import SPLIT_PARTS, Split, make_splits
+from train.experiments.fold_files import read_split
 from train.experiments.grid import Point
 from train.experiments.protocols import Protocol, get_protocol, protocol_options
+from train.experiments.run_folders import run_folder
 from train.experiments.setting import Setting
 from train.finetune.encoder import Finetuning, default_layers, default_precision
+from train.fit.checkpoints import Checkpoint
 from train.fit.config import FitConfig
 from train.leaks import adapter_slides, find_leak, is_tuned
 from train.models.registry import DEFAULT_MODEL, get_model
 from train.models.variants import get_variant
 from train.options import TrainOptions
-from train.workspace import DataKey, Workspace, panel_digest
+from train.workspace import DataKey, Workspace, panel_digest, slide_digests
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,18 @@ class Job:
     @property
     def title(self) -> str:
         """The run's name and the fold's number."""
-        return f"{self.setting.name} fold {self.fold}"
+        return f"{self.folder.parent.name} fold {self.fold}"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The fold's checkpoint, and all that decides what is trained, which it must have been made for."""
+        made_for = self.setting.identity() | {
+            "digests": self.setting.digests,
+            "split": {part: sorted(getattr(self.split, part)) for part in SPLIT_PARTS},
+            "panel": list(self.data.panel),
+            "embedded_by": self.embedded_by,
+        }
+        return Checkpoint(self.folder / CHECKPOINT, json.loads(json.dumps(made_for)))
 
     @property
     def done(self) -> bool:
@@ -66,15 +81,15 @@ class Job:
             InputError: It was begun on other slides or genes, so that test slides might have been trained on.
         """
         fold = Fold(self.folder)
-        if fold.stopped:
+        if fold.stopped and not self.checkpoint.check():  # of version 0.1: what it was made for stands beside it
             self._check_slides(fold)
             if fold.panel != list(self.data.panel):
                 raise InputError(f"{fold.folder}: was begun with another gene panel; give another --runs folder")
         return fold.stopped
 
     def _check_slides(self, fold: Fold) -> None:
-        own = {k: set(v) for k, v in dataclasses.asdict(self.split).items()}
-        if {k: set(v) for k, v in fold.config["split"].items()} != own:
+        split = read_split(fold.folder / CONFIG, fold.config)
+        if any(set(getattr(split, part)) != set(getattr(self.split, part)) for part in SPLIT_PARTS):
             raise InputError(f"{fold.folder}: was run on other slides than this split has; give another --runs folder")
         if self.embedded_by and fold.config.get("embedded_by") != self.embedded_by:
             raise InputError(f"{fold.folder}: was run on embeddings of another adapter; give another --runs folder")
@@ -116,12 +131,12 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
         }
         point = dataclasses.replace(point, lora_layers=layers[point.lora_layers])
         setting = make_setting(point, protocol, options, workspace, next(iter(panels.values())))
+        run = run_folder(runs / workspace.dataset, setting)
         for i, split in folds.items():
             drop_edges = protocol.edge_spots == "drop"
             key = DataKey(point.neighbors, tuple(panels[i]), point.transform, drop_edges, protocol.niche_profile)
-            folder = runs / workspace.dataset / setting.name / f"fold{i}"
             adapter = adapter_slides(workspace, split) if setting.finetuning else None
-            jobs.append(Job(setting, i, folder, split, key, find_leak(workspace, split), adapter=adapter))
+            jobs.append(Job(setting, i, run / f"fold{i}", split, key, find_leak(workspace, split), adapter=adapter))
     return jobs
 
 
@@ -175,6 +190,7 @@ def make_setting(
         fit=options.resolve(FitConfig, preset),
         finetuning=make_finetuning(point.lora_layers or 0, options, of_protocol) if is_tuned else None,
         model_name=point.model,
+        digests={name: slide_digests(slide, point.neighbors) for name, slide in workspace.all_slides.items()},
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import sys
 from collections.abc import Mapping
@@ -13,14 +14,17 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from hist_cache import runs as files
 from hist_cache.cache import CachedSlide
+from hist_cache.errors import InputError
 from hist_cache.files import atomic_write, write_json, write_text
 from hist_cache.fingerprint import provenance
 from hist_cache.splits import Split
 from train.data import UNITS, SpotData
+from train.experiments.fold_files import read_metrics
 from train.experiments.setting import Setting, read_setting
 from train.fit.checkpoints import Progress
 from train.metrics import mean_of, std_of
@@ -147,27 +151,40 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
         table.to_csv(aside, index=False)
 
 
-def save_model(path: Path, model: Model) -> None:
-    """Write a model's weights; those of an encoder are no part of them."""
+def save_model(path: Path, model: Model) -> str:
+    """Write a model's weights; those of an encoder are no part of them. Returns the SHA-256 of the file."""
+    content: bytes = save({k: v.contiguous().cpu() for k, v in model.state_dict().items()})
     with atomic_write(path) as aside:
-        # Not `save_file`, whose files only their owner may read.
-        aside.write_bytes(save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}))
+        aside.write_bytes(content)  # not `save_file`, whose files only their owner may read
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_model(folder: Path) -> Model:
     """The model of a finished fold, in evaluation mode on the CPU.
 
     That of a fold whose encoder was fine-tuned takes embeddings of `hist-extract --lora`.
+
+    Raises:
+        InputError: A file of the fold is damaged, or cannot be read.
     """
+    file = folder / files.MODEL
     model = make_model(read_setting(folder / files.CONFIG, files.Fold(folder).config))
-    model.load_state_dict(load_file(folder / files.MODEL))
+    digest = read_metrics(folder).get("model_digest")
+    try:
+        content = file.read_bytes()
+        if digest not in (None, hashlib.sha256(content).hexdigest()):  # version 0.1 recorded none
+            raise ValueError("its bytes are not those that were written")
+        model.load_state_dict(load(content))
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        problem = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{file}: damaged ({problem}); delete {folder} to run it again") from error
     return model.eval()
 
 
 def write_summary(run: Path) -> dict[str, Any]:
     """Mean and standard deviation over the finished folds, of the run and of its baselines; also `summary.json`."""
     folds = files.Run(run).folds
-    metrics = {fold.folder.name: fold.metrics for fold in folds}
+    metrics = {fold.folder.name: read_metrics(fold.folder) for fold in folds}
     name = read_setting(folds[0].folder / files.CONFIG, folds[0].config).model_name
     rows = {
         name: [m["pooled"] for m in metrics.values()],
@@ -175,9 +192,10 @@ def write_summary(run: Path) -> dict[str, Any]:
     }
     for baseline in next(iter(metrics.values()))["controls"]:
         if baseline not in rows:
-            rows[baseline] = [m["controls"][baseline] for m in metrics.values()]
+            rows[baseline] = [m["controls"].get(baseline, {}) for m in metrics.values()]
     summary = {
         "folds": list(metrics),
+        "diverged": [fold for fold, m in metrics.items() if m.get("diverged")],
         "mean": {row: mean_of(values) for row, values in rows.items()},
         "std": {row: std_of(values) for row, values in rows.items()},
     }

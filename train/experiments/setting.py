@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from hist_cache.checked import check_entries, check_fields, shortened
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import as_version_0_1, from_version_0_1, short_hash
+from hist_cache.runs import RUN_ANEW
 from train.data import Transform
 from train.experiments.protocols import Protocol
 from train.finetune.encoder import Finetuning
@@ -52,6 +54,8 @@ class Setting:
         fit: The training loop's options.
         finetuning: How the encoder is fine-tuned with the model; None on cached embeddings.
         model_name: As `--model` takes it.
+        digests: Slide -> digests of its counts and of its embeddings, for all slides that are read; {} in runs of
+            version 0.1. No part of the hash: `train.experiments.run_folders` tells runs on other contents apart.
     """
 
     dataset: str
@@ -70,6 +74,7 @@ class Setting:
     fit: FitConfig
     finetuning: Finetuning | None = None
     model_name: str = DEFAULT_MODEL
+    digests: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
@@ -88,6 +93,7 @@ class Setting:
         values = {FILE_NAMES.get(name, name): value for name, value in values.items()}
         absent = [] if self.finetuning else ["tuning"]
         absent += ["model_name"] if self.model_name == DEFAULT_MODEL else []
+        absent += [] if self.digests else ["digests"]
         return {name: value for name, value in values.items() if name not in absent}
 
     def identity(self) -> dict[str, Any]:
@@ -96,6 +102,7 @@ class Setting:
         A model that does not learn by gradient steps depends on nothing of the training loop but the seed.
         """
         values = self.as_dict() | {"cache": as_version_0_1(self.cache)}
+        values.pop("digests", None)
         values["model"] = without_new_defaults(self.model)
         values["loop"] = without_new_defaults(self.fit)
         values["protocol"] = without_new_defaults(self.protocol)
@@ -118,7 +125,9 @@ class Setting:
             if not isinstance(values[key], kind):
                 raise TypeError(f"{key!r} is {values[key]!r}")
         plain: dict[str, Any] = {key: values[key] for key in PLAIN_ENTRIES}
-        return cls(
+        if isinstance(values["slides"], str):
+            raise TypeError(f"'slides' is {shortened(values['slides'])}")
+        setting = cls(
             **plain,
             model_name=name,
             test_dataset=values["test_dataset"],
@@ -130,7 +139,12 @@ class Setting:
             model=entry.config(**values["model"]),
             fit=FitConfig(**values["loop"]),
             finetuning=Finetuning.from_dict(values["tuning"]) if values.get("tuning") else None,
+            digests=values.get("digests", {}),
         )
+        check_fields(setting)
+        check_entries(setting.cache, {"encoder": str}, {"pretrained": bool, "lora": str | None})
+        setting.identity()  # it reads more of the cache's identity
+        return setting
 
 
 def without_new_defaults(config: Any) -> dict[str, Any]:
@@ -149,6 +163,5 @@ def read_setting(file: Path, values: Mapping[str, Any]) -> Setting:
         raise InputError(f"{file}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{file}: not the configuration of a run ({type(error).__name__}: {error}); it was written by another "
-            "version, run it anew"
+            f"{file}: not the configuration of a run ({type(error).__name__}: {error}); {RUN_ANEW}"
         ) from None

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hist_cache.errors import HistError
+from hist_cache.errors import HistError, InputError
 from hist_cache.files import atomic_file
 from train import distributed
 from train.data import Inputs
 from train.models.base import Model
 
+HEAD = b"hist-cache checkpoint 1\n"
+ZIP_HEAD = b"PK\x03\x04"  # of a checkpoint of version 0.1
+STATE_AT = len(HEAD) + 64 + 1  # where that begins which the check sum is of
 ENCODER = "encoder.module."  # before the names of an encoder's adapters, among a model's weights
 
 
@@ -57,51 +65,157 @@ def load_trained_state(model: Model, inputs: Inputs, state: dict[str, Tensor]) -
         inputs.encoder.load_state_dict(adapters, strict=False)
 
 
-def save_checkpoint(
-    path: Path,
-    progress: Progress,
-    model: Model,
-    inputs: Inputs,
-    optimizer: torch.optim.AdamW,
-    order: torch.Generator,
-) -> None:
-    """Write everything that decides the epochs to come; every process's random state, written by the first."""
-    states = distributed.all_gather_states(torch.get_rng_state())
-    cuda_states = distributed.all_gather_states(torch.cuda.get_rng_state()) if torch.cuda.is_available() else []
-    if distributed.rank() > 0:
-        return
-    state = {
-        "progress": vars(progress),
-        "model": trained_state(model, inputs),
-        "optimizer": optimizer.state_dict(),
-        "order": order.get_state(),
-        "rng": states,
-        "cuda_rng": cuda_states,
-    }
-    with atomic_file(path) as file:
-        torch.save(state, file)
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file that a stopped run goes on from.
 
+    Its first line says what the file is, the second is the SHA-256 of all that follows: a line of JSON with what the
+    run was made for, and the state as torch writes it. Version 0.1 wrote the state alone.
 
-def load_checkpoint(
-    path: Path, model: Model, inputs: Inputs, optimizer: torch.optim.AdamW, order: torch.Generator
-) -> Progress:
-    """Load what `save_checkpoint` wrote.
-
-    Raises:
-        HistError: The file is damaged, of another model or of another number of processes.
+    Attributes:
+        path: The file.
+        made_for: All that decides the run: its setting, split, panel and the digests of its slides. Another run does
+            not go on from the file. Plain values, as JSON reads them back.
     """
-    try:
-        state = torch.load(path, map_location=inputs.device, weights_only=True)
-        if len(state["rng"]) != distributed.world_size():
-            raise RuntimeError(f"written by {len(state['rng'])} processes, not {distributed.world_size()}")
-        load_trained_state(model, inputs, state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        order.set_state(state["order"].cpu())
-        torch.set_rng_state(state["rng"][distributed.rank()].cpu())
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda_rng"][distributed.rank()].cpu())
-        return Progress(**state["progress"])
-    except (RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-        raise HistError(
-            f"{path}: cannot be continued ({str(error).splitlines()[0]}); delete it to start over"
-        ) from error
+
+    path: Path
+    made_for: dict[str, Any] = field(default_factory=dict)
+
+    def save(
+        self, progress: Progress, model: Model, inputs: Inputs, optimizer: torch.optim.AdamW, order: torch.Generator
+    ) -> None:
+        """Write everything that decides the epochs to come; every process's random state, written by the first."""
+        states = distributed.all_gather_states(torch.get_rng_state())
+        cuda_states = distributed.all_gather_states(torch.cuda.get_rng_state()) if torch.cuda.is_available() else []
+        if distributed.rank() > 0:
+            return
+        state = {
+            "progress": vars(progress),
+            "model": trained_state(model, inputs),
+            "optimizer": optimizer.state_dict(),
+            "order": order.get_state(),
+            "rng": states,
+            "cuda_rng": cuda_states,
+        }
+        content = io.BytesIO()
+        content.write(json.dumps(self.made_for).encode() + b"\n")
+        content.write(_serialized(state))
+        with atomic_file(self.path) as file:
+            file.write(_head_of(content.getvalue()) + content.getvalue())
+
+    def load(
+        self, model: Model, inputs: Inputs, optimizer: torch.optim.AdamW, order: torch.Generator
+    ) -> Progress | None:
+        """Load what `save` wrote.
+
+        Returns:
+            Where training stands; None where there is no file.
+
+        Raises:
+            HistError: The file is damaged, of another run, of another model or of another number of processes.
+        """
+        if (stored := self.read(inputs.device)) is None:
+            return None
+        made_for, state = stored
+        if changes := differing(made_for, self.made_for):
+            raise self._error(f"was made for another run: {'; '.join(changes)}")
+        try:
+            if len(state["rng"]) != distributed.world_size():
+                raise RuntimeError(f"written by {len(state['rng'])} processes, not {distributed.world_size()}")
+            load_trained_state(model, inputs, state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            order.set_state(state["order"].cpu())
+            torch.set_rng_state(state["rng"][distributed.rank()].cpu())
+            if state["cuda_rng"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state(state["cuda_rng"][distributed.rank()].cpu())
+            return Progress(**state["progress"])
+        except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise self._error(f"cannot be continued ({str(error).splitlines()[0]})") from error
+
+    def check(self) -> bool:
+        """Whether the file says what it was made for, which is then this run; a damaged file is left to `load`.
+
+        Raises:
+            InputError: It was made for another run.
+        """
+        try:
+            content = self._content()
+        except HistError:
+            return True
+        if content is None or content[0] is None:
+            return False
+        if changes := differing(content[0], self.made_for):
+            raise InputError(str(self._error(f"was made for another run: {'; '.join(changes)}")))
+        return True
+
+    def read(self, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """What the file was made for ({} by version 0.1), and its state; None where there is no file.
+
+        Raises:
+            HistError: The file is damaged.
+        """
+        if (content := self._content()) is None:
+            return None
+        try:
+            state = torch.load(io.BytesIO(content[1]), map_location=device, weights_only=True)
+        except Exception as error:  # torch raises errors of many kinds; which ones, it does not say
+            raise self._error(f"cannot be read ({str(error).splitlines()[0]})") from error
+        return content[0] or {}, state
+
+    def _content(self) -> tuple[dict[str, Any] | None, bytes] | None:
+        """What the file was made for, None by version 0.1, and the bytes of its state; None where there is no file."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        if content.startswith(ZIP_HEAD):
+            return None, self._checked_zip(content)
+        rest = content[STATE_AT:]
+        if content[:STATE_AT] != _head_of(rest):
+            raise self._error("is damaged")
+        made_for, _, state = rest.partition(b"\n")
+        return json.loads(made_for), state
+
+    def _checked_zip(self, content: bytes) -> bytes:
+        """A state of version 0.1, which is a ZIP archive and has the check sums of one."""
+        try:
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                damaged = archive.testzip()
+        except Exception:  # of many kinds, on damaged archives
+            damaged = "it"
+        if damaged is not None:
+            raise self._error("is damaged")
+        return content
+
+    def _error(self, problem: str) -> HistError:
+        return HistError(f"{self.path}: {problem}; delete it to start over, or give another --runs folder")
+
+
+def _head_of(content: bytes) -> bytes:
+    """The first two lines of a checkpoint."""
+    return HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n"
+
+
+def _serialized(state: dict[str, Any]) -> bytes:
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Name each entry that is not the same, with both values where they are short: `setting.loop.lr 0.1 -> 0.2`.
+
+    Args:
+        old: Nested plain values; {} is not compared.
+        new: The same of another run.
+        prefix: Before the names.
+    """
+    changes = []
+    for key in dict.fromkeys([*old, *new]) if old else ():
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping) and before and after:
+            changes += differing(before, after, f"{prefix}{key}.")
+        elif before != after:
+            texts = [" ".join(map(str, v)) if isinstance(v, list) else str(v) for v in (before, after)]
+            changes.append(f"{prefix}{key} " + (" -> ".join(texts) if max(map(len, texts)) <= 80 else "differs"))
+    return changes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,13 +13,14 @@ from hist_cache.processes import GracefulStop
 from train import distributed
 from train.data import Images, SpotData, SpotNiche
 from train.fit.batches import encode_rows, make_batch, read_batches
-from train.fit.checkpoints import Progress, load_checkpoint, load_trained_state, save_checkpoint, trained_state
+from train.fit.checkpoints import Checkpoint, Progress, load_trained_state, trained_state
 from train.fit.config import MAX_GRADIENT_NORM, EncodingConfig, FitConfig, Tested
 from train.fit.step import make_optimizer, step
 from train.models.base import Model
 
 PREDICT_BATCH = 4096
 CHECKPOINT_EVERY_S = 60.0
+LOWER_LR = "try a lower --lr or --weight-decay"
 
 
 def train_epoch(
@@ -111,7 +111,7 @@ def fit(
     train: Tensor,
     val: Tensor,
     config: FitConfig,
-    checkpoint: Path | None,
+    checkpoint: Checkpoint | None,
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
     tested: Tested = "best",
     encoding: EncodingConfig | None = None,
@@ -126,7 +126,7 @@ def fit(
         train: Rows `(n,)` of the train spots.
         val: Rows `(m,)` of the validation spots.
         config: Of the loop.
-        checkpoint: File to go on from if it is there, with the same result as if it had never stopped. None keeps none.
+        checkpoint: To go on from if there is one, with the same result as if it had never stopped. None keeps none.
         on_epoch: Called with each row of the history.
         tested: Which weights are left: of the best epoch, or of the last.
         encoding: How an encoder that is fine-tuned is fed.
@@ -137,9 +137,8 @@ def fit(
     inputs, micro_batch = data.inputs, encoding.micro_batch if encoding else None
     optimizer = make_optimizer(model, inputs, config)
     order = torch.Generator().manual_seed(config.seed)
-    progress = Progress()
-    if checkpoint and checkpoint.exists():
-        progress = load_checkpoint(checkpoint, model, inputs, optimizer, order)
+    stopped = checkpoint.load(model, inputs, optimizer, order) if checkpoint else None
+    progress = stopped or Progress()
     saved = time.monotonic()
     with GracefulStop("stopping at the end of this epoch (once more to stop at once)") as stop:
         stopping = distributed.any_rank(bool(stop.requested))
@@ -160,10 +159,10 @@ def fit(
             on_epoch(row)
             stopping = distributed.any_rank(bool(stop.requested))
             if checkpoint and (stopping or distributed.any_rank(time.monotonic() - saved > CHECKPOINT_EVERY_S)):
-                save_checkpoint(checkpoint, progress, model, inputs, optimizer, order)
+                checkpoint.save(progress, model, inputs, optimizer, order)
                 saved = time.monotonic()
     if progress.best_epoch < 0:
-        raise HistError("training diverged: no epoch had a finite validation error; try a lower --lr")
+        raise HistError(f"training diverged: no epoch had a finite validation error; {LOWER_LR}")
     finished = progress.finished(config.epochs, config.patience)
     if tested == "best" or not finished:
         load_trained_state(model, inputs, progress.best)

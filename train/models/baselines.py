@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hist_cache.errors import HistError
 from train.data import Images, SpotData
 from train.metrics import summarize
 from train.models.base import PreparedModel, embedding_pair
@@ -58,7 +59,13 @@ class RidgeModel(PreparedModel):
         y_train, y_val = (data.expression[rows].cpu().numpy() for rows in (train, val))
         scaler = StandardScaler()
         pca = PCA(min(COMPONENTS, *x_train.shape), random_state=seed)
-        z_train = pca.fit_transform(scaler.fit_transform(x_train))
+        try:
+            z_train = pca.fit_transform(scaler.fit_transform(x_train))
+        except (np.linalg.LinAlgError, ValueError) as error:
+            raise HistError(
+                f"ridge: the principal components of the embeddings cannot be computed ({str(error).splitlines()[0]}); "
+                "hist-extract --verify checks the cache"
+            ) from error
         z_val = pca.transform(scaler.transform(x_val))
         fits = [Ridge(alpha).fit(z_train, y_train) for alpha in ALPHAS]
         best = min(fits, key=lambda fit: float(((fit.predict(z_val) - y_val) ** 2).mean()))

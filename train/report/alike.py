@@ -12,6 +12,8 @@ from train.report.run_settings import TRUTH, model_settings, phrase
 
 FOLLOWS = {  # a setting, and those that may change it without being another difference
     "cache": ("encoder",),
+    "counts": ("test_dataset", "slides"),
+    "embeddings": ("encoder", "cache", "test_dataset", "slides", "counts", "neighbors"),
     "n_genes": ("genes",),
     "panel": ("genes", "n_genes", "panel_from", "slides"),
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hist_cache.errors import InputError
-from train.metrics import gene_pcc
+from train.metrics import MIN_SPOTS, gene_pcc
 from train.report.results import RunResult
 from train.report.significance import paired
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 ALL_GENES = "all genes"
 RADIUS_PREFIX = "radius_"
 MAX_REGIONS = 50  # a column with more values than this is a measurement, not a region
-MIN_SPOTS = 3  # a correlation over fewer spots means nothing
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,10 @@ PROTOCOL_WARNINGS = (  # a protocol's option, its value, and what that means for
 
 def result_warnings(results: Results) -> list[str]:
     """What makes numbers doubtful or hard to compare, a sentence each, the most serious first."""
-    warnings = [*adapter_warnings(results), *weight_warnings(results), *leak_warnings(results), *results.incomplete]
+    warnings = [*adapter_warnings(results), *weight_warnings(results), *leak_warnings(results)]
+    warnings += [*results.incomplete, *results.meaningless]
     for run in results.runs:
-        warnings += [*undefined_gene_warnings(run), *run_warnings(run)]
+        warnings += run_warnings(run)
     warnings += protocol_warnings(results)
     return list(dict.fromkeys(warnings))
 
@@ -69,20 +70,13 @@ def leak_warnings(results: Results) -> list[str]:
     ]
 
 
-def undefined_gene_warnings(run: RunResult) -> list[str]:
-    """Genes of a run whose PCC is undefined and counts as 0."""
-    counts = {fold.number: fold.metrics.get("n_undefined_genes", 0) for fold in run.folds}
-    text = ", ".join(f"{n} in fold {number}" for number, n in counts.items() if n)
-    if not text:
-        return []
-    return [f"{run.label}: genes without a PCC (constant in truth or prediction), counted as 0: {text}"]
-
-
 def run_warnings(run: RunResult) -> list[str]:
-    """The warnings in a run's own metrics.json, such as a collapsed geometry."""
+    """The warnings in a run's own metrics.json, such as a collapsed geometry; that it diverged comes first."""
     folds: dict[str, list[int]] = {}
     for fold in run.folds:
-        for text in (w for w in fold.metrics.get("warnings", ()) if not w.startswith("LEAK")):  # `adapter_warnings`
+        diverged = [f"diverged: {text}" for text in fold.diverged]
+        told = (*fold.diverged, *(w for w in fold.metrics.get("warnings", ()) if w.startswith("LEAK")))
+        for text in [*diverged, *(w for w in fold.metrics.get("warnings", ()) if w not in told)]:
             folds.setdefault(text, []).append(fold.number)
     return [f"{run.label}, {_fold_names(numbers)}: {text}" for text, numbers in folds.items()]
 

@@ -10,13 +10,14 @@ from typing import Any, Self
 
 from extract.encoders.adapter_slides import UNKNOWN
 from hist_cache.errors import InputError
-from hist_cache.runs import CONFIG, COST, METRICS, Fold
+from hist_cache.runs import CONFIG, RUN_ANEW, Fold, fold_number
 from hist_cache.splits import Split
+from train.experiments.fold_files import read_cost, read_metrics, read_split
 from train.experiments.setting import Setting, read_setting
 from train.leaks import is_tuned
+from train.metrics import NON_FINITE, divergence
 
-METRICS_KEYS = ("pooled", "slide_mean", "slides", "controls")  # needed in metrics.json
-RUN_ANEW = "it was written by another version, run it anew"
+FAR_FROM_NOTHING = 50.0  # times the train mean's MSE: more than that of predicting 0, which version 0.1 did not measure
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,17 @@ class FoldResult:
     """What the adapter of the embeddings has seen of the test slides; "" where it has seen none."""
 
     @property
+    def diverged(self) -> list[str]:
+        """Why the fold counts as diverged; empty where it does not. Version 0.1 did not write it."""
+        if "diverged" in self.metrics:
+            return list(self.metrics["diverged"])
+        mse, mean = (
+            m.get("mse", 0.0) for m in (self.metrics["pooled"], self.metrics["controls"].get("train_mean", {}))
+        )
+        skipped = [text for text in self.metrics.get("warnings", ()) if NON_FINITE in text]
+        return [*divergence(mse, mean, FAR_FROM_NOTHING * mean), *skipped]
+
+    @property
     def test_slides(self) -> str:
         """The test slides as one text, which matches folds of different runs together with the split's name."""
         return " ".join(sorted(self.split.test))
@@ -77,22 +89,16 @@ def read_fold(folder: Path) -> FoldResult:
         InputError: A file cannot be read, or is of another version.
     """
     fold = Fold(folder)
-    config, metrics = fold.config, fold.metrics
+    config = fold.config
     setting = read_setting(folder / CONFIG, config)
-    if missing := [key for key in METRICS_KEYS if key not in metrics]:
-        raise InputError(f"{folder / METRICS}: no {missing[0]!r} in it; {RUN_ANEW}")
+    split = read_split(folder / CONFIG, config)
     try:
-        split = _split_from_dict(config["split"])
         patients = {str(slide): str(patient) for slide, patient in config.get("patients", {}).items()}
         provenance = Provenance.from_dict(config.get("provenance", {}))
-    except (KeyError, TypeError, AttributeError, InputError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{folder / CONFIG}: not the configuration of a fold ({type(error).__name__}: {error}); {RUN_ANEW}"
         ) from None
-    cost = fold.cost if (folder / COST).exists() else {}
+    metrics, cost = read_metrics(folder), read_cost(folder)
     leak = str(config.get("leak", UNKNOWN)) if is_tuned(setting.cache) else ""
-    return FoldResult(fold, int(folder.name[4:]), setting, split, patients, provenance, metrics, cost, leak)
-
-
-def _split_from_dict(values: Mapping[str, Any]) -> Split:
-    return Split(tuple(values["train"]), tuple(values["val"]), tuple(values["test"]), str(values["name"]))
+    return FoldResult(fold, fold_number(folder), setting, split, patients, provenance, metrics, cost, leak)

@@ -147,7 +147,8 @@ def metrics_table(
     notes += [PUBLISHED_NOTE] if any(row.kind in ("published", METHOD) for row in rows) else []
     notes += published_notes(runs) if scope == "pooled" else []
     notes += [f"LEAK: {run.label}: {leak}" for run in runs for leak in run.leaks]
-    notes += [text for text in results.incomplete if any(text.startswith(f"{run.label}: ") for run in runs)]
+    doubts = [*results.incomplete, *results.meaningless]
+    notes += [text for text in doubts if any(text.startswith(f"{run.label}: ") for run in runs)]
     group = group_name(runs[0])
     return Table(slug(f"metrics {scope} {group}"), f"{title or 'Metrics'}, {group}", columns, tuple(rows), tuple(notes))
 

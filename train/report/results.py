@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
-from hist_cache.runs import CONFIG, METRICS
+from hist_cache.runs import CONFIG, METRICS, Fold, fold_folders
 from train.experiments.protocols import protocol_names
 from train.experiments.setting import Setting
 from train.leaks import check_leaks, is_tuned
+from train.metrics import MIN_SPOTS
 from train.models.registry import model_entries
 from train.models.variants import load_variants
 from train.report.fold_result import FoldResult, read_fold
@@ -39,8 +40,8 @@ class RunResult:
 
     @property
     def setting(self) -> Setting:
-        """The setting that all folds share."""
-        return self.folds[0].setting
+        """The setting that all folds share; folds of version 0.1 do not know the digests of their slides."""
+        return next((fold.setting for fold in self.folds if fold.setting.digests), self.folds[0].setting)
 
     @property
     def model(self) -> str:
@@ -70,7 +71,13 @@ class RunResult:
     @property
     def marks(self) -> list[str]:
         """What its label always says, so that no table leaves it out."""
-        return ["tuned cache"] * self.is_tuned + ["LEAK"] * bool(self.leaks)
+        return ["tuned cache"] * self.is_tuned + ["LEAK"] * bool(self.leaks) + self._divergence()
+
+    def _divergence(self) -> list[str]:
+        """`diverged`, or `diverged in fold 1`, where it did."""
+        folds = [str(fold.number) for fold in self.folds if fold.diverged]
+        where = f" in fold{'s' * (len(folds) > 1)} {', '.join(folds)}" if len(folds) < len(self.folds) else ""
+        return [f"diverged{where}"] if folds else []
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -147,6 +154,22 @@ class Results:
                 sentences.append(f"{run.label}: {', '.join(more)} not finished")
         return sentences
 
+    @cached_property
+    def meaningless(self) -> list[str]:
+        """A sentence for each run with a PCC that means nothing: of too few spots, or of constant genes."""
+        sentences = []
+        for run in self.runs:
+            few = {s: n for fold in run.folds for s, n in fold.metrics.get("spots", {}).items() if n < MIN_SPOTS}
+            if few:
+                spots = ", ".join(f"{slide} has {n} spot{'s' * (n > 1)}" for slide, n in few.items())
+                sentences.append(f"{run.label}: no PCC where there are fewer than {MIN_SPOTS} test spots: {spots}")
+            undefined = {fold.number: fold.metrics.get("n_undefined_genes", 0) for fold in run.folds}
+            if text := ", ".join(f"{n} of {run.setting.n_genes} in fold {i}" for i, n in undefined.items() if n):
+                sentences.append(
+                    f"{run.label}: genes without a PCC (constant in truth or prediction), counted as 0: {text}"
+                )
+        return sentences
+
     def subset(self, runs: Iterable[RunResult]) -> Results:
         """Some of the runs, with labels as short as they can be."""
         return Results(tuple(with_labels(list(runs))))
@@ -169,7 +192,8 @@ def read_results(paths: Sequence[str | Path]) -> Results:
     """
     runs: dict[Path, RunResult] = {}
     for path in map(Path, paths):
-        folders = sorted({file.parent.parent for file in path.glob(f"**/fold*/{METRICS}")})
+        found = {file.parent for file in path.glob(f"**/fold*/{METRICS}")}
+        folders = sorted({fold.parent for fold in found if fold in fold_folders(fold.parent)})
         if not folders:
             raise InputError(f"{path}: no finished run here (looked for fold*/{METRICS} in it and below)")
         for run in sorted(map(read_run, folders), key=_rank):
@@ -183,12 +207,16 @@ def read_run(folder: Path) -> RunResult:
     Raises:
         InputError: A file cannot be read, or is of another version.
     """
-    folders = sorted(
-        (p for p in folder.glob("fold*") if p.name[4:].isdecimal() and (p / CONFIG).exists()),
-        key=lambda p: int(p.name[4:]),
-    )
-    finished = [p for p in folders if (p / METRICS).exists()]
-    return RunResult(folder, tuple(map(read_fold, finished)), tuple(p.name for p in folders if p not in finished))
+    folders = fold_folders(folder)
+    folds = tuple(read_fold(path) for path in folders if Fold(path).finished)
+    for fold in folds[1:]:
+        if replace(fold.setting, digests={}) != replace(folds[0].setting, digests={}):
+            raise InputError(
+                f"{fold.fold.folder / CONFIG}: another setting than that of {folds[0].fold.folder.name} beside it; "
+                "move the fold to a folder of its own"
+            )
+    unfinished = [path.name for path in folders if (path / CONFIG).exists() and not Fold(path).finished]
+    return RunResult(folder, folds, tuple(unfinished))
 
 
 def with_labels(runs: list[RunResult]) -> list[RunResult]:

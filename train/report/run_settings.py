@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hist_cache.fingerprint import identity_hash
+from hist_cache.fingerprint import identity_hash, short_hash
 from train.experiments.setting import Setting
 from train.leaks import is_tuned
 from train.models.configs import ModelConfig
@@ -17,10 +17,11 @@ RANKING = (  # runs are put in order by these settings, then by the others
 )
 DATA = (  # settings on which data and baselines depend
     *("dataset", "test_dataset", "split", "encoder", "cache", "slides", "neighbors", "genes", "n_genes", "panel"),
-    *("transform", "panel_from", "edge_spots", "niche_profile", "seed"),
+    *("transform", "panel_from", "edge_spots", "niche_profile", "seed", "counts", "embeddings"),
 )
-TRUTH = ("dataset", "test_dataset", "genes", "n_genes", "panel", "transform", "panel_from", "edge_spots")
+TRUTH = ("dataset", "test_dataset", "genes", "n_genes", "panel", "transform", "panel_from", "edge_spots", "counts")
 TUNED_BEFORE = "tuned before"  # in place of the number of blocks, on a cache of an encoder with an adapter
+NOT_RECORDED = "not recorded"  # by version 0.1
 MADE_BY_DATA = ("embedding_width", "n_genes")  # options of a model that follow from data
 PHRASES = {
     "dataset": "{}",
@@ -40,6 +41,8 @@ PHRASES = {
     "edge_spots": "edge spots: {}",
     "tested": "{} epoch tested",
     "niche_profile": "niche profile: {}",
+    "counts": "counts {}",
+    "embeddings": "embeddings {}",
 }
 
 
@@ -64,6 +67,8 @@ def settings_of(setting: Setting) -> dict[str, Any]:
         "transform": setting.transform,
         **_finetuning_settings(setting),
         "slides": setting.slides,
+        "counts": _digest_of(setting, "counts"),
+        "embeddings": _digest_of(setting, "embeddings"),
         "panel": setting.panel,
         "panel_from": protocol.panel_from,
         "edge_spots": protocol.edge_spots,
@@ -72,6 +77,12 @@ def settings_of(setting: Setting) -> dict[str, Any]:
         **model_settings(setting.model),
         **_training_settings(setting),
     }
+
+
+def _digest_of(setting: Setting, part: str) -> str:
+    """A short digest of the counts, or of the embeddings, of all slides that were read."""
+    slides = {slide: digests.get(part) for slide, digests in setting.digests.items()}
+    return short_hash(slides) if slides else NOT_RECORDED
 
 
 def model_settings(model: ModelConfig) -> dict[str, Any]:

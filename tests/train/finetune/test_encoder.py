@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import extract.cli
 from hist_cache.runs import Fold
 from tests.commands import REPOSITORY, Command
-from tests.conftest import HIST_TRAIN, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
+from tests.conftest import HIST_TRAIN, TALKATIVE, TINY_ENCODER, epochs_run, wait_for_epochs, write_slide
 from train.cli import main
 from train.experiments.outputs import load_model
 
@@ -225,7 +225,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
     assert process.returncode == 130
     [stopped] = tmp_path.glob("two/*/*/fold0")
     assert (stopped / "adapter/adapter_model.safetensors").exists()  # the best so far
-    done = torch.load(stopped / "checkpoint.pt", weights_only=True)["progress"]["epoch"]
+    done = epochs_run(stopped)
     assert 0 < done < 14
     start_and_wait(start_command, *arguments(cache, tmp_path / "two", *more, "--resume"))
     one, two = (fold_of(tmp_path / which) for which in ("one", "two"))

@@ -13,7 +13,7 @@ import torch
 from hist_cache.errors import HistError, InputError
 from train.data import SpotData
 from train.fit.batches import read_batch
-from train.fit.checkpoints import Progress
+from train.fit.checkpoints import Checkpoint, Progress
 from train.fit.config import MAX_GRADIENT_NORM, FitConfig
 from train.fit.loop import fit, predict, train_epoch
 from train.fit.step import make_optimizer, step
@@ -50,7 +50,8 @@ def run(
     model = model or make_model(data)
     config = FitConfig(epochs=epochs, batch_size=16, lr=1e-3, patience=50)
     torch.manual_seed(1)
-    return model, fit(model, data, data.rows(("A",)), data.rows(("B",)), config, folder / "checkpoint.pt", **more)  # type: ignore[arg-type]
+    checkpoint = Checkpoint(folder / "checkpoint.pt")
+    return model, fit(model, data, data.rows(("A",)), data.rows(("B",)), config, checkpoint, **more)  # type: ignore[arg-type]
 
 
 def test_it_learns_and_keeps_the_best_weights(tmp_path: Path) -> None:

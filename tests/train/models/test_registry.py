@@ -17,7 +17,7 @@ import train.report.cli
 from hist_cache import load_run
 from hist_cache.errors import InputError
 from tests.commands import Command
-from tests.conftest import TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
+from tests.conftest import TALKATIVE, TINY_ENCODER, epochs_run, wait_for_epochs, write_slide
 from tests.train.models.toy import ToyConfig, ToyModel, register_toy
 from train.cli import main
 from train.experiments.outputs import load_model
@@ -143,7 +143,7 @@ def test_a_registered_model_goes_on_where_it_was_stopped(
         text = process.communicate()[0]
         assert process.returncode == 130, text
         [folder] = tmp_path.glob("runs/*/*/fold0")
-        epochs.append(torch.load(folder / "checkpoint.pt", weights_only=True)["progress"]["epoch"])
+        epochs.append(epochs_run(folder))
     assert epochs[1] > epochs[0] > 0
 
 

@@ -180,7 +180,7 @@ def test_what_must_be_known_first(tmp_path: Path) -> None:
     text = "\n".join(result_warnings(read_results([tmp_path])))
     assert "encoder uni has random weights" in text
     assert "colorectum, default split, folds 0, 1: Patient 1 in train and test" in text
-    assert "full: genes without a PCC (constant in truth or prediction), counted as 0: 3 in fold 0, 3 in fold 1" in text
+    assert "full: genes without a PCC (constant in truth or prediction), counted as 0: 3 of 60 in fold 0, 3" in text
     assert "full, folds 0, 1: geometry: collapsed" in text
     assert "last epoch's weights" in text
     assert "patients are not listed" not in text

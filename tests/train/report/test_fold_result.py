@@ -100,7 +100,7 @@ def test_the_file_holds_no_object(file: Path, content: object) -> None:
         ({"variant": {"name": "full"}}, "'terms'"),
         ({"loop": {"epoch": 3}}, "'epoch'"),
         ({"split": {"train": ["T1"], "val": [], "test": ["S0"], "name": "x"}}, "split x: no slides in val"),
-        ({"split": {"train": ["T1"], "val": ["V1"], "test": None, "name": "x"}}, "NoneType"),
+        ({"split": {"train": ["T1"], "val": ["V1"], "test": None, "name": "x"}}, "'test' is None"),
     ],
 )
 def test_a_value_has_another_form(file: Path, change: dict[str, Any], text: str) -> None:

@@ -1,0 +1,37 @@
+"""A fold that is being trained belongs to one command at a time, where the file system has locks.
+
+Where it has none, two commands may train the same fold. Each writes files of its own names until they are complete, so
+that this costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hist_cache.errors import HistError
+
+
+@contextmanager
+def claim_fold(folder: Path) -> Iterator[None]:
+    """Hold the folder of a fold, by a lock on the folder itself, which leaves no file and ends with the process.
+
+    Raises:
+        HistError: Another command holds it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HistError(
+                f"{folder}: another command is training this fold; when that has ended, the same command shows it"
+            ) from None
+        except OSError:
+            pass  # this file system has no locks
+        yield
+    finally:
+        os.close(descriptor)

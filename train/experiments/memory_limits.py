@@ -1,0 +1,35 @@
+"""Whether a model fits into memory, known before anything is allocated, and what to say where it did not."""
+
+from __future__ import annotations
+
+import psutil
+import torch
+
+from hist_cache.errors import HistError
+from train.experiments.outputs import make_model
+from train.experiments.setting import Setting
+
+OUT_OF_MEMORY = "out of memory; give a smaller model (such as --width) or --batch-size"
+OUT_OF_MEMORY_ENCODER = (
+    "out of memory while fine-tuning the encoder: give --micro-batch N to encode N spots at once (the loss stays that "
+    "of the whole batch), or --grad-checkpoint"
+)
+COPIES = 4  # of all weights: themselves, their gradients, and two moments of AdamW
+
+
+def check_memory(setting: Setting, device: torch.device) -> None:
+    """`HistError` where the weights of a setting's model, and what training keeps beside them, exceed the memory."""
+    with torch.device("meta"):  # nothing is allocated
+        needed = COPIES * sum(p.numel() * p.element_size() for p in make_model(setting).parameters())
+    is_gpu = device.type == "cuda"
+    there = torch.cuda.get_device_properties(device).total_memory if is_gpu else psutil.virtual_memory().total
+    if needed > there:
+        raise HistError(
+            f"{setting.name}: its weights, gradients and optimizer need {needed / 1e9:,.0f} GB of memory, of "
+            f"{there / 1e9:,.0f} that are there; give a smaller model (such as --width)"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice; on a CPU torch says so by an ordinary RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
