@@ -24,7 +24,7 @@ from train.experiments.claims import claim_fold
 from train.experiments.fold_figures import plot_geometry, plot_maps, plot_training
 from train.experiments.fold_files import read_metrics
 from train.experiments.jobs import Job
-from train.experiments.memory_limits import OUT_OF_MEMORY, OUT_OF_MEMORY_ENCODER, check_memory, is_out_of_memory
+from train.experiments.memory_limits import OUT_OF_MEMORY, OUT_OF_MEMORY_ENCODER, check_model_fits, is_out_of_memory
 from train.experiments.outputs import (
     fold_bytes,
     fold_cost,
@@ -99,7 +99,7 @@ class FoldRunner:
         self, job: Job, data: SpotData, on_epoch: Callable[[dict[str, float]], None], leads: bool
     ) -> dict[str, Any]:
         setting, folder = job.setting, job.folder
-        check_memory(setting, self.device)
+        check_model_fits(setting, self.device)
         torch.manual_seed(setting.fit.seed)
         model = make_model(setting).to(self.device)
         finetuner = None

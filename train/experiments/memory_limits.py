@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 
 from hist_cache.errors import HistError
+from hist_cache.memory import free_memory
 from train.experiments.outputs import make_model
 from train.experiments.setting import Setting
 
@@ -17,16 +17,16 @@ OUT_OF_MEMORY_ENCODER = (
 COPIES = 4  # of all weights: themselves, their gradients, and two moments of AdamW
 
 
-def check_memory(setting: Setting, device: torch.device) -> None:
+def check_model_fits(setting: Setting, device: torch.device) -> None:
     """`HistError` where the weights of a setting's model, and what training keeps beside them, exceed the memory."""
     with torch.device("meta"):  # nothing is allocated
         needed = COPIES * sum(p.numel() * p.element_size() for p in make_model(setting).parameters())
     is_gpu = device.type == "cuda"
-    there = torch.cuda.get_device_properties(device).total_memory if is_gpu else psutil.virtual_memory().total
+    there = torch.cuda.get_device_properties(device).total_memory if is_gpu else free_memory()
     if needed > there:
         raise HistError(
             f"{setting.name}: its weights, gradients and optimizer need {needed / 1e9:,.0f} GB of memory, of "
-            f"{there / 1e9:,.0f} that are there; give a smaller model (such as --width)"
+            f"{there / 1e9:,.0f} that are free; give a smaller model (such as --width)"
         )
 
 
