@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from extract.slides.codestreams import check_scans
+from extract.slides.codestreams import check_jpeg
 from extract.slides.colors import CONVERT, on_white
 from extract.slides.image import (
     THUMBNAIL_PX,
@@ -143,7 +143,7 @@ class PlainImage:
         if picture.mode not in PLAIN_MODES or (picture.format == "PNG" and data[24] > 8):
             raise UnreadKindError(f"a {picture.format} of more than 8 bits, or of colours that are not read", CONVERT)
         if picture.format == "JPEG":
-            check_scans(data)
+            check_jpeg(data)
         if (turned := picture.getexif().get(ORIENTATION, 1)) not in (0, 1):
             raise ImageError(f"its rows and columns are turned (orientation {turned})", "store it upright")
 

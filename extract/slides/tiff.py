@@ -18,12 +18,12 @@ import numpy as np
 
 from extract.slides.codestreams import check_codestream
 from extract.slides.colors import CONVERT, LOSSLESS, ColorRule, Photometric, Samples, color_rule
+from extract.slides.directories import check_directories
 from extract.slides.image import THUMBNAIL_PX, WHITE, ImageError, UnreadKindError, check_memory, check_size
 
 # What is wrong with a file becomes an error; without a handler, Python itself would print tifffile's messages too.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
-MAX_PAGES = 1000
 LARGE_TILE = 4096  # px; a larger tile must not be larger than the image
 THREADS = 4  # tiles that are about decoded at the same time
 
@@ -129,12 +129,13 @@ class TiffImage:
     def __init__(self, path: Path) -> None:
         import tifffile
 
+        check_directories(path)
         self._file = tifffile.TiffFile(path)
         self._descriptor = -1
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
             self._size = os.fstat(self._descriptor).st_size
-            self._pages = list(_pages(self._file))
+            self._pages: list[Any] = list(self._file.pages)
             self._level = self._largest()
         except BaseException:
             self.close()
@@ -187,18 +188,6 @@ class TiffImage:
 
 def _area(page: Any) -> int:
     return index(page.imagewidth) * index(page.imagelength)
-
-
-def _pages(file: Any) -> Iterator[Any]:
-    """Yield the pages of a file, whose directories may form a loop."""
-    seen: set[int] = set()
-    for page in file.pages:
-        if page.offset in seen:
-            raise ImageError("its directories form a loop")
-        seen.add(page.offset)
-        if len(seen) > MAX_PAGES:
-            raise ImageError(f"more than {MAX_PAGES:,} pages", "store one RGB picture with its pyramid")
-        yield page
 
 
 def _declared_planes(page: Any) -> int:

@@ -214,7 +214,7 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "jpeg, turned": (".jpg", turned, "orientation 6"),
     "tiff as png": (".png", tiff(RGB, photometric="rgb"), "not a readable image"),
     "gif as jpg": (".jpg", picture("P", "gif"), "not a readable image"),
-    "ome without tiff": (".tif", lambda path: path.write_text(OME), "not a readable image"),
+    "ome without tiff": (".tif", lambda path: path.write_text(OME), "not a TIFF file"),
 }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import time
@@ -17,7 +18,8 @@ import tifffile
 
 import extract.slides.image
 import extract.slides.probe
-from extract.slides.codestreams import jpeg_2000_size, jpeg_size
+from extract.slides.codestreams import jpeg_2000_size, jpeg_frame
+from extract.slides.image import ImageError
 from extract.slides.readers import open_image
 from hist_cache.errors import SlideError
 
@@ -41,11 +43,14 @@ def tags(changes: dict[int, Any], **options: Any) -> Callable[[Path], None]:
     return spoil
 
 
-def loop(pages: int) -> Callable[[Path], None]:
-    """Let the directory after the last one be the first."""
+def loop(pages: int, code: int = 256) -> Callable[[Path], None]:
+    """Let the directory after the last one be the first.
+
+    Each has one tag, by default a width. With that of LSM, tifffile itself goes through all of them.
+    """
 
     def spoil(path: Path) -> None:
-        directory = struct.pack("<HHHII", 1, 256, 3, 1, 64)  # one tag, a width
+        directory = struct.pack("<HHHII", 1, code, 3, 1, 64)
         at = [8 + i * (len(directory) + 4) for i in range(pages)]
         following = [*at[1:], at[0]]
         path.write_bytes(
@@ -105,7 +110,10 @@ def cut_short(path: Path) -> None:
 
 
 def many_scans(stream: bytearray) -> None:
-    stream[-400:] = b"\xff\xda" * 200
+    """A frame of three colours whose first scan has one; scan follows on scan."""
+    at = stream.index(b"\xff\xda")
+    stream[at + 4] = 1
+    stream[-402:-2] = b"\xff\xda" * 200
 
 
 def png_of(width: int, height: int) -> Callable[[Path], None]:
@@ -130,6 +138,7 @@ def scans_of(path: Path) -> None:
 DAMAGED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a loop of two directories": (".tif", loop(2), "its directories form a loop"),
     "a loop of 300 directories": (".tif", loop(300), "its directories form a loop"),
+    "a loop of 300 directories of a microscope": (".tif", loop(300, 34412), "its directories form a loop"),
     "a directory that is its own next": (".tif", loop(1), "its directories form a loop"),
     "50,000 directories": (".tif", chain, "more than 1,000 pages"),
     "a named pipe": (".tif", os.mkfifo, "not a file"),
@@ -149,7 +158,7 @@ DAMAGED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a JPEG 2000 larger than its tile": (".tif", in_tiles(large_jpeg_2000, "jpeg2000"), "px in a tile of 32 x 32"),
     "a JPEG of many scans": (".tif", in_tiles(many_scans, "jpeg"), "scans"),
     "a JPEG that stops": (".tif", in_tiles(zeros_at_the_end, "jpeg"), "a JPEG that is cut short"),
-    "a JPEG without frame": (".tif", in_tiles(no_frame, "jpeg"), "no size"),
+    "a JPEG without frame": (".tif", in_tiles(no_frame, "jpeg"), "a JPEG without a header"),
     "a huge PNG": (".png", png_of(2**31 - 1, 2**31 - 1), "its header states 2,147,483,647 x 2,147,483,647 px"),
     "a large PNG": (".png", png_of(180_000, 180_000), "of memory"),
     "a picture of many scans": (".jpg", scans_of, "a JPEG of 5,0"),
@@ -198,12 +207,18 @@ def test_a_label_or_a_damaged_level_does_not_matter(tmp_path: Path) -> None:
 def test_sizes_of_streams() -> None:
     import imagecodecs
 
-    assert jpeg_size(imagecodecs.jpeg_encode(PIXELS)) == (128, 96)
+    frame = jpeg_frame(imagecodecs.jpeg_encode(PIXELS))
+    assert (frame.width, frame.height, frame.one_scan) == (128, 96, True)
+    stream = io.BytesIO()
+    PIL.Image.fromarray(PIXELS).save(stream, "jpeg", progressive=True)
+    frame = jpeg_frame(stream.getvalue())
+    assert (frame.width, frame.height, frame.one_scan) == (128, 96, False)
     assert jpeg_2000_size(imagecodecs.jpeg2k_encode(PIXELS)) == (128, 96)
     assert jpeg_2000_size(imagecodecs.jpeg2k_encode(PIXELS, codecformat="jp2")) == (128, 96)
-    for stream in (b"", b"\xff", b"\xff\xd8" * 40, b"\xff\xd8\xff\xc0\0\0", b"\0\0\0\x01jP  " + bytes(40)):
-        assert jpeg_size(stream) is None
-        assert jpeg_2000_size(stream) is None
+    for data in (b"", b"\xff", b"\xff\xd8" * 40, b"\xff\xd8\xff\xc0\0\0", b"\0\0\0\x01jP  " + bytes(40)):
+        for size in (jpeg_frame, jpeg_2000_size):
+            with pytest.raises(ImageError, match="without"):
+                size(data)
 
 
 APERIO = "Aperio Image Library v11\n128x96 [0,0 128x96] (32x32) J2K/YUV16 Q=30|AppMag = 20|MPP = 0.5"
