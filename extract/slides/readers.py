@@ -119,6 +119,7 @@ class PlainImage:
     def __init__(self, path: Path, kind: str) -> None:
         import PIL.Image
 
+        check_memory(path.stat().st_size, "its bytes")
         data = path.read_bytes()
         # Pillow refuses pictures above 179 Mpx as possible attacks, but slides are that large.
         with _pillow, warnings.catch_warnings(action="ignore"):

@@ -20,11 +20,13 @@ from extract.slides.codestreams import check_codestream
 from extract.slides.colors import CONVERT, LOSSLESS, ColorRule, Photometric, Samples, color_rule
 from extract.slides.directories import check_directories
 from extract.slides.image import THUMBNAIL_PX, WHITE, ImageError, UnreadKindError, check_memory, check_size
+from hist_cache.console import size
 
 # What is wrong with a file becomes an error; without a handler, Python itself would print tifffile's messages too.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 LARGE_TILE = 4096  # px; a larger tile must not be larger than the image
+SPARE_BYTES = 1 << 30  # that a file may have besides four times its pixels: levels, labels, descriptions
 THREADS = 4  # tiles that are about decoded at the same time
 
 
@@ -63,11 +65,16 @@ class TiffLevel:
             raise ImageError(f"tiles of {width:,} x {height:,} px in an image of {self.width:,} x {self.height:,} px")
         return -(-self.width // width), -(-self.height // height)
 
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of all pixels without compression."""
+        return self.width * self.height * self._pixel_bytes
+
     def _check_memory(self) -> None:
         """Check that tiles fit into memory."""
-        samples = index(self._page.samplesperpixel) * self._page.dtype.itemsize
+        self._pixel_bytes = index(self._page.samplesperpixel) * self._page.dtype.itemsize
         what = f"tiles of {self.tile_width:,} x {self.tile_height:,} px"
-        check_memory(THREADS * self.tile_width * self.tile_height * samples, what)
+        check_memory(THREADS * self.tile_width * self.tile_height * self._pixel_bytes, what)
 
     def _find_tiles(self, file_size: int) -> tuple[list[int], list[int]]:
         """Return where the tiles are in the file, and how many bytes they have."""
@@ -140,9 +147,15 @@ class TiffImage:
         except BaseException:
             self.close()
             raise
+        self._check_file_size()
         self.name = ", ".join(part for part in ("tifffile", self._level.rule.name) if part)
         self.width, self.height = self._level.width, self._level.height
         self.tile_width, self.tile_height = self._level.tile_width, self._level.tile_height
+
+    def _check_file_size(self) -> None:
+        """Check that the file is not far larger than its pixels, because all of it is read for its digest."""
+        if self._size > SPARE_BYTES + 4 * self._level.raw_bytes:
+            raise ImageError(f"{size(self._size)} for {self._level.width:,} x {self._level.height:,} px")
 
     def _largest(self) -> TiffLevel:
         """Return the page that is the slide."""

@@ -109,6 +109,19 @@ def cut_short(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-500])
 
 
+def enlarged(kind: str) -> Callable[[Path], None]:
+    """Let a file be 10 TB, which takes no space where files may be sparse."""
+
+    def spoil(path: Path) -> None:
+        if kind == "tiff":
+            write(path)
+        else:
+            PIL.Image.fromarray(PIXELS).save(path, kind)
+        os.truncate(path, 10**13)
+
+    return spoil
+
+
 def many_scans(stream: bytearray) -> None:
     """A frame of three colours whose first scan has one; scan follows on scan."""
     at = stream.index(b"\xff\xda")
@@ -154,6 +167,8 @@ DAMAGED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no tile height": (".tif", tags({323: 0}), "tiles of 32 x 0 px"),
     "millions of samples": (".tif", tags({277: 60000}), ""),
     "tiles beyond the end": (".tif", cut_short, "truncated"),
+    "a TIFF of 10 TB": (".tif", enlarged("tiff"), "10.0 TB for 128 x 96 px"),
+    "a PNG of 10 TB": (".png", enlarged("png"), "its bytes need 10.0 TB of memory"),
     "a JPEG larger than its tile": (".tif", in_tiles(large_jpeg, "jpeg"), "65,000 x 65,000 px in a tile of 32 x 32"),
     "a JPEG 2000 larger than its tile": (".tif", in_tiles(large_jpeg_2000, "jpeg2000"), "px in a tile of 32 x 32"),
     "a JPEG of many scans": (".tif", in_tiles(many_scans, "jpeg"), "scans"),
@@ -189,8 +204,8 @@ def test_damaged_files_end_at_once_in_one_line(tmp_path: Path, kind: str) -> Non
 def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     PIL.Image.fromarray(PIXELS).save(tmp_path / "a.png")
     open_image("S", tmp_path / "a.png")
-    monkeypatch.setattr(extract.slides.image, "free_memory", lambda: 1000.0)
-    with pytest.raises(SlideError, match=r"128 x 96 px in one piece need 98\.3 kB of memory, 1\.0 kB are free"):
+    monkeypatch.setattr(extract.slides.image, "free_memory", lambda: 100_000.0)
+    with pytest.raises(SlideError, match=r"128 x 96 px in one piece need 98\.3 kB of memory, 100\.0 kB are free"):
         open_image("S", tmp_path / "a.png")
 
 
