@@ -8,7 +8,7 @@ from extract.slides.image import ImageError
 
 MAX_PAGES = 1000
 # First bytes -> byte order, where the first offset is, and the bytes of a number of entries, an entry, an offset.
-LAYOUTS: dict[bytes, tuple[str, int, int, int, int]] = {
+SIGNATURES: dict[bytes, tuple[str, int, int, int, int]] = {
     b"II*\0": ("little", 4, 2, 12, 4),
     b"MM\0*": ("big", 4, 2, 12, 4),
     b"II+\0": ("little", 8, 8, 20, 8),  # BigTIFF
@@ -23,7 +23,7 @@ def check_directories(path: Path) -> None:
         ImageError: It is none, its directories form a loop, or there are more than any slide has.
     """
     with path.open("rb") as file:
-        layout = LAYOUTS.get(file.read(4))
+        layout = SIGNATURES.get(file.read(4))
         if layout is None:
             raise ImageError("not a TIFF file")
         order, at, count_size, entry_size, offset_size = layout
