@@ -15,7 +15,7 @@ from train.distributed import all_gather
 from train.models.alignment import Embeddings, contrast_loss, entailment_loss, geometry_summary
 from train.models.base import Log, Model
 from train.models.configs import CURVATURE_RANGE, MAX_INVERSE_TEMPERATURE, HistConfig
-from train.models.lorentz import exp_map0, time_component
+from train.models.lorentz import MAX_RADIUS, exp_map0, time_component
 from train.models.projection import TangentProjection, tangent_projection
 from train.models.variants import Variant
 
@@ -196,6 +196,9 @@ class HistModel(Model):
             problems.append(f"geometry: curvature at its limit ({epoch['c']:.3g})")
         if any(self.variant.terms.entail) and epoch["hea"] < MIN_ENTAILMENT_LOSS:
             problems.append("geometry: entailment loss is 0, every cone holds its child")
-        if min(value for name, value in epoch.items() if name.startswith("radius_")) < MIN_RADIUS:
+        radii = [value for name, value in epoch.items() if name.startswith("radius_")]
+        if min(radii) < MIN_RADIUS:
             problems.append("geometry: an embedding has collapsed into the origin")
+        if max(radii) * epoch["c"] ** 0.5 > 0.99 * MAX_RADIUS:
+            problems.append("geometry: an embedding is at the greatest radius, where lengths no longer count")
         return problems

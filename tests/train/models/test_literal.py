@@ -124,7 +124,18 @@ def test_limits_are_kept_or_not_there():
         model.after_step()
         found = [p.exp().item() for p in (model.log_c, model.log_scale_gene, model.log_inverse_tau)]
         assert found == pytest.approx(expected, rel=1e-5), limits
-        assert bool(model.warnings({"c": 1e3, "hea": 1.0, "radius_image_spot": 1.0})) == (limits == "kept")
+        assert bool(model.warnings({"c": 50.0, "hea": 1.0, "radius_image_spot": 0.1})) == (limits == "kept")
+
+
+def test_embeddings_at_the_greatest_radius_are_said():
+    data = make_data()
+    for scale, is_said in (("learned", False), ("one", True)):
+        model = make_model(data, map_scale=scale)
+        with torch.no_grad():
+            model.project_gene.weight.mul_(5)  # as long as those of a wide model
+        _, log = model.loss(read_batch(data, torch.arange(32)))
+        warnings = model.warnings({name: value.item() for name, value in log.items()})
+        assert any("at the greatest radius" in text for text in warnings) == is_said
 
 
 def test_gradients_are_not_clipped():
