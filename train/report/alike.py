@@ -78,11 +78,13 @@ def unlike(run: RunResult, other: RunResult) -> list[str]:
 
 
 def comparison_label(run: RunResult, other: RunResult) -> str:
-    """The other run's label, and in which settings the two differ where these are more than what is compared."""
+    """The other run's label, settings that differ besides what is compared, and how many splits where not all are."""
     names = [name.replace("_", " ") for name in unlike(run, other)]
     if len(names) > NAMES_IN_LABEL:
         names = [*names[: NAMES_IN_LABEL - 1], f"{len(names) - NAMES_IN_LABEL + 1} more settings"]
-    return f"{other.label} (differs in {', '.join(names)})" if names else other.label
+    count, total = _shared_splits(run, other)
+    texts = [f"differs in {', '.join(names)}"] * bool(names) + [f"{count} of {total} splits"] * (count < total)
+    return f"{other.label} ({'; '.join(texts)})" if texts else other.label
 
 
 def comparison_notes(run: RunResult, other: RunResult) -> list[str]:
@@ -92,14 +94,17 @@ def comparison_notes(run: RunResult, other: RunResult) -> list[str]:
         what = "the method" if run.method != other.method else "one setting"
         texts = "; ".join(_difference(name, run, other) for name in names)
         notes.append(f"{run.label} differs from {other.label} in more than {what}: {texts}")
-    count, total = len(fold_pairs(run, other)), max(len(run.folds), len(other.folds))
+    count, total = _shared_splits(run, other)
     if count < total:
-        n = "none" if not count else str(count)
         notes.append(
-            f"{run.label} against {other.label}: {n} of {total} splits compared; the others are of other slides, spots "
-            "or genes, or not finished"
+            f"{run.label} against {other.label}: {count} of {total} splits compared; the others are of other slides, "
+            "spots or genes, or not finished"
         )
     return notes
+
+
+def _shared_splits(run: RunResult, other: RunResult) -> tuple[int, int]:
+    return len(fold_pairs(run, other)), max(len(run.folds), len(other.folds))
 
 
 def _difference(name: str, run: RunResult, other: RunResult) -> str:

@@ -18,7 +18,7 @@ from train.report.published import (
 )
 from train.report.results import COST_KEYS, Results, RunResult
 from train.report.run_settings import DATA
-from train.report.significance import P_NOTE, REFERENCE, compare, references
+from train.report.significance import P_NOTE, REFERENCE, compare, references, without_reference
 from train.report.table import (
     BASELINE,
     HIGHER,
@@ -140,8 +140,7 @@ def metrics_table(
         rows += [*baseline_rows(results, runs, metrics), *_method_rows(runs, metrics, table)]
     notes = [f"mean ± std over {_fold_counts(runs)} folds, {SCOPES[scope]}; MSE and MAE in {_unit(runs[0])}"]
     notes += [P_NOTE] if any(cell.value is not None for cell in p_cells) else []
-    if not chosen and len(runs) > 1:
-        notes.append(f"no p: no run of {reference or REFERENCE} that predicts the same to test against")
+    notes += without_reference(results, runs, reference)
     notes += [] if marks else [NO_BEST_NOTE]
     notes += [note for run in runs if run.label in chosen for note in comparison_notes(run, chosen[run.label])]
     notes += [PUBLISHED_NOTE] if any(row.kind in ("published", METHOD) for row in rows) else []

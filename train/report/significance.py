@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,8 +84,7 @@ def references(results: Results, against: str | None = None) -> dict[str, RunRes
     Raises:
         InputError: `against` is given, and none of the runs.
     """
-    name = against or REFERENCE
-    candidates = [r for r in results.runs if name in (r.label, r.method)]
+    candidates = _candidates(results, against)
     if against and not candidates:
         names = dict.fromkeys([r.method for r in results.runs] + [r.label for r in results.runs])
         raise InputError(f"--against {against}: not among the runs; there are {'; '.join(names)}")
@@ -99,6 +99,31 @@ def references(results: Results, against: str | None = None) -> dict[str, RunRes
         if comparable and (nearest := min(comparable, key=lambda c: _distance(run, c))) is not run:
             chosen[run.label] = nearest
     return chosen
+
+
+def _candidates(results: Results, against: str | None) -> list[RunResult]:
+    return [run for run in results.runs if (against or REFERENCE) in (run.label, run.method)]
+
+
+def without_reference(results: Results, runs: Sequence[RunResult], against: str | None = None) -> list[str]:
+    """Why runs of a table have no p-value, a sentence each; nothing of possible references themselves.
+
+    Args:
+        results: all runs; references are chosen among them.
+        runs: those in the table.
+        against: a method or the label of a run (default: `REFERENCE`).
+    """
+    candidates, chosen = _candidates(results, against), references(results, against)
+    if not candidates:
+        return [f"no p: no run of {against or REFERENCE} to test against"] if len(runs) > 1 else []
+    reasons = []
+    for run in runs:
+        if run.label not in chosen and run not in candidates:
+            nearest = min(candidates, key=lambda c: _distance(run, c))
+            names = [key.replace("_", " ") for key in TRUTH if not run.shares(nearest, (key,))]
+            why = f"what is predicted differs in {', '.join(names)}" if names else "embeddings of a tuned encoder"
+            reasons.append(f"{run.label}: no p against {nearest.label}: {why}")
+    return reasons
 
 
 def _central(runs: list[RunResult]) -> RunResult:

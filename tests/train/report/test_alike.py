@@ -161,7 +161,24 @@ def test_without_a_common_split_there_is_no_p(tmp_path: Path) -> None:
     change_folds(write_run(tmp_path, OTHER, change=NO_HEA), [0, 1, 2, 3], train=["T9"])
     [table] = tables(read_results([tmp_path]), 3)
     assert [cell.text for row in table.rows if row.kind == "p" for cell in row.cells] == ["–"] * 4
-    assert any("no_hea against full: none of 4 splits compared" in note for note in table.notes)
+    assert any("no_hea against full: 0 of 4 splits compared" in note for note in table.notes)
+    assert "p against full (0 of 4 splits)" in to_csv(table)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"genes": "hvg", "n_genes": 50, "panel": "b" * 64}, "what is predicted differs in genes, n genes, panel"),
+        ({"protocol.edge_spots": "drop"}, "what is predicted differs in edge spots"),
+    ],
+)
+def test_a_run_without_a_p_value_says_why(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    write_run(tmp_path, FULL)
+    for variant in ("no_hea", "clip"):
+        write_run(tmp_path, OTHER, change={"variant.name": variant} | (change if variant == "clip" else {}))
+    [table, *_] = tables(read_results([tmp_path]), None)
+    assert sum(row.kind == "p" for row in table.rows) == 1
+    assert any(note.startswith("clip, ") and note.endswith(f": {says}") for note in table.notes)
 
 
 @pytest.mark.parametrize(("number", "title"), [(11, "Genes that full"), (12, "full, epochs 4 over the others")])
