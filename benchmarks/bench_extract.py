@@ -33,7 +33,8 @@ from extract.pipeline import Clock, Pipeline, start_pipeline
 from extract.slides.crops import Crops, niche_side_um, plan_crops
 from extract.slides.readers import open_image
 from hist_cache.console import show_logs
-from hist_cache.slides import SlideFiles, find_slide, read_spots, slides_on_disk
+from hist_cache.slides import SlideFiles, find_slide, slides_on_disk
+from hist_cache.spots import read_spots
 
 
 class CropDataset(Dataset[torch.Tensor]):

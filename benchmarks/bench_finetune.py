@@ -47,7 +47,8 @@ from extract.tokens import make_tokens
 from hist_cache.cache import Cache
 from hist_cache.console import progress, show_logs, size
 from hist_cache.demo.slides import write_demo
-from hist_cache.slides import find_slide, read_spots, slides_on_disk
+from hist_cache.slides import find_slide, slides_on_disk
+from hist_cache.spots import read_spots
 from hist_cache.token_files import token_path
 from train.data import Inputs, SpotData, assemble, read_slides
 from train.finetune.crop_inputs import CropInputs, pixel_pipeline

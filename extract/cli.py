@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from hist_cache.console import duration, progress, say, size, warn
 from hist_cache.errors import HistError, InputError
 from hist_cache.options import CommandOptions, folder_option, option, parse, run
+from hist_cache.values import INDEX, Interval
 
 if TYPE_CHECKING:
     from extract.encoders.encoder import Encoder
@@ -37,13 +39,19 @@ class ExtractOptions(CommandOptions):
     weights: str | None = option(None, "file or folder with the encoder's weights", "F")
     random_weights: bool = option(False, "run the encoder with seeded random weights (recorded in the cache)")
     neighbors: str = option("6", "neighbourhood sizes: any of 6, 18, 36 (rings 1, 2, 3)", "K,K")
-    min_spot_um: float = option(0.0, "spot crops are at least this wide, um (the release protocol: 112)", "UM")
+    min_spot_um: float = option(
+        0.0, "spot crops are at least this wide, um (the release protocol: 112)", "UM", within=Interval(0, 1000)
+    )
     precision: Literal["bf16", "fp32"] | None = option(None, "default: bf16 where the machine computes it fast")
+    any_scale: bool = option(False, "accept pixel and spot sizes that no usual slide has (see README)")
     lora: str | None = option(
         None, "embed with the adapter of a run of hist-train --finetune-lora (or of a fold)", "RUN"
     )
     tokens_at: int | None = option(
-        None, "also store the activations entering this block (from 0), for fine-tuning to start there", "BLOCK"
+        None,
+        "also store the activations entering this block (from 0), for fine-tuning to start there",
+        "BLOCK",
+        within=INDEX,
     )
     status: bool = option(False, "show what the cache holds, and exit")
     verify: bool = option(False, "re-read the cache and check every digest, and exit")
@@ -127,15 +135,15 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     from extract.plan import Request, mention_other_caches
     from extract.status import first_names
     from hist_cache.cache import Cache, remember_last
+    from hist_cache.metadata import HEST_ID
     from hist_cache.slides import is_absent
 
     sizes = parse_sizes(options.neighbors)
     absent = [slide for slide in dataset.ids if is_absent(data_root, slide)]
     slides = [slide for slide in dataset.ids if slide not in absent]
     if not slides:
-        raise InputError(
-            f"{data_root}: none of the slides of {dataset.name} ({absent[0]}, ...); fetch them with --download"
-        )
+        fetch = "fetch them with --download" if HEST_ID.fullmatch(absent[0]) else "is --data-root right?"
+        raise InputError(f"{data_root}: none of the slides of {dataset.name} ({first_names(absent)}); {fetch}")
     if absent:
         warn(
             f"{len(absent)} of the {len(dataset.ids)} slides of {dataset.name} are not in {data_root} "
@@ -146,16 +154,15 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     common = common_identity(encoder, pipeline.precision, options.min_spot_um)
     folder = cache_root / dataset.name / folder_name(encoder, common)
     mention_other_caches(folder, encoder.slug, common)
+    request = Request(data_root, sizes, options.min_spot_um, common, options.any_scale)
     with closing(pipeline):
-        failed = fill(
-            options, Request(data_root, sizes, options.min_spot_um, common), slides, folder, encoder, pipeline
-        )
+        failed = fill(options, request, slides, folder, encoder, pipeline)
     cache = Cache(folder)
     if cache.slides and not options.dry_run:
         remember_last(cache_root, cache)
         chosen = "" if encoder.lora is None else f"; hist-train --encoder {folder.name} takes it"
         say(f"{len(cache.slides)} slides in {folder}{chosen}")
-    return report_failures(failed)
+    return report_failures(failed, options.debug)
 
 
 def fill(
@@ -177,8 +184,9 @@ def fill(
     from functools import partial
 
     from extract.embeddings import embed_slide
+    from extract.pipeline import crops_per_second
     from extract.plan import plan_extraction
-    from extract.scheduler import run_plan
+    from extract.scheduler import check_plan, run_plan
     from extract.tokens import announce_tokens, compute_tokens, plan_tokens
     from hist_cache.files import check_room
 
@@ -193,12 +201,13 @@ def fill(
         tokens = plan_tokens(request, encoder, options.tokens_at, [t.files.id for t in plan.tasks], folder)
         announce_tokens(tokens)
     if options.dry_run:
+        failed = plan.failed + check_plan(plan, request)
         seconds = plan.crops / crops_per_second(pipeline)
         if tokens is not None:
             with tokens.pipeline(encoder, like=pipeline) as token_pipeline:
                 seconds += tokens.plan.crops / crops_per_second(token_pipeline)
         say(f"would take about {duration(seconds)}, going by a timed batch")
-        return plan.failed
+        return failed
 
     details = {"device": str(pipeline.device), "weights": encoder.source}
     if options.lora is not None:
@@ -271,19 +280,6 @@ def start_finetuned(options: ExtractOptions, run: Path, weights: Path | None) ->
     return encoder
 
 
-def crops_per_second(pipeline: Pipeline) -> float:
-    """Measure how many crops per second the encoder alone takes, on the faster of two batches."""
-    import time
-
-    inputs = pipeline.transform.empty(pipeline.batch_size).zero_()
-    seconds = []
-    for _ in range(2):
-        started = time.perf_counter()
-        pipeline.encode(inputs).cpu()
-        seconds.append(time.perf_counter() - started)
-    return pipeline.batch_size / min(seconds)
-
-
 def describe(plan: ExtractionPlan, folder: Path, encoder: Encoder, sizes: tuple[int, ...]) -> None:
     """Print one line that says what the cache has and what is to be computed."""
     states = {"complete": 0, "add": 0, "new": 0}
@@ -313,10 +309,12 @@ def parse_sizes(text: str) -> tuple[int, ...]:
     return sizes
 
 
-def report_failures(failed: list[HistError]) -> int:
-    """Print the errors of slides that failed; returns the exit code."""
+def report_failures(failed: list[HistError], debug: bool) -> int:
+    """Print the errors of slides that failed, with tracebacks if asked for; returns the exit code."""
     if failed:
         warn(f"{len(failed)} slides failed:")
         for error in failed:
+            if debug:
+                traceback.print_exception(error)
             warn(f"  {error}")
     return int(bool(failed))

@@ -7,14 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import h5py
-
 from extract.identity import check_crop_memory, slide_identity
 from extract.slides.readers import open_image
 from hist_cache.cache import neighborhoods, read_fingerprint, slide_files
-from hist_cache.errors import DamagedCacheError, HistError, SlideError
+from hist_cache.errors import DamagedCacheError, HistError, SlideError, slide_failure
 from hist_cache.fingerprint import Fingerprint, differences
 from hist_cache.slides import SlideFiles, find_slide
+from hist_cache.spots import count_spots
 from hist_cache.token_files import token_path
 
 log = logging.getLogger(__name__)
@@ -34,6 +33,8 @@ class Request:
     """Spot crops are at least this wide, um."""
     common: dict[str, Any]
     """The common part of the fingerprint."""
+    any_scale: bool = False
+    """Whether pixel and spot sizes are accepted that no usual slide has."""
     tokens_at: int | None = None
     """The block whose tokens are computed; None to compute embeddings."""
 
@@ -77,20 +78,6 @@ class ExtractionPlan:
         return max((task.path.stat().st_size for task in self.tasks if task.state == "add"), default=0)
 
 
-def count_spots(files: SlideFiles) -> int:
-    """Read the number of spots from the header of a slide's h5ad.
-
-    Raises:
-        SlideError: The file cannot be read.
-    """
-    try:
-        with h5py.File(files.table, "r", locking=False) as file:
-            x = file["X"]
-            return int(x.attrs["shape"][0] if "shape" in x.attrs else x.shape[0])
-    except (OSError, KeyError) as error:
-        raise SlideError(files.id, files.table, f"cannot be read ({error})", "copy or download it again") from None
-
-
 def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     """Compare a slide's cache file, if there is one, with the request.
 
@@ -102,7 +89,7 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     Raises:
         SlideError: The slide cannot be used, or its cache file was made from other files or in another way.
     """
-    files = find_slide(request.data_root, slide)
+    files = find_slide(request.data_root, slide, request.any_scale)
     path = request.path(folder, slide)
     cached = earlier_fingerprint(path)
     if cached is None:
@@ -153,8 +140,8 @@ def plan_extraction(request: Request, slides: list[str], folder: Path) -> Extrac
     for slide in slides:
         try:
             plan.tasks.append(plan_slide(request, slide, folder))
-        except HistError as error:
-            plan.failed.append(error)
+        except Exception as error:  # whatever is raised for one slide, the others are planned
+            plan.failed.append(slide_failure(slide, request.path(folder, slide), error))
     plan.crops = sum(task.crops for task in plan.tasks)
     return plan
 

@@ -16,10 +16,10 @@ from extract.identity import slide_identity
 from extract.plan import ExtractionPlan, Request, Task, earlier_fingerprint, plan_slide
 from extract.slides.image import Image
 from extract.slides.readers import open_image
-from hist_cache.errors import HistError, SlideError, WriteError, keeping
+from hist_cache.errors import HistError, SlideError, WriteError, keeping, slide_failure
 from hist_cache.files import write_error
 from hist_cache.fingerprint import Fingerprint, provenance
-from hist_cache.slides import Spots, read_spots
+from hist_cache.spots import Spots, read_spots
 
 log = logging.getLogger(__name__)
 
@@ -43,13 +43,17 @@ class Loaded:
 Produce = Callable[[Task, Loaded, Fingerprint], Finish]
 
 
-def load(task: Task) -> Loaded:
-    """Read a slide's spots, open its image, and take the digests of its files.
+def open_slide(task: Task, any_scale: bool = False) -> tuple[Spots, Image]:
+    """Read a slide's spots and open its image.
+
+    Args:
+        task: The slide.
+        any_scale: Accept spots that are not as far from each other as the metadata say.
 
     Raises:
         SlideError: The slide cannot be used.
     """
-    spots = read_spots(task.files)
+    spots = read_spots(task.files, any_scale)
     image = open_image(task.files.id, task.files.image)
     x, y = spots.coords.T
     outside = int(((x < 0) | (y < 0) | (x >= image.width) | (y >= image.height)).sum())
@@ -65,10 +69,29 @@ def load(task: Task) -> Loaded:
         log.warning(
             f"{task.files.id}: {task.files.table}: {outside} of {len(spots)} spots lie outside the image; white there"
         )
+    return spots, image
+
+
+def load(task: Task, any_scale: bool = False) -> Loaded:
+    """Open a slide as `open_slide` does, and take the digests of its files."""
+    spots, image = open_slide(task, any_scale)
     # New tokens can use the digests that were taken for the slide's embeddings.
     path = task.path if task.state == "add" else task.path.with_name(f"{task.files.id}.h5")
     earlier = earlier_fingerprint(path)
     return Loaded(spots, image, *slide_identity(task.files, image, earlier))
+
+
+def check_plan(plan: ExtractionPlan, request: Request) -> list[HistError]:
+    """Open every slide that `run_plan` would open; returns the errors of those that cannot be used."""
+    failed: list[HistError] = []
+    for task in plan.tasks:
+        if task.state != "complete":
+            try:
+                open_slide(task, request.any_scale)[1].close()
+            except Exception as error:
+                failed.append(slide_failure(task.files.id, task.files.table, error))
+                log.warning(str(failed[-1]))
+    return failed
 
 
 @dataclass(frozen=True)
@@ -132,14 +155,14 @@ class Claims:
             raise write_error(error, folder) from error
         try:
             current = plan_slide(self._request, slide, folder)  # another process may have done it in the meantime
-        except HistError as error:
-            self.fail(error, lock)
+        except Exception as error:
+            self.fail(slide_failure(slide, task.path, error), lock)
             return None
         if current.state == "complete":
             self.finish(lock)
             return None
         self._locks.append(lock)
-        return Claim(current, lock, self._loader.submit(load, current))
+        return Claim(current, lock, self._loader.submit(load, current, self._request.any_scale))
 
     def finish(self, lock: FileLock) -> None:
         """Count a slide as complete and release it."""
@@ -195,8 +218,8 @@ def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: 
                     loaded.image.close()
             except WriteError:
                 raise
-            except HistError as error:
-                claims.fail(error, claim.lock)
+            except Exception as error:  # whatever is raised for one slide, the others go on
+                claims.fail(slide_failure(claim.task.files.id, claim.task.files.image, error), claim.lock)
             else:
                 if writing is not None:
                     writing.result()
@@ -212,7 +235,7 @@ def _finish(claims: Claims, claim: Claim, finish: Finish) -> None:
         finish()
     except WriteError:
         raise
-    except HistError as error:
-        claims.fail(error, claim.lock)
+    except Exception as error:
+        claims.fail(slide_failure(claim.task.files.id, claim.task.path, error), claim.lock)
     else:
         claims.finish(claim.lock)

@@ -211,22 +211,18 @@ class BackgroundWriter:
         self._writer.put(name, rows, half.cpu().numpy())
 
 
-def make_tokens(
+def plan_cache_tokens(
     cache: Cache, slides: Sequence[str], sizes: Sequence[int], encoder: Encoder, block: int, data_root: Path
-) -> list[HistError]:
-    """Complete the token files of a cache.
+) -> TokenPlan:
+    """Find out which tokens a cache lacks, and announce it.
 
     Args:
         cache: The cache.
         slides: IDs of slides of the cache.
         sizes: Neighbourhood sizes of the niche crops.
-        encoder: The encoder that made the cache, without an adapter. It is not changed: a copy of it runs in the
-            cache's precision.
+        encoder: The encoder that made the cache, without an adapter. It is not changed.
         block: The block that the tokens enter, from 0.
         data_root: Folder of the slides' images.
-
-    Returns:
-        The errors of slides that failed.
 
     Raises:
         StaleCacheError: Another encoder made the cache; the message states the difference.
@@ -241,9 +237,22 @@ def make_tokens(
         raise InputError(
             f"{cache.folder}: tokens are those of an encoder without an adapter; make them before adapting"
         )
-    request = Request(data_root, tuple(sizes), min_spot_um, common)
+    request = Request(data_root, tuple(sizes), min_spot_um, common, any_scale=True)
     tokens = plan_tokens(request, encoder, block, slides, cache.folder)
     announce_tokens(tokens)
+    return tokens
+
+
+def make_tokens(
+    cache: Cache, slides: Sequence[str], sizes: Sequence[int], encoder: Encoder, block: int, data_root: Path
+) -> list[HistError]:
+    """Complete the token files of a cache; arguments and errors are those of `plan_cache_tokens`.
+
+    Returns:
+        The errors of slides that failed.
+    """
+    tokens = plan_cache_tokens(cache, slides, sizes, encoder, block, data_root)
+    common = cache.fingerprint().common
     if not tokens.plan.crops:
         return tokens.plan.failed
     encoder_copy = replace(encoder, module=copy.deepcopy(encoder.module))

@@ -6,12 +6,14 @@ another program that wants to show the messages sets up logging itself.
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from rich.console import Console
 from rich.progress import (
@@ -27,6 +29,7 @@ PLAIN_WIDTH = 130  # width of the output in characters where it does not go to a
 out = Console(soft_wrap=True, highlight=False, emoji=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
 err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
+UNPRINTABLE = ("Cc", "Cs")  # categories of Unicode: control characters, lone surrogates
 PLAIN_EVERY_S = 10.0  # seconds between two lines of progress where the output does not go to a terminal
 PACKAGES = ("hist_cache", "extract", "train", "sweeps")  # packages whose log messages a command shows
 
@@ -44,6 +47,10 @@ class _Lines(logging.Handler):
 
 def show_logs() -> None:
     """Show the log messages of the packages and progress from now on; each command calls this when it starts."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with suppress(OSError):  # of a stream that was redirected after it was opened
+                stream.reconfigure(errors="backslashreplace")  # instead of an error for what it cannot show
     for package in PACKAGES:
         logger = logging.getLogger(package)
         logger.setLevel(logging.INFO)
@@ -63,14 +70,20 @@ def hush() -> None:
         logging.getLogger(package).addHandler(logging.NullHandler())
 
 
+def printable(text: str) -> str:
+    """Return a text without characters that would move the cursor, change colours or cannot be written."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in UNPRINTABLE else ascii(c)[1:-1] for c in text)
+
+
 def say(message: str) -> None:
-    """Print one line on standard output."""
-    out.print(message, markup=False)
+    """Print a message on standard output."""
+    out.print(printable(message), markup=False)
 
 
 def warn(message: str) -> None:
     """Print one warning line on standard error."""
-    err.print(f"warning: {message}", style="yellow" if err.is_terminal else "", markup=False)
+    line = printable(message).replace("\n", " ")
+    err.print(f"warning: {line}", style="yellow" if err.is_terminal else "", markup=False)
 
 
 class Meter:
@@ -127,11 +140,11 @@ class _Plain(Meter):
         if now - self.last_shown < PLAIN_EVERY_S or out.quiet:
             return
         self.last_shown = now
-        print(
+        line = (
             f"{self.title}: {round(self.done, 1):,g}/{self.total:,} {self.unit}, {self.pace}, "
-            f"ETA {duration(self.eta_s)}" + (f", {self.note}" if self.note else ""),
-            flush=True,
+            f"ETA {duration(self.eta_s)}" + (f", {self.note}" if self.note else "")
         )
+        print(printable(line), flush=True)
 
 
 class _Live(Meter):
@@ -166,12 +179,12 @@ def progress(title: str, total: int, unit: str) -> Iterator[Meter]:
         yield _Plain(title, total, unit)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=out, transient=True) as bar:
         yield _Live(title, total, unit, bar)
@@ -202,4 +215,6 @@ def fail(message: str) -> None:
     """Print one error line on standard error."""
     sys.stdout.flush()
     err.quiet = False
-    err.print(f"error: {message}", style="bold red" if err.is_terminal else "", markup=False)
+    err.print(
+        f"error: {printable(message)}".replace("\n", " "), style="bold red" if err.is_terminal else "", markup=False
+    )

@@ -14,9 +14,10 @@ from typing import Any
 from hist_cache.errors import InputError
 
 PRESETS = Path(__file__).with_name("datasets.toml")
-RANGE = re.compile(r"([A-Za-z_]+)(\d+)-([A-Za-z_]*)(\d+)")
+RANGE = re.compile(r"([A-Za-z_]+)([0-9]+)-([A-Za-z_]*)([0-9]+)")
 MAX_NAME_BYTES = 120  # of 255 in most file systems: endings such as that of a file being written come after it
 MAX_RANGE_LENGTH = 10_000  # no collection has more slides, so a longer range is a typing error
+MAX_DIGITS = 100  # of both ends; Python refuses to read numbers of thousands
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def _expand(parts: Iterable[str], existing_ids: Collection[str] = ()) -> list[st
             ids.append(part)
             continue
         prefix, first, last = match[1], match[2], match[4]
-        if not 0 <= int(last) - int(first) < MAX_RANGE_LENGTH:
+        if len(first + last) > MAX_DIGITS or not 0 <= int(last) - int(first) < MAX_RANGE_LENGTH:
             raise InputError(f"slides {part}: a range runs from the smaller number to the larger, such as SPA138-141")
         ids += [f"{prefix}{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
     return list(dict.fromkeys(ids))

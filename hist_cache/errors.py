@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class HistError(Exception):
@@ -30,6 +31,9 @@ class SlideError(HistError):
     def __init__(self, slide: str, file: object, problem: str, advice: str = "") -> None:
         self.slide, self.file, self.problem, self.advice = slide, str(file), problem, advice
         super().__init__(f"{slide}: {file}: {problem}" + (f"; {advice}" if advice else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return SlideError, (self.slide, self.file, self.problem, self.advice)  # for pickle
 
 
 class StaleCacheError(HistError):
@@ -79,3 +83,25 @@ class DamagedCacheError(HistError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.problem}; delete it and extract again"
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """Return the text of any exception in one line, shortened; its type where it has no text."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= longest else f"{text[:longest]} ..."
+
+
+def slide_failure(slide: str, file: object, error: Exception) -> HistError:
+    """Return what was raised for one slide as that slide's failure, so that the other slides go on.
+
+    Args:
+        slide: ID of the slide.
+        file: The file that was worked on.
+        error: Whatever was raised; an expected error stays as it is.
+    """
+    if isinstance(error, HistError):
+        return error
+    problem = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
+    failure = SlideError(slide, file, problem, "--debug shows where it happened")
+    failure.__cause__ = error
+    return failure

@@ -1,37 +1,46 @@
 """Command lines from dataclasses: a field is an option, a dataclass is a group of them.
 
-A command has a dataclass of its own options, and shows the fields of other dataclasses (of a model, of the training
-loop) as flat flags beside them. What was given on the command line or in a `--config` file is kept apart from defaults,
-so that nothing has to be decided by comparing a value with its default.
+Whatever is wrong with an option or a `--config` file ends in one line and exit code 2. A command has a dataclass of
+its own options, and shows the fields of other dataclasses (of a model, of the training loop) as flat flags beside them.
+What was given on the command line or in a `--config` file is kept apart from defaults, so that nothing has to be
+decided by comparing a value with its default.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import shlex
 import sys
 import traceback
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
+from hist_cache.config_files import read_config
 from hist_cache.console import fail, show_logs
-from hist_cache.errors import HistError, WriteError
+from hist_cache.errors import HistError, InputError, WriteError, one_line
 from hist_cache.files import FULL, write_error
 from hist_cache.fingerprint import mask_passwords
+from hist_cache.values import Interval, choices_of, read_value
 
 _O = TypeVar("_O", bound="CommandOptions")
 _T = TypeVar("_T")
 PRINT_CONFIG = "--print_config"
+UNEXPECTED = "this should not have happened"  # begins the line for a fault of the program itself
 SHARED = {"seed"}  # options of a command that a config dataclass has too
 
 
 def option(
-    default: Any, help: str, metavar: str | None = None, group: str | None = None, since: str | None = None
+    default: Any,
+    help: str,
+    metavar: str | None = None,
+    group: str | None = None,
+    since: str | None = None,
+    within: Interval | None = None,
 ) -> Any:
     """Declare a dataclass field that is also a command-line option.
 
@@ -42,8 +51,9 @@ def option(
         group: Title of the group of options that this field begins; the fields after it belong to the same group.
         since: The version that added the field. Such a field is left out of a run's hash while it has its default, so
             that adding an option does not orphan finished runs.
+        within: The numbers that it may be.
     """
-    metadata = {"help": help, "metavar": metavar, "group": group, "since": since}
+    metadata = {"help": help, "metavar": metavar, "group": group, "since": since, "within": within}
     return field(default=default, metadata=metadata)
 
 
@@ -120,8 +130,22 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def check_ranges(config: Any) -> None:
+    """`InputError`, which names the flag, where a field of a dataclass is no number of its range."""
+    for f in option_fields(type(config)):
+        if f.metadata.get("within") and (value := getattr(config, f.name)) is not None:
+            f.metadata["within"].check(flag(f.name), value)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises `InputError` where argparse would print the usage of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{one_line(ValueError(message.removeprefix('argument ')))} ({self.prog} --help shows all)")
+
+
 def parse(kind: type[_O], prog: str, description: str, argv: Sequence[str] | None = None) -> _O:
-    """Read options into `kind`; wrong ones exit with 2, as argparse does.
+    """Read options into `kind`; wrong ones end in one line and exit with 2.
 
     Args:
         kind: The command's dataclass of options.
@@ -129,31 +153,18 @@ def parse(kind: type[_O], prog: str, description: str, argv: Sequence[str] | Non
         description: Head of its help.
         argv: Arguments; the process's own by default.
     """
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
-    class Help(DefaultHelpFormatter):
-        """Prints help texts as they are written, without jsonargparse's types."""
-
-        def _expand_help(self, action: Any) -> str:
-            return str(action.help or "")
-
-    parser = ArgumentParser(prog=prog, description=description, formatter_class=Help)
-    parser.add_argument("--config", action="config", help="read options from a YAML FILE", metavar="FILE")
-    for action in parser._actions:
-        if PRINT_CONFIG in action.option_strings:
-            action.help, action.metavar = "print the options that were given, as such a file, and exit", None
-    _add_options(parser, kind)
-    names = {f.name for f in option_fields(kind)}
-    for title, config in kind.config_groups():
-        if clash := sorted({f.name for f in option_fields(config)} & {f.name for f in option_fields(kind)} - SHARED):
-            raise ValueError(f"{config.__name__}.{clash[0]}: the command has an option of that name; rename the field")
-        _add_options(parser, config, title, without=names)
-        names |= {f.name for f in option_fields(config)}
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser.add_argument("--config", help="read options from a YAML FILE", metavar="FILE")
+    parser.add_argument(PRINT_CONFIG, action="store_true", help="print the options that were given, and exit")
+    kinds = _add_options(parser, kind)
     words = list(argv) if argv is not None else sys.argv[1:]
-    show = any(word == PRINT_CONFIG or word.startswith(f"{PRINT_CONFIG}=") for word in words)
-    parsed = parser.parse_args([w for w in words if not w.startswith(PRINT_CONFIG)], defaults=False).as_dict()
-    # Null and false say what leaving an option out says.
-    given = {n: v for n, v in parsed.items() if n in names and v is not None and v is not False and v != []}
+    try:
+        parsed = vars(parser.parse_args(_with_config_files(words, kinds)))
+    except InputError as error:
+        fail(str(error))
+        raise SystemExit(error.exit_code) from None
+    show = parsed.pop(PRINT_CONFIG.strip("-"), False)
+    given = {name: value for name, value in parsed.items() if value is not None}  # null is as good as left out
     if show:
         _print_config(given)
     own = {f.name for f in option_fields(kind)}
@@ -173,31 +184,59 @@ def _print_config(given: Mapping[str, Any]) -> NoReturn:
     raise SystemExit(0)
 
 
-def _add_options(parser: Any, kind: type, title: str | None = None, without: set[str] | None = None) -> None:
-    hints = typing.get_type_hints(kind)
-    place = parser.add_argument_group(title) if title else parser
-    for f in option_fields(kind):
-        if f.name in (without or ()):
+def _with_config_files(argv: Sequence[str], kinds: Mapping[str, Any]) -> list[str]:
+    """Put the options of each `--config` file in its place."""
+    words, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        name, equals, file = word.partition("=")
+        if name != "--config" or not (equals or rest):
+            words.append(word)
             continue
-        if f.metadata.get("group"):
-            place = parser.add_argument_group(f.metadata["group"])
-        text = f.metadata["help"]
-        if f.metadata.get("positional"):
-            place.add_argument(f.name, type=str, nargs="+", help=text, metavar=f.metadata["metavar"])
-        elif hints[f.name] is bool:
-            place.add_argument(flag(f.name), action="store_true", default=f.default, help=text)
-        else:
-            if f.default is not None:
-                text += f" (default: {f.default})"
-            metavar = _choices(hints[f.name]) or f.metadata["metavar"]
-            place.add_argument(flag(f.name), type=hints[f.name], default=f.default, help=text, metavar=metavar)
+        words += read_config(Path(file if equals else rest.pop(0)), kinds)
+    return words
 
 
-def _choices(hint: Any) -> str | None:
-    """`{keep,drop}` for a literal type, also an optional one."""
-    kinds = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    values = [str(value) for kind in kinds if typing.get_origin(kind) is Literal for value in typing.get_args(kind)]
-    return f"{{{','.join(values)}}}" if values else None
+def _add_options(parser: argparse.ArgumentParser, kind: type[CommandOptions]) -> dict[str, Any]:
+    """Add the options of a command and of its config groups; returns name -> type of all."""
+    kinds: dict[str, Any] = {}
+    for title, config in [(None, kind), *kind.config_groups()]:
+        own = {f.name for f in option_fields(kind)}
+        if config is not kind and (clash := sorted({f.name for f in option_fields(config)} & own - SHARED)):
+            raise ValueError(f"{config.__name__}.{clash[0]}: the command has an option of that name; rename the field")
+        hints = typing.get_type_hints(config)
+        place = parser.add_argument_group(title) if title else parser
+        for f in option_fields(config):
+            if f.name in kinds:
+                continue
+            kinds[f.name] = hints[f.name]
+            if f.metadata.get("group"):
+                place = parser.add_argument_group(f.metadata["group"])
+            _add_option(place, f, hints[f.name])
+    return kinds
+
+
+def _add_option(place: Any, f: dataclasses.Field[Any], hint: Any) -> None:
+    text = f.metadata["help"].replace("%", "%%")
+    is_positional = f.metadata.get("positional")
+    if hint is bool:
+        place.add_argument(flag(f.name), action="store_true", help=text)
+        return
+
+    def convert(word: str) -> Any:
+        try:
+            return read_value(word, hint, f.metadata.get("within"))
+        except ValueError as error:
+            raise InputError(f"{f.metadata['metavar'] if is_positional else flag(f.name)} {error}") from None
+
+    if is_positional:
+        place.add_argument(f.name, type=convert, nargs="+", help=text, metavar=f.metadata["metavar"])
+        return
+    if f.default is not None:
+        text += f" (default: {f.default})"
+    choices = choices_of(hint)
+    metavar = f"{{{','.join(choices)}}}" if choices else f.metadata["metavar"]
+    place.add_argument(flag(f.name), type=convert, help=text, metavar=metavar)
 
 
 def folder_option(given: str | None, variable: str, default: str) -> Path:
@@ -206,7 +245,7 @@ def folder_option(given: str | None, variable: str, default: str) -> Path:
 
 
 def run(main: Callable[[_O], int | None], options: _O, debug: bool) -> int:
-    """Call a command's `main`; an expected error becomes one line and its exit code."""
+    """Call a command's `main`; an error becomes one line and its exit code, with a traceback before it if asked for."""
     show_logs()
     try:
         return main(options) or 0
@@ -224,3 +263,8 @@ def run(main: Callable[[_O], int | None], options: _O, debug: bool) -> int:
         more = f"; kept: {error.kept}; go on with: {options.command}" if isinstance(error, WriteError) else ""
         fail(f"{error}{more}")
         return error.exit_code if isinstance(error, HistError) else 1
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        fail(f"{UNEXPECTED}: {type(error).__name__}: {one_line(error)}; --debug shows where, please report it")
+        return 1

@@ -7,7 +7,7 @@ highest variance. N starts at 300 and grows until enough genes remain.
 
 from __future__ import annotations
 
-import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from hist_cache.errors import InputError
+from hist_cache.texts import bad_name, read_json, read_text
 
 TECHNICAL = ("MT-", "RPS", "RPL")  # mitochondrial and ribosomal; "MT" without "-" would match metallothioneins too
 VARIABLE_PER_SLIDE = 2000
@@ -71,19 +72,27 @@ def read_panel(file: Path) -> list[str]:
         InputError: The file is not readable, has no names, or has a name twice.
     """
     try:
-        text = file.read_text(encoding="utf-8-sig")
-        names = (
-            json.loads(text)["genes"]
-            if file.suffix == ".json"
-            else [line.split("#")[0].strip() for line in text.splitlines()]
-        )
-    except (OSError, KeyError, ValueError) as error:
-        raise InputError(f"--genes {file}: neither hmhvg, hvg nor a readable file of gene names ({error})") from None
-    names = [name for name in names if name]
+        names = _panel_names(file)
+    except ValueError as error:
+        raise InputError(f"--genes {file}: neither hmhvg, hvg nor a readable file of gene names ({error})") from error
     if not names:
         raise InputError(f"--genes {file}: no gene names in it")
-    if repeats := sorted({n for n in names if names.count(n) > 1}):
+    if problem := bad_name(names):
+        raise InputError(f"--genes {file}: has {problem}")
+    if repeats := sorted(name for name, times in Counter(names).items() if times > 1):
         raise InputError(f"--genes {file}: {repeats[0]} stands in it twice")
+    return names
+
+
+def _panel_names(file: Path) -> list[str]:
+    """Return the names in a file; `ValueError` where it has another form."""
+    if file.suffix != ".json":
+        lines = (line.split("#")[0].strip() for line in read_text(file).splitlines())
+        return [line for line in lines if line]
+    content = read_json(file)
+    names = content.get("genes") if isinstance(content, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError('must be {"genes": [names]}')
     return names
 
 

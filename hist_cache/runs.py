@@ -76,7 +76,7 @@ class Fold:
     def panel(self) -> list[str]:
         """Names of the predicted genes."""
         with _readable(self.folder / PANEL) as path:
-            return path.read_text(encoding="utf-8").split()
+            return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
     @property
     def history(self) -> pd.DataFrame:

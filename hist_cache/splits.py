@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +15,7 @@ import numpy as np
 
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
+from hist_cache.texts import bad_name, read_csv, read_json
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,15 @@ class Split:
         earlier: set[str] = set()
         for part in SPLIT_PARTS:
             ids = getattr(self, part)
+            if problem := bad_name(ids):
+                raise InputError(f"split {self.name}: {problem} in {part}; give the IDs of slides")
             if not ids:
                 raise InputError(f"split {self.name}: no slides in {part}; each of train, val and test needs one")
-            repeats = sorted(earlier.intersection(ids)) or sorted({i for i in ids if ids.count(i) > 1})
+            repeats = sorted(earlier.intersection(ids)) or sorted(i for i, times in Counter(ids).items() if times > 1)
             if repeats:
-                raise InputError(f"split {self.name}: {', '.join(repeats)} listed twice; a slide belongs to one part")
+                raise InputError(
+                    f"split {self.name}: {', '.join(repeats[:6])} listed twice; a slide belongs to one part"
+                )
             earlier.update(ids)
 
     @property
@@ -121,9 +126,13 @@ def _check_available(dataset: str, splits: Iterable[Split], ids: Collection[str]
     missing = sorted({i for split in splits for i in split.ids} - set(ids))
     if missing:
         raise InputError(
-            f"{dataset}: the splits name {len(missing)} slides that the cache lacks: {', '.join(missing)}; "
+            f"{dataset}: the splits name {len(missing)} slides that the cache lacks: {_first(missing)}; "
             "extract them, or give --split loso or a file of splits for the slides there are"
         )
+
+
+def _first(names: Sequence[str], most: int = 25) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def published_splits(dataset: str, kind: str) -> list[Split] | None:
@@ -258,11 +267,13 @@ def from_csv_folder(folder: Path) -> list[Split]:
 def _sample_ids(file: Path) -> list[str]:
     if not file.is_file():
         raise InputError(f"{file}: not there; every train_i.csv needs its test_i.csv")
-    with file.open(encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
-        if "sample_id" not in (rows.fieldnames or []):
-            raise InputError(f"{file}: no column sample_id; its columns are {', '.join(rows.fieldnames or ['none'])}")
-        return list(dict.fromkeys(row["sample_id"] for row in rows))
+    try:
+        names, rows = read_csv(file)
+    except ValueError as error:
+        raise InputError(f"{file}: {error}") from error
+    if "sample_id" not in names:
+        raise InputError(f"{file}: no column sample_id; its columns are {_first(names) or 'none'}")
+    return list(dict.fromkeys(row["sample_id"] for row in rows))
 
 
 def from_json(file: Path) -> list[Split]:
@@ -274,9 +285,9 @@ def from_json(file: Path) -> list[Split]:
         InputError: The file is not such a list, or a split is not valid.
     """
     try:
-        rows = json.loads(file.read_text(encoding="utf-8"))
+        rows = read_json(file)
     except ValueError as error:
-        raise InputError(f"{file}: not JSON ({error})") from error
+        raise InputError(f"{file}: {error}") from error
     format_error = InputError(f'{file}: give a list of {{"train": [ids], "val": [ids], "test": [ids]}}')
     if not isinstance(rows, list) or not rows:
         raise format_error

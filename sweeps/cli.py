@@ -74,9 +74,6 @@ def sweep(options: SweepOptions) -> int:
 
 def check_options(options: SweepOptions) -> None:
     """`InputError` for options that a study cannot have."""
-    for name in ("trials", "jobs"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise InputError(f"--{name} {getattr(options, name)}: must be above 0")
     if options.lora:
         raise InputError(
             f"--lora {options.lora}: hist-sweep searches on one cache; search on that of the plain encoder, or of one "

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hist_cache.options import option
+from hist_cache.values import COUNT
+from train.fit.config import SEEDS
 from train.options import TrainOptions
 
 SPACE = "alpha,beta,curvature"
@@ -16,7 +18,11 @@ class SweepOptions(TrainOptions):
     """All options of hist-sweep but those of `config_groups`."""
 
     trials: int = option(
-        100, "how many finished trials the study shall have; more than it has adds to them", "N", group="study"
+        100,
+        "how many finished trials the study shall have; more than it has adds to them",
+        "N",
+        group="study",
+        within=COUNT,
     )
     space: str | None = option(
         None,
@@ -33,6 +39,6 @@ class SweepOptions(TrainOptions):
         None, "postgresql://USER:PASSWORD@HOST/DATABASE, which many machines share (default: a file)", "URL"
     )
     name: str | None = option(None, "of the study (default: 8 hex digits of its settings)", "NAME")
-    jobs: int | None = option(None, "worker processes (default: one a CPU core, or one on a GPU)", "N")
-    seed: int = option(42, "seeds the choice of trials, and all that it seeds in hist-train", "N")
+    jobs: int | None = option(None, "worker processes (default: one a CPU core, or one on a GPU)", "N", within=COUNT)
+    seed: int = option(42, "seeds the choice of trials, and all that it seeds in hist-train", "N", within=SEEDS)
     resume: bool = option(False, "only go on with a study: an error where there is none", group="running")

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hist_cache.errors import InputError
+from hist_cache.errors import InputError, one_line
 from hist_cache.options import all_option_names, option_fields
+from hist_cache.texts import read_text
+from hist_cache.values import LARGEST
 from sweeps.options import SPACE, SweepOptions
 from train.options import TrainOptions
 
@@ -112,7 +114,10 @@ def _space_rows(space: str, source: str) -> tuple[dict[str, dict[str, Any]], set
     if unknown := sorted(named - set(all_rows) - (own if _is_file(space) else set())):
         raise InputError(f"{source}: {', '.join(unknown)} cannot be searched; there are {', '.join(all_rows)}")
     for name in named:
-        rows |= {also: all_rows[also] for also in rows[name].get("also", ()) if also in all_rows and also not in rows}
+        companions = rows[name].get("also", ())
+        if not isinstance(companions, list | tuple):
+            raise InputError(f"{source}: {name}: also {companions}: must be a list of names")
+        rows |= {also: all_rows[also] for also in companions if str(also) in all_rows and also not in rows}
     return {name: rows[name] for name in [*all_rows, *sorted(own)] if name in rows}, named
 
 
@@ -129,7 +134,7 @@ def _is_file(space: str) -> bool:
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     """Read a file's rows; raises `InputError` where it has another form."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         if path.suffix in (".yaml", ".yml"):
             import yaml
 
@@ -139,7 +144,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as a search space ({error})") from None
     except Exception as error:  # PyYAML's errors have a base class of their own
-        raise InputError(f"{path}: not readable as a search space ({' '.join(str(error).split())})") from None
+        raise InputError(f"{path}: not readable as a search space ({one_line(error)})") from None
     if not isinstance(rows, dict) or not rows or not all(isinstance(row, dict) for row in rows.values()):
         raise InputError(
             f"{path}: no search space; give names with low and high, or with choices, as {SPACES_FILE} has them"
@@ -149,12 +154,19 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 def _with_numbers(rows: Any) -> Any:
     """Turn texts such as 1e-5, which YAML does not read as a number, into numbers."""
-    if isinstance(rows, dict):
-        return {key: _with_numbers(value) for key, value in rows.items()}
-    try:
-        return float(rows) if isinstance(rows, str) else rows
-    except ValueError:
+    if not isinstance(rows, dict):
         return rows
+    return {
+        str(name): {key: _number(value) for key, value in row.items()} if isinstance(row, dict) else row
+        for name, row in rows.items()
+    }
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _parameter(name: str, row: Mapping[str, Any], where: str) -> Parameter:
@@ -170,16 +182,33 @@ def _problems(row: Mapping[str, Any]) -> Iterator[str]:
     """Describe what is wrong with a row; later problems make sense only where there are no earlier ones."""
     if unknown := [str(key) for key in row if key not in KEYS]:
         yield f"unknown key {', '.join(unknown)}; there are {', '.join(KEYS)}"
-    if "choices" in row:
-        if any(key in row for key in ("low", "high", "log", "int")):
-            yield "a range or choices, not both"
-        if not isinstance(row["choices"], list) or len(set(map(str, row["choices"]))) < 2:
-            yield f"choices {row['choices']}: give a list of two or more"
-        return
+    yield from _choices_problems(row) if "choices" in row else _range_problems(row)
+
+
+def _choices_problems(row: Mapping[str, Any]) -> Iterator[str]:
+    choices = row["choices"]
+    if any(key in row for key in ("low", "high", "log", "int")):
+        yield "a range or choices, not both"
+    if not isinstance(choices, list) or not all(_is_number(c) or isinstance(c, bool | str) for c in choices):
+        yield "choices: give a list of numbers or texts"
+    if len(set(map(str, choices))) < 2:
+        yield f"choices {choices}: give a list of two or more"
+
+
+def _range_problems(row: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("log", "int"):
+        if not isinstance(row.get(key, False), bool):
+            yield f"{key}: must be true or false"
     for key in ("low", "high"):
-        if isinstance(row.get(key), bool) or not isinstance(row.get(key), int | float):
+        if not _is_number(row.get(key)):
             yield f"needs {key}, a number (or choices)"
+        if row.get("int") and row[key] != round(row[key]):
+            yield f"{key} {row[key]}: must be a whole number"
     if row["low"] >= row["high"]:
         yield f"the range from {row['low']} to {row['high']} is empty"
     if row.get("log") and row["low"] <= 0:
         yield f"low {row['low']}: must be above 0 with log"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import tifffile
 from scipy.sparse import csr_matrix
 
+from hist_cache.options import UNEXPECTED
 from tests.commands import REPOSITORY, Command, make_quick
 
 SHARED = REPOSITORY.parent / "shared"
@@ -106,12 +108,19 @@ def wait_for_epochs(process: Any, folds: int = 1) -> None:
             heard.add(line.split(": epoch ")[0].rpartition(" ")[2])
 
 
-@pytest.fixture
-def hest_root(tmp_path: Path) -> Path:
-    """A HEST folder with slides TINY1 and TINY2."""
+@pytest.fixture(scope="session")
+def tiny_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A HEST folder with slides TINY1 and TINY2, which tests copy and leave as it is."""
+    root = tmp_path_factory.mktemp("tiny") / "hest"
     for i in (1, 2):
-        write_slide(tmp_path / "hest", f"TINY{i}", seed=i)
-    return tmp_path / "hest"
+        write_slide(root, f"TINY{i}", seed=i)
+    return root
+
+
+@pytest.fixture
+def hest_root(tiny_slides: Path, tmp_path: Path) -> Path:
+    """A HEST folder with slides TINY1 and TINY2."""
+    return Path(shutil.copytree(tiny_slides, tmp_path / "hest"))
 
 
 @pytest.fixture
@@ -151,6 +160,7 @@ def run_command(
         except SystemExit as stop:
             code = int(stop.code or 0)
         printed = capsys.readouterr()
+        assert UNEXPECTED not in printed.err, printed.err  # a fault of the program, not of its input
         return code, printed.out + printed.err
 
     return call

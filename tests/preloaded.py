@@ -5,7 +5,7 @@ import importlib
 import os
 
 MODULES = (
-    *("torch", "timm", "peft", "h5py", "openslide", "tifffile", "imagecodecs", "jsonargparse", "sklearn.decomposition"),
+    *("torch", "timm", "peft", "h5py", "openslide", "tifffile", "imagecodecs", "sklearn.decomposition"),
     *("matplotlib.backends.backend_agg", "optuna.importance", "optuna.visualization.matplotlib"),
     *("extract.cli", "extract.scheduler", "extract.embeddings", "extract.tokens", "extract.encoders.registry"),
     *("train.cli", "train.experiments.runner", "train.report.paper_tables", "train.finetune.encoder"),

@@ -68,6 +68,7 @@ def train(options: TrainOptions) -> int:
     announcements.announce_changes(jobs)
     announce_adapters(left, options.lora, workspace)
     if options.dry_run:
+        check_left(left, options, workspace, device)
         return 0
     if left and distributed.rank() == 0:
         announcements.check_writable(left[0].folder.parents[1])
@@ -79,6 +80,17 @@ def train(options: TrainOptions) -> int:
         print_results(jobs, genes_to_plot, options.table)
     distributed.destroy()
     return 1 if failures else 0
+
+
+def check_left(left: list[Job], options: TrainOptions, workspace: Workspace, device: torch.device) -> None:
+    """Open what running these folds will open beside the cache; raises what the run would end in."""
+    from train.experiments.adapted import check_adapters
+    from train.experiments.runner import make_finetuner
+
+    if options.lora is not None:
+        check_adapters(left, options, workspace)
+    elif finetuned := [job for job in left if job.setting.finetuning]:
+        make_finetuner(options, workspace, finetuned, device, dry_run=True)
 
 
 def run_left(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from hist_cache.options import CommandOptions, option
-from train.fit.config import FitConfig
+from hist_cache.values import COUNT, FRACTION, INDEX, POSITIVE, Interval
+from train.fit.config import SEEDS, FitConfig
 from train.models.registry import model_entries
 
 HERE = Path(__file__).parent
@@ -42,7 +43,11 @@ class TrainOptions(CommandOptions):
     encoder: str | None = option(None, "whose cache, where the dataset has several", "NAME")
     test_dataset: str | None = option(None, "test on all slides of this dataset instead of the split's own", "NAME")
     table: int | None = option(
-        None, f"a table of the paper by number: sets the options that it compares ({TABLES})", "N", group="experiment"
+        None,
+        f"a table of the paper by number: sets the options that it compares ({TABLES})",
+        "N",
+        group="experiment",
+        within=COUNT,
     )
     model: str = option("hist", f"models: {MODELS}, or all", "NAMES")
     ablation: str = option("full", f"variants of hist: {VARIANTS}, or all", "NAMES")
@@ -66,21 +71,25 @@ class TrainOptions(CommandOptions):
     niche_profile: Literal["log_of_mean", "mean_of_logs"] | None = option(
         None, "average a niche's counts before or after the logarithm (default: the protocol's)"
     )
-    folds: int | None = option(None, "run the first so many splits (default: all there are, or 5)", "N")
-    fold: int | None = option(None, "run this split only, counted from 0", "I")
-    seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N")
+    folds: int | None = option(None, "run the first so many splits (default: all there are, or 5)", "N", within=COUNT)
+    fold: int | None = option(None, "run this split only, counted from 0", "I", within=INDEX)
+    seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N", within=SEEDS)
     finetune_lora: bool = option(
         False, "fine-tune the encoder's last blocks by LoRA together with the model", group="fine-tuning"
     )
     lora_layers: str | int | None = option(
         None, "last blocks that are fine-tuned; 0 trains on the cache (default: 11, or as many as there are)", "L"
     )
-    lora_rank: int = option(4, "rank of the adapters, unless the protocol says otherwise", "R")
-    lora_alpha: float = option(8.0, "their update is scaled by alpha / rank; as with the rank", "X")
-    lora_dropout: float = option(0.1, "dropout before the adapters; as with the rank", "X")
+    lora_rank: int = option(
+        4, "rank of the adapters, unless the protocol says otherwise", "R", within=Interval(1, 10_000)
+    )
+    lora_alpha: float = option(8.0, "their update is scaled by alpha / rank; as with the rank", "X", within=POSITIVE)
+    lora_dropout: float = option(0.1, "dropout before the adapters; as with the rank", "X", within=FRACTION)
     no_token_cache: bool = option(False, "fine-tune from the crops, not from activations cached on disk")
     augment: bool = option(False, "turn and mirror crops while fine-tuning (from the crops, without token cache)")
-    micro_batch: int | None = option(None, "spots encoded at once; the loss stays that of the whole batch", "N")
+    micro_batch: int | None = option(
+        None, "spots encoded at once; the loss stays that of the whole batch", "N", within=COUNT
+    )
     grad_checkpoint: bool = option(False, "fine-tune with less memory, computing activations twice")
     precision: Literal["bf16", "fp32"] | None = option(
         None, "of the encoder while it is fine-tuned (default: bf16 where that is fast)"
@@ -92,7 +101,9 @@ class TrainOptions(CommandOptions):
     )
     allow_leak: bool = option(False, "test slides that the embeddings' adapter has seen; the results are marked")
     resume: bool = option(False, "only go on with a stopped run: an error where there is none", group="running")
-    jobs: int | None = option(None, "folds trained at once (default: one a CPU core, or one on a GPU)", "N")
+    jobs: int | None = option(
+        None, "folds trained at once (default: one a CPU core, or one on a GPU)", "N", within=COUNT
+    )
     genes_to_plot: str | None = option(None, "genes on maps.png, such as COL1A1,FN1 (default: the best)", "NAMES")
     dry_run: bool = option(False, "say what would be run, and run nothing")
     debug: bool = option(False, "show a traceback for every error")

@@ -71,12 +71,13 @@ def _inside(path: Path, files: Sequence[str], option: str) -> Path:
     """Return the weights file at `path`, which is the file itself or its folder."""
     if path.is_file():
         return path
+    wanted = " or ".join(files) or "a file with its weights"  # an encoder that is not published has no names of files
     if not path.is_dir():
-        raise InputError(f"{path}: no such file or folder; give {option} the path of {' or '.join(files)}")
+        raise InputError(f"{path}: no such file or folder; give {option} the path of {wanted}")
     for file in files:
         if (path / file).is_file():
             return path / file
-    raise InputError(f"{path}: this folder has no {' or '.join(files)}; give {option} the file itself")
+    raise InputError(f"{path}: {wanted} is not in this folder; give {option} the file itself")
 
 
 def _in_hub_cache(repo: str, files: Sequence[str]) -> Path | None:

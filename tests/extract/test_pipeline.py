@@ -13,7 +13,8 @@ from extract.slides.crops import niche_side_um, plan_crops
 from extract.slides.image import WHITE
 from extract.slides.readers import open_image
 from hist_cache.errors import HistError
-from hist_cache.slides import find_slide, read_spots
+from hist_cache.slides import find_slide
+from hist_cache.spots import read_spots
 from tests.conftest import SHARED, TINY_ENCODER, needs_shared, write_slide
 
 CPU = torch.device("cpu")

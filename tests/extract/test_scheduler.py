@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import anndata
 import numpy as np
 import pytest
 
+import extract.embeddings
 from extract.cli import main
 from hist_cache.cache import Cache, open_cache, read_slide
 from hist_cache.slides import slides_on_disk
@@ -102,6 +104,91 @@ def test_one_bad_slide_does_not_stop_the_others(hest_root: Path, run_command: Ru
     assert "1 slides failed" in text
     assert f"TINY1: {image}: truncated" in text
     assert cache_of(tmp_path).slides == ["TINY2"]
+
+
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("extract.plan.find_slide", RecursionError("deep")),
+        ("extract.scheduler.read_spots", MemoryError()),
+        ("extract.embeddings.plan_crops", RuntimeError("CUDA\nerror")),
+    ],
+)
+def test_whatever_is_raised_for_one_slide_the_others_go_on(
+    hest_root: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: Exception
+) -> None:
+    module, name = where.rsplit(".", 1)
+    works = getattr(sys.modules[module], name)
+    calls = []
+
+    def fails_at_first(*arguments: object) -> object:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise error
+        return works(*arguments)
+
+    monkeypatch.setattr(where, fails_at_first)
+    for more in ((), ("--debug",)):
+        calls.clear()
+        code, text = run_command(main, *options(hest_root, "--cache", tmp_path / f"cache{len(more)}", *more))
+        assert code == 1
+        assert "1 slides failed" in text
+        assert f": {type(error).__name__}" in next(line for line in text.splitlines() if "warning:   TINY1: " in line)
+        assert ("Traceback" in text) == bool(more)
+        assert open_cache(tmp_path / f"cache{len(more)}", "custom").slides == ["TINY2"]
+
+
+def test_a_slide_that_cannot_be_written_fails_alone(
+    hest_root: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, *others: object) -> None:
+        if path.stem == "TINY1":
+            raise ValueError("no such type")
+        write_slide_file(path, *others)
+
+    write_slide_file = extract.embeddings.write_slide
+    monkeypatch.setattr("extract.embeddings.write_slide", write)
+    code, text = run_command(main, *options(hest_root))
+    assert code == 1
+    assert "TINY1.h5: ValueError: no such type; --debug shows where it happened" in text
+    assert cache_of(tmp_path).slides == ["TINY2"]
+
+
+@pytest.mark.parametrize(
+    ("metadata_of_1", "says"),
+    [
+        ({"inter_spot_dist": 2, "spot_diameter": 2}, "inter_spot_dist is 2 um"),
+        ({"inter_spot_dist": 400}, "spots lie 100"),
+    ],
+)
+def test_a_dry_run_refuses_what_the_run_refuses_unless_any_scale_is_accepted(
+    hest_root: Path, run_command: Run, metadata_of_1: dict[str, float], says: str
+) -> None:
+    metadata(hest_root, **metadata_of_1)
+    for more in (["--dry-run"], []):
+        code, text = run_command(main, *options(hest_root, *more))
+        assert code == 1
+        assert says in text
+        assert "give --any-scale if it is right" in text
+    code, text = run_command(main, *options(hest_root, "--any-scale"))
+    assert code == 0, text
+    assert "2 slides in" in text
+
+
+def test_advice_for_slides_that_are_not_there(hest_root: Path, run_command: Run) -> None:
+    for ids, says in (("MINE,OTHER", "MINE, OTHER); is --data-root right?"), ("SPA138", "fetch them with --download")):
+        code, text = run_command(main, *options(hest_root, "--ids", ids))
+        assert code == 2
+        assert text.strip().endswith(says)
+
+
+def test_wrong_weights_of_an_encoder_that_is_not_published(hest_root: Path, run_command: Run) -> None:
+    for weights in ("nowhere", "."):
+        code, text = run_command(
+            main, "--ids", IDS, "--data-root", hest_root, "--encoder", "demo", "--weights", weights
+        )
+        assert code == 2
+        assert "a file with its weights" in text
 
 
 def test_spots_outside_the_image(hest_root: Path, run_command: Run, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from hist_cache.console import duration, size
+from hist_cache.console import duration, printable, size
 
 LOG = """
 import logging
@@ -40,6 +40,13 @@ def test_without_a_command_nothing_is_shown_on_standard_output() -> None:
 def test_a_hushed_process_shows_nothing() -> None:
     assert output("hush(); work()") == ("1.0\n", "")
     assert output("show_logs(); hush(); work()") == ("1.0\n", "")
+
+
+def test_names_move_no_cursor_and_break_no_line() -> None:
+    assert printable("a\x1b[31m\x00\ud800é[red]:x:") == "a\\x1b[31m\\x00\\ud800é[red]:x:"
+    text, errors = output("show_logs(); log.warning('a\\nb [red] :x: \\x07'); log.info('\\u20ac \\ud800')")
+    assert errors == "warning: a b [red] :x: \\x07\n"
+    assert text == "€ \\ud800\n"
 
 
 def test_durations_and_sizes() -> None:

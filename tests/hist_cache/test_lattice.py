@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
 from hist_cache.lattice import find_lattice, full_ring_size, ring_neighbors
-from hist_cache.slides import find_slide, read_spots, slides_on_disk
+from hist_cache.slides import find_slide, slides_on_disk
+from hist_cache.spots import read_spots
 from tests.conftest import SHARED, needs_shared
 
 

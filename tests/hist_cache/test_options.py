@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hist_cache.options import CommandOptions, parse
+from hist_cache.options import UNEXPECTED, CommandOptions, parse, run
 from sweeps.options import SweepOptions
 from train.experiments.announcements import check_finetuning
 from train.fit.config import FitConfig
@@ -99,3 +99,51 @@ def test_a_field_may_not_take_the_name_of_a_commands_option(monkeypatch: pytest.
     assert issubclass(Clashing, CommandOptions)
     with pytest.raises(ValueError, match="the command has an option of that name"):
         parse(Clashing, "x", "", [])
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--weight-decay", "-1"], "--weight-decay -1: must be 0 or more"),
+        (["--seed", "-1"], "--seed -1: must be from 0 to 4294967295"),
+        (["--seed", "9223372036854775808"], "--seed 9223372036854775808: must be from 0 to 4294967295"),
+        (["--seed", "9" * 5000], "--seed 9999999999999999999999999999999999999999...: must be a whole number"),
+        (["--lr", "nan"], "--lr nan: must be a number"),
+        (["--lr", "1e31"], "--lr 1e31: must be above 0, 1e+30 at most"),
+        (["--lr", "0"], "--lr 0: must be above 0"),
+        (["--epochs", "1e3"], "--epochs 1e3: must be a whole number"),
+        (["--epochs", "1_0"], "--epochs 1_0: must be a whole number"),
+        (["--epochs", "0"], "--epochs 0: must be 1 or more"),
+        (["--epochs", "10000000000"], "--epochs 10000000000: must be 1 or more, 1e+09 at most"),
+        (["--dropout", "1"], "--dropout 1: must be 0 or more and below 1"),
+        (["--fold", "-1"], "--fold -1: must be 0 or more"),
+        (["--edge-spots", "x"], "--edge-spots x: one of keep, drop"),
+        (["--cache", ""], "--cache '': give a value or leave the option out"),
+        (["--cache", "a\0b"], "--cache 'a\\x00b': has control characters or is not UTF-8"),
+        (["--cache", "a\udcff"], "--cache 'a\\udcff': has control characters or is not UTF-8"),
+        (["--debug=3"], "--debug: ignored explicit argument '3'"),
+        (["--nope"], "unrecognized arguments: --nope (hist-train --help shows all)"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["--lr"], "--lr: expected one argument"),
+        (["--config"], "--config: expected one argument"),
+    ],
+)
+def test_a_wrong_option_is_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], says: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        options(*argv)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {says}")
+    assert printed.err.count("\n") == 1
+    assert printed.out == ""
+
+
+def test_what_nobody_expected_is_one_line_too(capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(options: TrainOptions) -> int:
+        raise KeyError("x\ny")
+
+    for debug in (False, True):
+        assert run(fails, options(), debug) == 1
+        text = capsys.readouterr().err
+        assert f"error: {UNEXPECTED}: KeyError: 'x\\ny'; --debug shows where, please report it\n" in text
+        assert ("Traceback" in text) == debug

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import anndata
@@ -13,6 +14,7 @@ from hist_cache.panels import (
     high_mean_high_variance,
     moments,
     normalized_variance,
+    read_panel,
     variable_union,
 )
 
@@ -116,3 +118,27 @@ def test_the_union_takes_a_gene_variable_in_one_slide_only() -> None:
     odd[::2, 7] = 80
     genes = names(2100)
     assert "GENE0007" in variable_union({"A": (csr_matrix(odd), genes)})
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("g.json", b"[1]", 'must be {"genes": [names]}'),
+        ("g.json", b'{"genes": "A"}', 'must be {"genes": [names]}'),
+        ("g.json", b'{"genes": [1]}', 'must be {"genes": [names]}'),
+        ("g.json", b'{"genes": ["A", ""]}', "an empty name"),
+        ("g.json", b'{"genes": ["A\\n"]}', "a name with control characters"),
+        ("g.json", b'{"genes": []}', "no gene names in it"),
+        ("g.json", b"[" * 100_000, "nested too deep"),
+        ("g.txt", b"\xff", "not text in UTF-8"),
+        ("g.txt", b"A\0B", "a name with control characters"),
+        ("g.txt", b"# nothing\n\n", "no gene names in it"),
+        ("g.txt", b"A\nB\nA\n", "A stands in it twice"),
+        ("", b"", "not a file"),
+    ],
+)
+def test_panel_files_of_any_content(tmp_path, name, content, says):
+    if name:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(says)):
+        read_panel(tmp_path / name)

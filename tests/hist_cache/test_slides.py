@@ -7,7 +7,8 @@ import pytest
 from scipy.sparse import csr_matrix
 
 from hist_cache.errors import HistError, InputError, SlideError
-from hist_cache.slides import Spots, find_slide, is_absent, read_spots, slides_on_disk, table_folder
+from hist_cache.slides import find_slide, is_absent, slides_on_disk, table_folder
+from hist_cache.spots import Spots, read_spots
 from tests.conftest import SHARED, needs_shared, write_slide
 
 

@@ -1,6 +1,7 @@
 """Splits: what is published, and the properties that every drawn split has."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,39 @@ def test_leaks_pass_over_unknown_patients():
     split = Split(("a", "b"), ("c",), ("d", "e"), "mine")
     assert patient_leaks(split, {"c": "X", "d": "X", "a": "Y"}) == ["X"]
     assert patient_leaks(split, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"\xff", "not text in UTF-8"),
+        (b"[" * 100_000, "nested too deep"),
+        (b"9" * 5000, "not JSON"),
+        (b"null", "give a list of"),
+        (b'[{"train": ["a", ""], "test": ["b"]}]', "an empty name in train"),
+        (b'[{"train": ["a", "c"], "test": ["b\\u0000"]}]', "a name with control characters"),
+        (b'[{"train": ["a", "c"], "test": ["\\ud800"]}]', "a name with control characters"),
+    ],
+)
+def test_files_of_any_content(tmp_path, content, says):
+    file = tmp_path / "mine.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(says)):
+        from_json(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"\xff", "not text in UTF-8"), (b'sample_id\n"' + b"x" * 200_000, "not CSV"), (b"", "its columns are none")],
+)
+def test_csv_files_of_any_content(tmp_path, content, says):
+    (tmp_path / "train_0.csv").write_bytes(content)
+    with pytest.raises(InputError, match=says):
+        from_csv_folder(tmp_path)
+
+
+def test_a_long_list_is_checked_at_once(tmp_path):
+    rows = [{"train": [f"S{i}" for i in range(200_000)], "test": ["T"]}]
+    (tmp_path / "mine.json").write_text(json.dumps(rows))
+    with pytest.raises(InputError, match=r"name 200000 slides that the cache lacks: S0, S1, .*, \.\.\.;"):
+        make_splits("mine", ["T"], {}, tmp_path / "mine.json")

@@ -221,7 +221,7 @@ def test_other_neighbours_and_panels_in_one_study(cache: Path, tmp_path: Path) -
         (("--ablation", "all"), "--ablation all: a study has one value"),
         (("--space", "gamma"), "gamma cannot be searched"),
         (("--space", "neighbors"), "no niches of 36 neighbours; run hist-extract --neighbors 36"),
-        (("--trials", 0), "--trials 0: must be above 0"),
+        (("--trials", 0), "--trials 0: must be 1 or more"),
         (("--objective", "pcc@200"), "a panel of 20 genes has pcc@10, mse, mae"),
         (("--storage", "postgresql://nobody:secret@127.0.0.1:1/none"), "127.0.0.1:1/none: cannot be reached"),
         (("--storage", "sqlite:///study.db"), "give postgresql://USER:PASSWORD@HOST/DATABASE"),
@@ -242,7 +242,7 @@ def test_a_range_that_hist_train_refuses(cache: Path, run_command: Run, tmp_path
     (tmp_path / "space.toml").write_text("[curvature]\nlow = 0.5\nhigh = 50\n")
     code, text = run_command(main, "--cache", cache, "--dataset", "tiny", *SMALL, "--space", "space.toml")
     assert code == 2
-    assert "--curvature 50.0: out of range (0.1 to 10.0)" in text
+    assert "--curvature 50.0: must be from 0.1 to 10" in text
 
 
 def test_another_study_of_the_same_name_is_refused(cache: Path, tmp_path: Path, run_command: Run) -> None:

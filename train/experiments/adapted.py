@@ -81,6 +81,22 @@ def announce_adapters(jobs: Sequence[Job], lora: str | None, workspace: Workspac
             log.info(f"fold {fold}: {len(missing)} of {len(slides)} slides to embed with its adapter {adapter}")
 
 
+def check_adapters(jobs: Sequence[Job], options: TrainOptions, workspace: Workspace) -> None:
+    """Open the encoder and the folders of slides that `run_adapted` needs for what is missing."""
+    missing = set()
+    for fold, of_fold in _by_fold(jobs).items():
+        adapter = adapter_of_fold(Path(str(options.lora)), fold, workspace)
+        for plain in (workspace.cache, workspace.test_cache):
+            if plain and slides_to_embed(
+                adapted_cache(plain, adapter), _slides_of(of_fold, plain.slides), workspace.sizes
+            ):
+                missing.add(plain)
+    for plain in missing:
+        find_data_root(plain, options.data_root)
+    if missing:
+        load_cached_encoder(workspace.common, Path(options.weights) if options.weights else None)
+
+
 def run_adapted(
     jobs: Sequence[Job], options: TrainOptions, workspace: Workspace, device: torch.device, workers: int
 ) -> list[Failure[Job]]:

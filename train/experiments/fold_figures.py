@@ -61,7 +61,7 @@ def _draw_maps_of_slide(axes: np.ndarray, table: anndata.AnnData, slide: str, ge
     picture, coords = table.uns["spatial"][slide], table.obsm["spatial"]
     pcc = gene_pcc(predicted, truth)
     draw_tissue(axes[0, 0], picture, coords)
-    axes[0, 0].set_title(slide, fontsize=10)
+    axes[0, 0].set_title(slide, fontsize=10, parse_math=False)  # a $ in a name is no formula
     axes[1, 0].axis("off")
     for k, gene in enumerate(genes):
         j = list(table.var_names).index(gene)
@@ -70,7 +70,7 @@ def _draw_maps_of_slide(axes: np.ndarray, table: anndata.AnnData, slide: str, ge
             draw_tissue(ax, picture, coords)
             discs = draw_spots(ax, picture, coords, values[:, j])
             ax.figure.colorbar(discs, ax=ax, shrink=0.75, pad=0.02).ax.tick_params(labelsize=7)
-            ax.set_title(title, fontsize=9)
+            ax.set_title(title, fontsize=9, parse_math=False)
 
 
 def plot_geometry(path: Path, table: anndata.AnnData) -> None:

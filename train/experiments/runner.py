@@ -41,7 +41,9 @@ def default_workers(jobs: int, device: torch.device) -> int:
     return 1 if device.type == "cuda" else max(1, min(jobs, len(cores()), MAX_WORKERS))
 
 
-def make_finetuner(options: TrainOptions, workspace: Workspace, jobs: list[Job], device: torch.device) -> Finetuner:
+def make_finetuner(
+    options: TrainOptions, workspace: Workspace, jobs: list[Job], device: torch.device, dry_run: bool = False
+) -> Finetuner:
     """The cache's encoder, ready to be fine-tuned; tokens that it starts from are made now where they are missing.
 
     Args:
@@ -49,6 +51,7 @@ def make_finetuner(options: TrainOptions, workspace: Workspace, jobs: list[Job],
         workspace: The cache.
         jobs: Those that fine-tune; at least one.
         device: To run on.
+        dry_run: Only open what will be read.
     """
     encoder = load_cached_encoder(workspace.common, Path(options.weights) if options.weights else None)
     caches = {slide: workspace.cache_of(slide) for slide in workspace.all_slides}
@@ -59,8 +62,13 @@ def make_finetuner(options: TrainOptions, workspace: Workspace, jobs: list[Job],
     finetunings = [job.setting.finetuning for job in jobs if job.setting.finetuning]
     layers = max(finetuning.lora.layers for finetuning in finetunings)
     finetuner.check(layers)
-    if any(finetuning.start == "tokens" for finetuning in finetunings):
-        finetuner.provide_tokens(sorted({job.setting.neighbors for job in jobs}), layers)
+    sizes = sorted({job.setting.neighbors for job in jobs})
+    starts = {finetuning.start for finetuning in finetunings}
+    if dry_run:
+        for start in starts:
+            finetuner.check_slides(sizes, layers, from_crops=start == "crops")
+    elif "tokens" in starts:
+        finetuner.provide_tokens(sizes, layers)
     return finetuner
 
 

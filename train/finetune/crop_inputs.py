@@ -114,7 +114,7 @@ def find_source(cache: Cache, slide: str, data: SpotData, index: int, neighbors:
     known = read_fingerprint(path)
     if data_root is None and "data_root" not in known.provenance:
         raise SlideError(slide, path, "does not say where its slide is", "give --data-root")
-    files = find_slide(data_root or Path(known.provenance["data_root"]), slide)
+    files = find_slide(data_root or Path(known.provenance["data_root"]), slide, any_scale=True)
     with closing(open_image(slide, files.image)) as image:
         identity, _ = slide_identity(files, image, known)
     if different := differences(known.slide, identity):

@@ -16,9 +16,12 @@ from extract.encoders.encoder import Encoder, count_blocks
 from extract.encoders.lora import Adapted, LoraConfig, adapt, remove_adapters, speed_up_on_cpu
 from extract.encoders.registry import count_blocks_of, load_encoder
 from extract.pipeline import has_fast_bf16
-from extract.tokens import make_tokens
+from extract.plan import Request, plan_extraction
+from extract.scheduler import check_plan
+from extract.tokens import make_tokens, plan_cache_tokens
 from hist_cache.cache import Cache
 from hist_cache.errors import HistError, InputError
+from hist_cache.fingerprint import CropRule
 from hist_cache.token_files import token_blocks
 from train import distributed
 from train.data import Inputs, SpotData, TensorCache
@@ -155,6 +158,29 @@ class Finetuner:
                 if failures:
                     raise failures[0]
         distributed.barrier()
+
+    def check_slides(self, sizes: list[int], layers: int, from_crops: bool) -> None:
+        """Open the files that fine-tuning will open; raises the error of the first slide that cannot be used.
+
+        Args:
+            sizes: Neighbourhood sizes of the niches.
+            layers: Blocks that are adapted at most.
+            from_crops: Whether it starts from the crops, and not from tokens.
+        """
+        usable = self._blocks(list(self.caches), layers)
+        block = usable[-1] if usable else self.blocks - layers
+        for cache, slides in self._slides_by_cache(list(self.caches)).items():
+            data_root = find_data_root(cache, self.data_root)
+            if from_crops:
+                common = cache.fingerprint().common
+                min_spot_um = CropRule.from_identity(common).min_spot_um
+                request = Request(data_root, tuple(sizes), min_spot_um, common, any_scale=True)
+                failed = plan_extraction(request, slides, cache.folder).failed
+            else:
+                tokens = plan_cache_tokens(cache, slides, sizes, self.encoder, block, data_root)
+                failed = tokens.plan.failed + check_plan(tokens.plan, tokens.request)
+            if failed:
+                raise failed[0]
 
     def _slides_by_cache(self, slides: list[str]) -> dict[Cache, list[str]]:
         caches = dict.fromkeys(self.caches[slide] for slide in slides)

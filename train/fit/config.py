@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from hist_cache.errors import InputError
-from hist_cache.options import flag, option
+from hist_cache.options import check_ranges, option
+from hist_cache.values import COUNT, NOT_NEGATIVE, POSITIVE, Interval
 
-MAX_SEED = 2**32 - 1  # of scikit-learn's random states
+SEEDS = Interval(0, 2**32 - 1)  # of scikit-learn's random states
 MAX_GRADIENT_NORM = 5.0  # entailment gradients reach 1e4 at a cone's border
 Tested = Literal["best", "last"]
 
@@ -17,17 +17,21 @@ Tested = Literal["best", "last"]
 class FitConfig:
     """The defaults are those of HiST's appendix B.2; docs/method.md says what is not."""
 
-    epochs: int = option(200, "epochs at most", "N")
-    patience: int = option(10, "stop after so many epochs without a better validation error", "N")
-    batch_size: int = option(128, "spots a step", "N")
-    lr: float = option(1e-4, "learning rate of AdamW", "X")
-    weight_decay: float = option(0.01, "weight decay of AdamW", "X")
-    seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N")
+    epochs: int = option(200, "epochs at most", "N", within=COUNT)
+    patience: int = option(10, "stop after so many epochs without a better validation error", "N", within=COUNT)
+    batch_size: int = option(128, "spots a step", "N", within=COUNT)
+    lr: float = option(1e-4, "learning rate of AdamW", "X", within=POSITIVE)
+    weight_decay: float = option(0.01, "weight decay of AdamW", "X", within=NOT_NEGATIVE)
+    seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N", within=SEEDS)
     stop_on: Literal["mse", "loss"] = option(
         "mse", "what early stopping watches: the prediction error, or the whole loss with alignment", since="0.2"
     )
     clip_norm: float = option(
-        MAX_GRADIENT_NORM, "longer gradients are scaled down to this norm; 0 leaves them", "X", since="0.2"
+        MAX_GRADIENT_NORM,
+        "longer gradients are scaled down to this norm; 0 leaves them",
+        "X",
+        since="0.2",
+        within=NOT_NEGATIVE,
     )
 
     @property
@@ -37,14 +41,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; `InputError` names the flag."""
-        for name in ("epochs", "patience", "batch_size", "lr"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{flag(name)} {getattr(self, name)}: must be above 0")
-        for name in ("weight_decay", "clip_norm"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{flag(name)} {getattr(self, name)}: must be 0 or more")
-        if not 0 <= self.seed <= MAX_SEED:
-            raise InputError(f"--seed {self.seed}: must be from 0 to {MAX_SEED}")
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -61,5 +58,5 @@ class EncodingConfig:
 
     def __post_init__(self) -> None:
         """Check the range; `InputError` names the flag."""
-        if self.micro_batch is not None and self.micro_batch < 1:
-            raise InputError(f"--micro-batch {self.micro_batch}: must be above 0")
+        if self.micro_batch is not None:
+            COUNT.check("--micro-batch", self.micro_batch)

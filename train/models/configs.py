@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from hist_cache.errors import InputError
-from hist_cache.options import flag, option
+from hist_cache.options import check_ranges, option
+from hist_cache.values import COUNT, FRACTION, LARGEST, NOT_NEGATIVE, POSITIVE, Interval
 
 CURVATURE_RANGE = (0.1, 10.0)
 MAX_INVERSE_TEMPERATURE = 100.0
@@ -26,14 +24,14 @@ class ModelConfig:
 class HistConfig(ModelConfig):
     """Sizes and loss weights of HiST. docs/method.md says where the defaults differ from the paper's text."""
 
-    width: int = option(1024, "latent width d", "N")
-    depth: int = option(2, "residual blocks a stream", "N")
-    dropout: float = option(0.1, "dropout of a residual block", "X")
-    alpha: float = option(0.2, "weight of the alignment losses", "X")
-    beta: float = option(0.4, "weight of entailment within them", "X")
-    curvature: float = option(1.0, "initial curvature magnitude c", "X")
+    width: int = option(1024, "latent width d", "N", within=Interval(1, 100_000))
+    depth: int = option(2, "residual blocks a stream", "N", within=Interval(0, 1000))
+    dropout: float = option(0.1, "dropout of a residual block", "X", within=FRACTION)
+    alpha: float = option(0.2, "weight of the alignment losses", "X", within=NOT_NEGATIVE)
+    beta: float = option(0.4, "weight of entailment within them", "X", within=NOT_NEGATIVE)
+    curvature: float = option(1.0, "initial curvature magnitude c", "X", within=POSITIVE)
     fixed_curvature: bool = option(False, "do not learn the curvature")
-    temperature: float = option(0.07, "initial temperature of the contrast", "X")
+    temperature: float = option(0.07, "initial temperature of the contrast", "X", within=POSITIVE)
     decoder_space: Literal["tangent", "hyperbolic", "points"] = option(
         "tangent", "what the decoder reads: vectors before the exponential map, or points without or with their time"
     )
@@ -50,21 +48,10 @@ class HistConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         """Check ranges; `InputError` names the flag."""
-        low, high = CURVATURE_RANGE if self.limits == "kept" else (0.0, sys.float_info.max)
-        coldest = 1 / MAX_INVERSE_TEMPERATURE if self.limits == "kept" else 0.0
-        limits = {
-            "width": self.width >= 1,
-            "depth": self.depth >= 0,
-            "dropout": 0 <= self.dropout < 1,
-            "alpha": self.alpha >= 0,
-            "beta": self.beta >= 0,
-            "curvature": low <= self.curvature <= high and self.curvature > 0,
-            "temperature": coldest <= self.temperature < math.inf and self.temperature > 0,
-        }
-        for name, holds in limits.items():
-            if not holds:
-                limit = f" ({low} to {high})" if name == "curvature" and self.limits == "kept" else ""
-                raise InputError(f"{flag(name)} {getattr(self, name)}: out of range{limit}")
+        check_ranges(self)
+        if self.limits == "kept":
+            Interval(*CURVATURE_RANGE).check("--curvature", self.curvature)
+            Interval(1 / MAX_INVERSE_TEMPERATURE, LARGEST).check("--temperature", self.temperature)
 
 
 @dataclass(frozen=True)
@@ -76,9 +63,8 @@ class RidgeConfig(ModelConfig):
 class KnnConfig(ModelConfig):
     """The number of train spots that a prediction averages."""
 
-    nearest: int = option(50, "train spots whose mean expression is predicted", "N")
+    nearest: int = option(50, "train spots whose mean expression is predicted", "N", within=COUNT)
 
     def __post_init__(self) -> None:
         """Check the range; `InputError` names the flag."""
-        if self.nearest < 1:
-            raise InputError(f"--nearest {self.nearest}: must be above 0")
+        check_ranges(self)

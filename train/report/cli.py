@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from hist_cache.console import err, out, say, warn
 from hist_cache.errors import InputError, keeping
 from hist_cache.options import CommandOptions, folder_option, option, parse, positional, run
+from hist_cache.values import COUNT
 
 if TYPE_CHECKING:
     from train.report.results import Results
@@ -33,7 +34,7 @@ class ReportOptions(CommandOptions):
         None, "where to write report.html, tables/, figures/ (default: <dataset's runs>/report)", "DIR"
     )
     format: Literal["rich", "csv", "latex"] = option("rich", "of the tables printed")
-    table: int | None = option(None, "only the runs and tables of this table of the paper", "N")
+    table: int | None = option(None, "only the runs and tables of this table of the paper", "N", within=COUNT)
     against: str | None = option(None, "the variant or run to test the others against (default: full)", "VARIANT")
     genes_to_plot: str | None = option(
         None, "genes on the maps and by region, such as COL1A1,FN1 (default: the best)", "NAMES"

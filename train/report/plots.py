@@ -116,7 +116,7 @@ def plot_gene_distributions(path: Path, correlations: Mapping[str, pd.Series]) -
         ax.plot([low, high], [y, y], color=BLUE, linewidth=4, solid_capstyle="butt")
         ax.plot(middle, y, "o", color="white", markeredgecolor=BLUE, markersize=6)
         ax.annotate(f"{middle:.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=GREY)
-    ax.set_yticks(rows, list(correlations))
+    ax.set_yticks(rows, list(correlations), parse_math=False)
     ax.tick_params(axis="y", length=0, labelsize=10)
     ax.axvline(0, color="0.8", linewidth=0.8, zorder=0)
     ax.set_xlabel("PCC of a gene, mean over folds", fontsize=9)
@@ -145,7 +145,7 @@ def plot_gene_panel(path: Path, table: anndata.AnnData, title: str) -> None:
     figure.colorbar(dots, ax=ax, pad=0.02).set_label("PCC", fontsize=9)
     ax.set_xlabel(f"mean, {table.uns['expression']}", fontsize=9)
     ax.set_ylabel("variance over test spots", fontsize=9)
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=10, parse_math=False)
     ax.margins(0.08)
     quiet_axes(ax)
     names = [(str(table.var_names[i]), mean[i], variance[i]) for i in order[::-1][:N_NAMED_GENES]]
@@ -184,7 +184,8 @@ def _name_points(figure: Figure, ax: Axes, names: Sequence[tuple[str, float, flo
 def _annotate(ax: Axes, name: str, x: float, y: float, side: tuple[int, int]) -> Any:
     dx, dy = side
     alignment: dict[str, Any] = {"ha": HORIZONTAL[dx], "va": VERTICAL[dy]}
-    return ax.annotate(name, (x, y), (6 * dx, 6 * dy), textcoords="offset points", fontsize=8, **alignment)
+    xy, place = (6 * dx, 6 * dy), "offset points"
+    return ax.annotate(name, (x, y), xy, textcoords=place, fontsize=8, parse_math=False, **alignment)
 
 
 def plot_gene(path: Path, tables: Mapping[str, anndata.AnnData], gene: str, slide: str) -> None:
@@ -213,13 +214,13 @@ def plot_gene(path: Path, tables: Mapping[str, anndata.AnnData], gene: str, slid
     figure, axes = new_figure(columns, math.ceil((1 + len(maps)) / columns), 2.9, 0.45 + 2.6 * spot_aspect(coords))
     panels = list(axes.ravel())
     draw_tissue(panels[0], picture, coords)
-    panels[0].set_title(f"{slide}, H&E", fontsize=10)
+    panels[0].set_title(f"{slide}, H&E", fontsize=10, parse_math=False)
     low, high = np.quantile(truth, [0.01, 0.99])
     for ax, (title, spots, values) in zip(panels[1:], maps, strict=False):
         draw_tissue(ax, picture, spots)
         discs = draw_spots(ax, picture, spots, values)
         discs.set_clim(low, high if high > low else low + 1)
-        ax.set_title(title, fontsize=10)
+        ax.set_title(title, fontsize=10, parse_math=False)
     for i, ax in enumerate(panels):
         ax.axis("off" if i > len(maps) else "on")
         for side in ax.spines.values():

@@ -10,7 +10,8 @@ from hist_cache.demo.slides import DEMO_IDS, PITCH_UM, SPOT_UM, demo_files, writ
 from hist_cache.demo.tissue import FAT, IMMUNE, STROMA, TUMOUR, grow_tissue
 from hist_cache.errors import InputError
 from hist_cache.lattice import find_lattice, ring_neighbors
-from hist_cache.slides import Spots, find_slide, read_spots, slides_on_disk
+from hist_cache.slides import find_slide, slides_on_disk
+from hist_cache.spots import Spots, read_spots
 
 SLIDE = "DEMO2"
 

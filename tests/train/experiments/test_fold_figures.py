@@ -50,6 +50,14 @@ def test_maps_need_no_embeddings(tmp_path: Path) -> None:
     assert height > 4 * 110  # two slides, each with two rows
 
 
+@pytest.mark.parametrize("name", ["A$x_$B", "$", "[red]", "$\\\\frac{$", "GENE \u4e2d"])
+def test_names_are_drawn_as_they_are(tmp_path: Path, name: str) -> None:
+    table = fake_predictions(["S0"], 0.7, 0, radii=False)
+    table.var_names = [name, *table.var_names[1:]]
+    plot_maps(tmp_path / "maps.png", table, [name])
+    assert (tmp_path / "maps.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("geometry", ["lorentz", "euclidean"])
 def test_geometry_of_the_four_embeddings(tmp_path: Path, geometry: str) -> None:
     assert tuple(EMBEDDING_STYLES) == tuple(EMBEDDING_NAMES)

@@ -120,7 +120,7 @@ def test_what_is_no_setting_is_refused_in_one_line(stored: Path, change: dict[st
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"loop": {"epochs": 0}}, "--epochs 0: must be above 0"), ({"model_name": "toy"}, "--model toy: no such model")],
+    [({"loop": {"epochs": 0}}, "--epochs 0: must be 1 or more"), ({"model_name": "toy"}, "--model toy: no such model")],
 )
 def test_values_that_are_refused_name_the_file(stored: Path, change: dict[str, object], says: str) -> None:
     file = configs(stored)[0]

@@ -158,13 +158,22 @@ def test_missing_tokens_are_made_and_tokens_before_serve_too(run_command: Run, c
         (["--finetune-lora", "--lora", "run"], "an encoder is fine-tuned once"),
         (["--lora", "run"], "--lora run: no finished fold0 with an adapter"),
         (["--finetune-lora", "--no-token-cache", "--data-root", "nowhere"], "nowhere"),
+        (["--finetune-lora", "--weights", "nowhere"], "--weights nowhere and --random-weights exclude each other"),
+        (["--finetune-lora", "--data-root", "."], "not a HEST folder (no st/ and wsis/ in it)"),
+        (["--finetune-lora", "--no-token-cache", "--data-root", "other"], "TINY1: other/st/TINY1.h5ad: no such file"),
+        (["--table", 14], "--lora-layers 11: timm:test_vit has 6 blocks"),
     ],
 )
-def test_wrong_input(cache: Path, run_command: Run, more: list[object], says: str) -> None:
-    code, text = run_command(main, "--cache", cache, *LOSO, *SMALL, *more)
-    assert code in (1, 2), text
-    assert says in text
-    assert "Traceback" not in text
+def test_wrong_input_also_in_a_dry_run(
+    cache: Path, run_command: Run, tmp_path: Path, more: list[object], says: str
+) -> None:
+    for folder in ("st", "wsis"):
+        (tmp_path / "other" / folder).mkdir(parents=True)
+    for dry_run in (["--dry-run"], []):
+        code, text = run_command(main, "--cache", cache, *LOSO, *SMALL, *more, *dry_run)
+        assert code in (1, 2), text
+        assert says in text
+        assert "Traceback" not in text
 
 
 def test_an_encoder_that_is_no_vision_transformer(run_command: Run, cache: Path, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Parts of an h5ad file that somebody else has made: no links to other files, no more than the memory holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from hist_cache.errors import SlideError, one_line
+from hist_cache.memory import free_memory
+from hist_cache.slides import SlideFiles
+from hist_cache.texts import bad_name
+
+MAX_OBJECTS = 100_000  # in a part of a file
+
+
+class TableError(Exception):
+    """What is wrong with an h5ad file, and what to do: the text of a `SlideError`, which names slide and file."""
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        self.problem, self.advice = problem, advice
+        super().__init__(problem)
+
+
+@contextmanager
+def open_table(files: SlideFiles) -> Iterator[h5py.File]:
+    """Open a slide's h5ad; whatever is raised while it is read becomes a `SlideError`."""
+    try:
+        with h5py.File(files.table, "r", locking=False) as file:
+            yield file
+    except TableError as error:
+        raise SlideError(files.id, files.table, error.problem, error.advice) from error
+    except Exception as error:  # HDF5, h5py and anndata raise errors of almost any kind for a damaged file
+        problem = f"cannot be read ({one_line(error)})"
+        raise SlideError(files.id, files.table, problem, "copy or download it again") from error
+
+
+def table_part(file: h5py.File, *path: str) -> Any:
+    """Return a group or an array of the file, with all that is in it.
+
+    Raises:
+        TableError: It is not there, lies in another file, or is larger than the memory.
+    """
+    name, part = "/".join(path), _follow(file, *path)
+    n_bytes, waiting, seen = 0, [part], set()
+    while waiting:
+        item = waiting.pop()
+        address = h5py.h5o.get_info(item.id).addr
+        if address in seen:
+            continue
+        seen.add(address)
+        if len(seen) > MAX_OBJECTS:
+            raise TableError(f"more than {MAX_OBJECTS:,} objects in {name}")
+        if isinstance(item, h5py.Group):
+            waiting += [_follow(item, key) for key in item]
+        elif isinstance(item, h5py.Dataset):
+            if item.is_virtual or item.external:
+                raise TableError(f"{name} lies in another file", "write the table as one file")
+            n_bytes += (item.size or 0) * item.dtype.itemsize
+    if n_bytes > free_memory() / 3:
+        raise TableError(f"{name} takes {n_bytes / 1e9:,.1f} GB, more than a third of the free memory")
+    return part
+
+
+def _follow(item: Any, *path: str) -> Any:
+    """Go down from a group by names; `TableError` where there is none, or a link by path to anywhere."""
+    for key in path:
+        if not isinstance(item, h5py.Group) or key not in item or "/" in key:
+            raise TableError(f"no {'/'.join(path)}", "write the table with anndata (0.7 or later)")
+        if not isinstance(item.get(key, getlink=True), h5py.HardLink):
+            raise TableError(
+                f"{'/'.join(path)} is a link to another place", "write the table as one file, without links"
+            )
+        item = item[key]
+    return item
+
+
+def table_column(file: h5py.File, frame: str, name: str, n: int) -> NDArray[Any]:
+    """Return a column of `obs` or `var`, (n,)."""
+    import anndata
+
+    item = table_part(file, frame, name)
+    if "categories" in item.attrs:
+        raise TableError(f"{frame}/{name} was written by an anndata before 0.7", "write the table again with a new one")
+    values = np.asarray(anndata.io.read_elem(item), dtype=object)
+    if values.shape != (n,):
+        raise TableError(f"{frame}/{name} has shape {values.shape} for {n:,}")
+    return values
+
+
+def table_names(file: h5py.File, frame: str, n: int) -> list[str]:
+    """Return the names of the rows of `obs` or `var`."""
+    index = _follow(file, frame).attrs.get("_index", "_index")
+    names = [v.decode() if isinstance(v, bytes) else str(v) for v in table_column(file, frame, str(index), n)]
+    if problem := bad_name(names):
+        raise TableError(f"{frame}_names have {problem}")
+    return names
