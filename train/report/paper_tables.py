@@ -282,6 +282,7 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
     rows = []
     for baseline, title in BASELINE_TITLES.items():
         rows_by_values: dict[tuple[float | None, ...], Row] = {}
+        labels: dict[str, str] = {}
         for group in groups:
             run = _run_with_baseline(group, baseline)
             frame = results.baselines[
@@ -292,7 +293,10 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
                 label = f"{run.label}, permuted"
             else:
                 label = ", ".join(filter(None, [title, run.data_label, "LEAK" if run.leaks else ""]))
-            rows_by_values.setdefault(tuple(c.value for c in cells), Row(label, BASELINE, cells))
+            values = tuple(c.value for c in cells)
+            if values not in rows_by_values and labels.setdefault(label, run.label) != run.label:
+                label = f"{title}, data of {run.label}"  # the label of its data is that of other data too
+            rows_by_values.setdefault(values, Row(label, BASELINE, cells))
         if len(rows_by_values) == 1 and baseline != PERMUTED:  # train means are the same for any neighbourhood
             rows += [Row(title, BASELINE, row.cells) for row in rows_by_values.values()]
         else:

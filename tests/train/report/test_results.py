@@ -137,6 +137,19 @@ def test_baselines_come_once_for_each_data_setting(tmp_path: Path) -> None:
     ]
 
 
+def test_baselines_on_other_data_have_other_labels(tmp_path: Path) -> None:
+    """Where labels name the protocol, the edge spots that it drops follow; the baselines differ all the same."""
+    write_run(tmp_path, FULL)
+    run = write_run(tmp_path, FULL, change={"protocol.name": "release", "protocol.edge_spots": "drop"})
+    for file in run.glob("fold*/metrics.json"):
+        metrics = json.loads(file.read_text())
+        metrics["controls"]["ridge"] = numbers(0.6)
+        file.write_text(json.dumps(metrics))
+    [table] = results_tables(read_results([tmp_path]))
+    found = [r.label for r in table.rows if r.label.startswith("ridge")]
+    assert found == ["ridge, PCA-256", "ridge, PCA-256, data of full, release protocol"]
+
+
 def test_nothing_is_bold_across_panels_and_datasets_stand_apart(tmp_path: Path) -> None:
     write_run(tmp_path, FULL)
     write_run(tmp_path, NO_HEA, change={"n_genes": 1000, "panel": "b" * 64})
