@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import socket
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hist_cache.passwords import mask_command
 
 LIBRARIES = (
     "hist-cache",
@@ -178,18 +179,12 @@ def versions() -> dict[str, str]:
     return installed
 
 
-def mask_passwords(text: str) -> str:
-    """Replace the passwords in the URLs of a text by ***, for everything that is written or shown."""
-    text = re.sub(r"(://[^:/@\s]*):\S+@", r"\1:***@", text)
-    return re.sub(r"([?&]password=)[^&\s]+", r"\1***", text)
-
-
 def provenance(**more: Any) -> dict[str, Any]:
     """Return by what command, with which versions, when and where a file is made, and `more` as it is given."""
     return {
         "versions": versions(),
         "host": socket.gethostname(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": mask_passwords(" ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])),
+        "command": mask_command([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         **more,
     }

@@ -24,7 +24,7 @@ from hist_cache.config_files import read_config
 from hist_cache.console import fail, show_logs
 from hist_cache.errors import HistError, InputError, WriteError, one_line
 from hist_cache.files import FULL, write_error
-from hist_cache.fingerprint import mask_passwords
+from hist_cache.passwords import mask_command, mask_passwords
 from hist_cache.values import Interval, choices_of, read_value
 
 _O = TypeVar("_O", bound="CommandOptions")
@@ -161,7 +161,7 @@ def parse(kind: type[_O], prog: str, description: str, argv: Sequence[str] | Non
     try:
         parsed = vars(parser.parse_args(_with_config_files(words, kinds)))
     except InputError as error:
-        fail(str(error))
+        fail(mask_passwords(str(error)))
         raise SystemExit(error.exit_code) from None
     show = parsed.pop(PRINT_CONFIG.strip("-"), False)
     given = {name: value for name, value in parsed.items() if value is not None}  # null is as good as left out
@@ -172,7 +172,7 @@ def parse(kind: type[_O], prog: str, description: str, argv: Sequence[str] | Non
         **{name: value for name, value in given.items() if name in own},
         given=frozenset(given),
         config_values={name: value for name, value in given.items() if name not in own},
-        command=mask_passwords(shlex.join([prog, *words])),
+        command=mask_command([prog, *map(shlex.quote, words)]),
     )
 
 
@@ -180,7 +180,7 @@ def _print_config(given: Mapping[str, Any]) -> NoReturn:
     """Print the options that were given as a file for `--config`, and exit."""
     import yaml
 
-    print(yaml.safe_dump(dict(given), sort_keys=False) if given else "{}\n", end="")
+    print(mask_passwords(yaml.safe_dump(dict(given), sort_keys=False)) if given else "{}\n", end="")
     raise SystemExit(0)
 
 
@@ -257,14 +257,15 @@ def run(main: Callable[[_O], int | None], options: _O, debug: bool) -> int:
         return 1
     except (HistError, OSError) as error:
         if debug:
-            traceback.print_exc()
+            sys.stderr.write(mask_passwords(traceback.format_exc()))
         if isinstance(error, OSError) and error.errno in FULL:
             error = write_error(error, Path(error.filename or ".").parent)
         more = f"; kept: {error.kept}; go on with: {options.command}" if isinstance(error, WriteError) else ""
-        fail(f"{error}{more}")
+        fail(mask_passwords(f"{error}{more}"))
         return error.exit_code if isinstance(error, HistError) else 1
     except Exception as error:
         if debug:
-            traceback.print_exc()
-        fail(f"{UNEXPECTED}: {type(error).__name__}: {one_line(error)}; --debug shows where, please report it")
+            sys.stderr.write(mask_passwords(traceback.format_exc()))
+        problem = mask_passwords(f"{type(error).__name__}: {one_line(error)}")
+        fail(f"{UNEXPECTED}: {problem}; --debug shows where, please report it")
         return 1

@@ -8,9 +8,11 @@ import os
 import pickle
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -26,6 +28,7 @@ _R = TypeVar("_R")
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 TICK_S = 0.5
+START_S = 300  # a worker that is not ready by then hangs; to import torch from a slow disk may take a minute
 JOIN_S = 10  # a worker that does not end by then is killed
 STOPPING = "stopping at the end of the epochs that run (once more to stop at once)"
 
@@ -96,6 +99,8 @@ class ProcessExecutor:
     def __init__(self, workers: int, prepare: Callable[[Any], None] = lambda task: None) -> None:
         self._workers, self._prepare = workers, prepare
         self._processes: dict[Connection, BaseProcess] = {}
+        self._starting: list[Connection] = []  # the workers that have not yet said that they are ready
+        self._deadline = 0.0
 
     def run(self, tasks: Sequence[_T], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
         """Do all tasks and return those that failed; see `hist_cache.executor.Executor.run`."""
@@ -104,25 +109,24 @@ class ProcessExecutor:
         with GracefulStop(STOPPING, self._terminate) as stop:
             try:
                 self._start(worker)
-                for pipe in self._processes:
-                    if not stop.requested:
-                        self._hand_out(pipe, waiting, running)
-                while running:
-                    for pipe in self._ready(running):
+                while running or (self._starting and waiting and not stop.requested):
+                    for pipe in self._ready({*running, *self._starting}):
                         kind, content = self._receive(pipe)
                         if kind == "message":
                             events.on_message(running[pipe], content)
                             continue
-                        task = running.pop(pipe)
-                        if kind == "result":
-                            events.on_result(task, content)
-                        elif not stop.requested:
-                            failures.append(_failure(task, kind, content))
+                        if pipe in self._starting:
+                            self._started(pipe, kind, content, stop.requested > 0)
+                        elif kind == "result":
+                            events.on_result(running.pop(pipe), content)
+                        else:
+                            task = running.pop(pipe)
+                            failures += [] if stop.requested else [_failure(task, kind, content)]
                         if kind != "died" and not stop.requested:
                             self._hand_out(pipe, waiting, running)
                     events.on_tick()
             finally:
-                self._end(running)
+                self._end({*running, *self._starting})
         if stop.requested:
             raise KeyboardInterrupt
         return failures + [Failure(task, HistError("not run, no process was left"), "not run") for task in waiting]
@@ -135,6 +139,7 @@ class ProcessExecutor:
         """
         context = multiprocessing.get_context("spawn")  # a fork would inherit OpenMP's threads, half of them dead
         all_cores, share = cores(), max(1, len(cores()) // self._workers)
+        resource_tracker.ensure_running()  # it unblocks signals when it starts
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             for i in range(self._workers):
@@ -146,6 +151,7 @@ class ProcessExecutor:
                 self._processes[pipe] = process
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._starting, self._deadline = list(self._processes), time.monotonic() + START_S
         pickled = pickle.dumps(worker)
         for pipe in self._processes:
             with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found when it is heard
@@ -155,19 +161,32 @@ class ProcessExecutor:
         if waiting:
             task = running[pipe] = waiting.pop(0)
             self._prepare(task)
-            with suppress(BrokenPipeError):  # a dead worker is found when it is heard
+            with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found when it is heard
                 pipe.send(task)
 
-    def _ready(self, running: dict[Connection, _T]) -> list[Connection]:
-        ready = wait(list(running), timeout=TICK_S)
-        return [pipe for pipe in running if pipe in ready]
+    def _started(self, pipe: Connection, kind: str, content: Any, stopping: bool) -> None:
+        """Note the first message of a worker: that it is ready, or why it is not."""
+        self._starting.remove(pipe)
+        if kind != "ready" and not stopping:
+            raise HistError(f"{self._name(pipe)} {kind} while it started: {content}")
+
+    def _ready(self, pipes: Collection[Connection]) -> list[Connection]:
+        ready = wait(list(pipes), timeout=TICK_S)
+        if self._starting and time.monotonic() > self._deadline:
+            raise HistError(f"{self._name(self._starting[0])} did not start within {START_S} s")
+        return [pipe for pipe in self._processes if pipe in ready]
+
+    def _name(self, pipe: Connection) -> str:
+        """A worker as messages name it."""
+        number = list(self._processes).index(pipe) + 1
+        return f"worker {number} of {len(self._processes)} (process {self._processes[pipe].pid})"
 
     def _receive(self, pipe: Connection) -> tuple[str, Any]:
         try:
             kind, content = pipe.recv()
         except (EOFError, ConnectionResetError):
             self._processes[pipe].join(JOIN_S)
-            return "died", f"exit code {self._processes[pipe].exitcode}"
+            return "died", _ending(self._processes[pipe].exitcode)
         if kind == "cannot write":
             raise content  # other tasks could not write either
         return kind, content
@@ -176,14 +195,23 @@ class ProcessExecutor:
         for process in self._processes.values():
             process.terminate()
 
-    def _end(self, running: Collection[Connection]) -> None:
-        for pipe in running:  # after an error here: nobody needs what they are at
+    def _end(self, busy: Collection[Connection]) -> None:
+        for pipe in busy:  # after an error here: nobody needs what they are at
             self._processes[pipe].terminate()
         for pipe, process in self._processes.items():
             pipe.close()  # an idle worker ends when its pipe does
             process.join(JOIN_S)
             process.kill()
         self._processes.clear()
+        self._starting.clear()
+
+
+def _ending(exit_code: int | None) -> str:
+    """How a process ended: its exit code, or the name of the signal that killed it."""
+    if exit_code is not None and exit_code < 0:
+        with suppress(ValueError):
+            return f"killed by {signal.Signals(-exit_code).name}"
+    return f"exit code {exit_code}"
 
 
 def _failure(task: _T, kind: str, content: Any) -> Failure[_T]:
@@ -198,20 +226,10 @@ def _failure(task: _T, kind: str, content: Any) -> Failure[_T]:
 def _live(pipe: Connection, own: list[int]) -> None:
     """A worker's life: its kind of work, then tasks, from the pipe until it closes."""
     with suppress(EOFError, KeyboardInterrupt, ConnectionError):
-        os.setpgid(0, 0)  # Ctrl-C on the terminal reaches the parent alone, which passes it on
-        signal.signal(signal.SIGTERM, _interrupt)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-        hush()  # the parent shows what there is to show
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, own)
-        claim_packages()  # before anything of ours is imported: the user's own train.py may stand first on the path
-        import torch
-
-        torch.set_num_threads(len(own))
-        worker: Worker[Any, Any] = pickle.loads(pipe.recv_bytes())
+        worker = _get_ready(pipe, own)
         context: Any = None
         started = False
-        while True:
+        while worker is not None:
             task = pipe.recv()
             try:
                 if not started:
@@ -228,3 +246,27 @@ def _live(pipe: Connection, own: list[int]) -> None:
                 pipe.send(("failed", str(error)))
             except Exception:
                 pipe.send(("failed", traceback.format_exc()))
+
+
+def _get_ready(pipe: Connection, own: list[int]) -> Worker[Any, Any] | None:
+    """Set up this process as a worker and receive its kind of work; None, after saying why, where that fails."""
+    os.setpgid(0, 0)  # Ctrl-C on the terminal reaches the parent alone, which passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also one that came before
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    hush()  # the parent shows what there is to show
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, own)
+    try:
+        claim_packages()  # before anything of ours is imported: the user's own train.py may stand first on the path
+        import torch
+
+        torch.set_num_threads(len(own))
+        worker: Worker[Any, Any] = pickle.loads(pipe.recv_bytes())
+    except (EOFError, ConnectionError):
+        raise
+    except Exception as error:  # whatever a module raises that is imported
+        pipe.send(("failed", f"{type(error).__name__}: {error}"))
+        return None
+    pipe.send(("ready", None))
+    return worker

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
+from hist_cache.passwords import clean_files
 
 if TYPE_CHECKING:
     import anndata
@@ -60,6 +61,7 @@ class Fold:
     @property
     def config(self) -> dict[str, Any]:
         """The settings of the fold: options, split, patients and provenance."""
+        clean_files([self.folder / CONFIG])
         return read_object(self.folder / CONFIG)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hist_cache.console import out, say, warn
@@ -32,8 +33,8 @@ def sweep(options: SweepOptions) -> int:
     """Run the command; returns the exit code."""
     import torch
 
+    from sweeps.opening import check_storage, open_study
     from sweeps.report import write_study
-    from sweeps.storage import open_study
     from sweeps.workers import prepare
     from train.experiments.announcements import (
         announce_crops,
@@ -57,6 +58,7 @@ def sweep(options: SweepOptions) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say_plan(plan)
     if options.dry_run:
+        check_storage(plan)
         return 0
     storage = open_study(plan, must_exist=options.resume)
     try:
@@ -128,6 +130,7 @@ def search(
     """
     from sweeps.display import study_display
     from sweeps.report import write_trials
+    from sweeps.waiting import StorageLost
     from sweeps.workers import run_trials, run_trials_in_processes
 
     finished = plan.options.trials - left
@@ -136,15 +139,23 @@ def search(
         return
     before = f", {finished} done before" if finished else ""
     say(f"{left} trials{before}; on {'the GPU' if device.type == 'cuda' else 'the CPU'}, {workers} at once")
+    problems: list[HistError] = []
     try:
         with study_display(plan, storage) as display:
             if workers == 1:
                 run_trials(plan, storage, workspace, device, display.tick)
             else:
-                run_trials_in_processes(plan.options, device, workers, display.tick)
+                problems = run_trials_in_processes(plan.options, device, workers, display.tick)
     finally:
-        write_trials(plan, storage.study.get_trials(deepcopy=False))
-    if still := missing(plan, storage):
+        with suppress(StorageLost):  # whatever ends the search says so itself
+            if (trials := storage.peek()) is not None:
+                write_trials(plan, trials)
+    still = missing(plan, storage)
+    for problem in problems:
+        if still:
+            raise problem
+        warn(f"a worker failed, others ran its trials: {problem}")
+    if still:
         raise HistError(f"{still} trials are missing: no worker is left, was it killed? The same command goes on")
 
 
@@ -163,13 +174,13 @@ def conclude(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, devic
     write_trials(plan, trials)
     best = write_best(plan, trials, final)
     page = write_study_report(plan, storage.study, final)
+    for sentence in final.warnings:  # before any number that they are about
+        warn(sentence)
     out.print(best_table(plan, trials, f"The best trials by validation {plan.objective}"))
     out.print(to_rich(metrics_table(final.results, list(final.results.runs), reference=final.reference)))
     say(f"{study_work(plan, trials)}")
     if shares := importance(plan, storage.study):
         say("importance: " + ", ".join(f"{name.replace('_', ' ')} {share:.2f}" for name, share in shares.items()))
     say(best["verdict"])
-    for sentence in final.warnings:
-        warn(sentence)
     say(f"the best setting: {best['command']}")
     say(f"{page}: history, importance, slices, contours; beside it trials.csv and best.json")

@@ -39,7 +39,9 @@ class StudyDisplay:
     def update(self) -> None:
         """Read the study and show the trials that finished since the last update."""
         self.last_update = time.monotonic()
-        trials = self.storage.study.get_trials(deepcopy=False)
+        trials = self.storage.peek()
+        if trials is None:
+            return
         new = [t for t in trials if t.state in FINISHED and t.number not in self.finished]
         self.finished |= {t.number for t in new}
         self.meter.done += len(new)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,12 +16,14 @@ from hist_cache.console import fail
 from hist_cache.errors import HistError
 from hist_cache.runs import Run
 from sweeps.study import StudyPlan
+from sweeps.waiting import hold
 from train.experiments.announcements import announce_changes
 from train.experiments.jobs import Job
 from train.experiments.outputs import write_summary
 from train.experiments.runner import default_workers, describe_failure, run_with_progress
+from train.metrics import TOP_K
 from train.report.results import Results, read_results
-from train.report.significance import compare
+from train.report.significance import Paired, compare
 from train.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -64,7 +67,8 @@ def test_best(plan: StudyPlan, workspace: Workspace, values: Mapping[str, Any], 
     """
     best, default = plan.final_jobs(workspace, values), plan.final_jobs(workspace, {})
     jobs = list({job.folder: job for job in (*best, *default)}.values())
-    with FileLock(plan.folder / ".test.lock"):  # another command may run this study too, and have reached its end
+    what = "another command, which tests this study's best setting"
+    with hold(FileLock(plan.folder / ".test.lock"), what, limit_s=None):
         left = [job for job in jobs if not job.done]
         announce_changes(jobs)
         if left:
@@ -111,19 +115,41 @@ def test_slide_warnings(trials: Sequence[Job], final: Sequence[Job]) -> list[str
     ]
 
 
-def verdict(plan: StudyPlan, final: FinalTest) -> str:
-    """Compare the best setting with the default one on the test slides, in one sentence."""
+def verdict(final: FinalTest) -> str:
+    """Compare the best setting with the default one on the test slides: every metric first, then what follows."""
     if final.same:
         return "The search found nothing better than the default setting."
     best, default = final.results.runs
-    paired = compare(final.results, best, default, plan.objective)
-    if paired.n == 0 or paired.difference is None:
-        return f"On test the two cannot be compared by {plan.objective.upper()}."
-    gain = paired.difference if plan.maximize else -paired.difference
-    p = paired.p_t
-    comparison = f"{paired.difference:+.4f} {plan.objective.upper()} against the default over {paired.n} test split"
-    comparison += f"{'s' * (paired.n > 1)}{f', p = {p:.3f}' if p is not None else ''}"
-    if p is None or p > CHANCE:
-        chance = "one split says nothing of chance" if paired.n == 1 else "this may be chance"
-        return f"On test the best setting {'gains nothing' if gain <= 0 else 'seems better'}: {comparison}; {chance}."
-    return f"On test the best setting is {'better' if gain > 0 else 'WORSE'} than the default: {comparison}."
+    pairs = {metric: compare(final.results, best, default, metric) for metric in shared_metrics(final)}
+    pairs = {m: p for m, p in pairs.items() if p.n and p.difference is not None and math.isfinite(p.difference)}
+    if not pairs:
+        return "On test the two cannot be compared."
+    splits = max(pair.n for pair in pairs.values())
+    listed = ", ".join(f"{m.upper()} {p.difference:+.4f}{_p_text(p.p_t)}" for m, p in pairs.items())
+    head = f"On test the best setting against the default, over {splits} split{'s' * (splits > 1)}: {listed}"
+    sure = {m: _gain(m, p) for m, p in pairs.items() if p.p_t is not None and p.p_t <= CHANCE}
+    better = [m.upper() for m, gain in sure.items() if gain > 0]
+    worse = [m.upper() for m, gain in sure.items() if gain < 0]
+    if not sure:
+        return f"{head}; {'one split says nothing of chance' if splits == 1 else 'all of this may be chance'}."
+    parts = [f"better by {', '.join(better)}"] * bool(better) + [f"WORSE by {', '.join(worse)}"] * bool(worse)
+    rest = "; the others may be chance" * (len(sure) < len(pairs))
+    return f"{head}; it is {' and '.join(parts)}{rest}."
+
+
+def shared_metrics(final: FinalTest) -> list[str]:
+    """Names of the metrics that all folds of both runs have, in the order of tables."""
+    folds = [fold.metrics["pooled"] for run in final.results.runs for fold in run.folds]
+    return [m for m in (*(f"pcc@{k}" for k in TOP_K), "mse", "mae") if all(m in metrics for metrics in folds)]
+
+
+def _gain(metric: str, pair: Paired) -> float:
+    """How much better the first of a pair is: a higher PCC, a lower error."""
+    difference = pair.difference or 0.0
+    return difference if metric.startswith("pcc") else -difference
+
+
+def _p_text(p: float | None) -> str:
+    if p is None:
+        return ""
+    return f" (p = {p:.3f})" if p >= 0.001 else " (p < 0.001)"

@@ -16,6 +16,7 @@ import torch
 from hist_cache.errors import HistError
 from sweeps.sampling import RUNGS
 from sweeps.study import StudyPlan
+from sweeps.waiting import StorageLost
 from train.data import SpotData
 from train.experiments.jobs import Job
 from train.experiments.outputs import make_model
@@ -123,6 +124,8 @@ class TrialFold:
                 self.score = self.validation_score()
             if not math.isfinite(self.score):
                 raise HistError("training diverged: the last epoch has no finite validation error")
+        except StorageLost:
+            raise
         except HistError as error:  # a bad setting is no failure: the search learns from it
             self.trial.set_user_attr("problem", str(error))
             raise optuna.TrialPruned from None

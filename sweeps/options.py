@@ -36,7 +36,9 @@ class SweepOptions(TrainOptions):
         "median", "ends trials that lag behind others at the same epoch"
     )
     storage: str | None = option(
-        None, "postgresql://USER:PASSWORD@HOST/DATABASE, which many machines share (default: a file)", "URL"
+        None,
+        "postgresql://USER@HOST/DATABASE, which many machines share (default: a file)",
+        "URL",
     )
     name: str | None = option(None, "of the study (default: 8 hex digits of its settings)", "NAME")
     jobs: int | None = option(None, "worker processes (default: one a CPU core, or one on a GPU)", "N", within=COUNT)

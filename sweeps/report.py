@@ -57,8 +57,8 @@ def write_best(plan: StudyPlan, trials: Sequence[FrozenTrial], final: FinalTest)
         "value": best.value,
         "default_value": _default_value(plan, trials),
         "test": {run.label: _pooled(final, i, plan.objective) for i, run in enumerate(final.results.runs)},
-        "verdict": verdict(plan, final),
         "warnings": list(final.warnings),
+        "verdict": verdict(final),
         "command": plan.command(values),
         "run": str(final.best),
         "work": vars(work),
@@ -87,11 +87,12 @@ def write_study_report(plan: StudyPlan, study: optuna.Study, final: FinalTest) -
     default = _default_value(plan, trials)
     against = f", the default setting {default:.4f}" if default is not None else ""
     metric = plan.objective.upper()
+    warned = [f"Warning: {sentence}. " for sentence in final.warnings]
     sections = [
         Section(
             "Best setting",
             f"Trial {best.number}: {values_text(values)}. Validation {metric} {best.value:.4f}{against}. "
-            f"{verdict(plan, final)} To run it: {plan.command(values)}",
+            f"{''.join(warned)}{verdict(final)} To run it: {plan.command(values)}",
             [test],
         ),
         Section("Trials", f"{study_work(plan, trials)}.", [trials_table(plan, trials)]),

@@ -127,6 +127,11 @@ def given_options(options: SweepOptions) -> dict[str, Any]:
     return {name: value for name, value in options.given_values().items() if name in names}
 
 
+def searchable_names() -> list[str]:
+    """Names that --space knows."""
+    return list(_read(SPACES_FILE))
+
+
 def _is_file(space: str) -> bool:
     return space.endswith((".toml", ".yaml", ".yml")) or Path(space).is_file()
 

@@ -1,4 +1,4 @@
-"""Storage of a study that several workers share: a journal file in the study's folder, or PostgreSQL.
+"""Storage of a study that several workers share: what a journal file and PostgreSQL have in common.
 
 A worker holds the study's lock while it counts the trials and asks for its next one. So no two workers run the same
 trial, and no more trials are run than requested. When a worker is lost, its trial is marked as failed and queued again.
@@ -7,35 +7,32 @@ trial, and no more trials are run than requested. When a worker is lost, its tri
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import socket
 import uuid
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
-from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.storages import BaseStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from hist_cache.errors import InputError
-from hist_cache.fingerprint import differences, mask_passwords
+from hist_cache.fingerprint import differences
 from sweeps.sampling import SeededTPE, make_pruner, set_up_optuna
 from sweeps.study import StudyPlan
+from sweeps.waiting import LockLost, StorageLost
 from train.experiments.run_folders import describe_changes
 
-JOURNAL = "journal.log"
-WORKERS = "workers"  # folder with one file for each worker, locked as long as the worker runs
-# PostgreSQL cannot see whether a worker on another machine still runs. So each worker writes a time to the database
-# every HEARTBEAT_S seconds, and counts as lost when it has not done so for GRACE_S seconds.
-HEARTBEAT_S, GRACE_S = 10, 60
-CONNECT_S = 10
+log = logging.getLogger(__name__)
+
 MAX_RETRIES = 3  # of a trial whose workers are lost, because the trial itself may be what kills them
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+RunTrial = Callable[[optuna.Trial, dict[str, Any]], float]
+"""Runs a trial with the value of each parameter, and returns the objective."""
 
 
 class StudyStorage:
@@ -76,6 +73,7 @@ class StudyStorage:
                 load_if_exists=True,
             )
             self._check_settings()
+            self._enter()
 
     def lock(self) -> AbstractContextManager[Any]:
         """Return the study's lock, to be used as a context; only one worker holds it at a time."""
@@ -84,17 +82,35 @@ class StudyStorage:
     def _open(self) -> BaseStorage:
         raise NotImplementedError
 
+    def _enter(self) -> None:
+        """Begin to be a worker of the study; its lock is held."""
+
     def fail_lost_trials(self) -> None:
         """Mark the trials of lost workers as failed and queue them again; the caller holds the lock."""
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             # A worker writes its name into a trial before it releases the lock. A trial without a name lost its worker
             # before that.
             if "worker" not in trial.user_attrs or not self._is_worker_alive(trial):
-                self.study.tell(trial.number, state=TrialState.FAIL)
-                queue_again(self.study, trial, MAX_RETRIES)
+                self._fail(trial, MAX_RETRIES)
 
     def _is_worker_alive(self, trial: FrozenTrial) -> bool:
         raise NotImplementedError
+
+    def _beat(self, trial: optuna.Trial) -> None:
+        """Tell other workers once that this one lives."""
+
+    @contextmanager
+    def _heartbeat(self, trial: optuna.Trial) -> Iterator[None]:
+        """Tell other workers that this one lives, while it runs a trial."""
+        yield
+
+    def peek(self) -> list[FrozenTrial] | None:
+        """Return the trials as they are now, to show them; None while the storage does not answer.
+
+        Raises:
+            StorageLost: It has not answered for too long.
+        """
+        return self.study.get_trials(deepcopy=False)
 
     def close(self) -> None:
         """Release everything that belongs to this worker."""
@@ -119,11 +135,11 @@ class StudyStorage:
                 "another --name"
             )
 
-    def run_next(self, run: Callable[[optuna.Trial, dict[str, Any]], float]) -> bool | None:
+    def run_next(self, run: RunTrial) -> bool | None:
         """Run one trial, where there is one to run.
 
         Args:
-            run: Gets the trial and the value of each parameter, and returns the objective.
+            run: Runs it.
 
         Returns:
             True when a trial was run; None where the study has all its trials; False where other workers run the rest,
@@ -131,156 +147,77 @@ class StudyStorage:
 
         Raises:
             KeyboardInterrupt: Where the trial was interrupted; it is queued again.
+            StorageLost: The storage cannot be used any more; the trial is queued again when it can be.
         """
-        with ExitStack() as lock:
-            lock.enter_context(self.lock())
-            self.fail_lost_trials()
-            states = [t.state for t in self.study.get_trials(deepcopy=False)]
-            finished = sum(state in FINISHED for state in states)
-            if finished >= self.plan.options.trials:
-                return None
-            if finished + states.count(TrialState.RUNNING) >= self.plan.options.trials:
-                return False
-            number = -1
-
-            def begin(trial: optuna.Trial) -> float:
-                nonlocal number
-                number = trial.number
-                values = {p.name: p.suggest(trial) for p in self.plan.space}
-                trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
-                trial.set_user_attr("worker", self.worker)
-                lock.close()  # another worker may ask for its trial now
-                return run(trial, values)
-
-            try:
-                self.study.optimize(begin, n_trials=1)
-            except KeyboardInterrupt:
-                if number >= 0:
-                    queue_again(self.study, self.study.get_trials()[number])
-                else:
+        trial: optuna.Trial | None = None
+        try:
+            with self.lock():
+                self.fail_lost_trials()
+                states = [t.state for t in self.study.get_trials(deepcopy=False)]
+                finished = sum(state in FINISHED for state in states)
+                if finished >= self.plan.options.trials:
+                    return None
+                if finished + states.count(TrialState.RUNNING) >= self.plan.options.trials:
+                    return False
+                try:
+                    trial, values = self._begin()
+                except KeyboardInterrupt:
                     self.fail_lost_trials()  # the trial was created, but has not begun
-                raise
+                    raise
+        except LockLost:  # another worker may have begun a trial too
+            if trial is not None:
+                self._give_back(trial)
+            return False
+        self._run(trial, values, run)
         return True
 
+    def _begin(self) -> tuple[optuna.Trial, dict[str, Any]]:
+        """Create the next trial and sign it with this worker's name; the lock is held."""
+        trial = self.study.ask()
+        self._beat(trial)
+        values = {p.name: p.suggest(trial) for p in self.plan.space}
+        trial.set_user_attr("process", f"{socket.gethostname()}:{os.getpid()}")
+        trial.set_user_attr("worker", self.worker)
+        return trial, values
 
-class JournalStudy(StudyStorage):
-    """A study in a journal file beside its results; workers on all machines that share the folder can join."""
-
-    def __init__(self, plan: StudyPlan, must_exist: bool = False) -> None:
-        """Open or create the study, as `StudyStorage` does, and lock this worker's file."""
-        self.title = str(plan.folder / JOURNAL)
-        if must_exist and not (plan.folder / JOURNAL).exists():
-            raise InputError(f"--resume: no study in {plan.folder}; leave it out to begin one")
-        (plan.folder / WORKERS).mkdir(parents=True, exist_ok=True)
-        super().__init__(plan, must_exist)
-        self._worker_lock = FileLock(self._worker_file(self.worker))
-        self._worker_lock.acquire()
-
-    def _worker_file(self, worker: str) -> Path:
-        return self.plan.folder / WORKERS / f"{worker}.lock"
-
-    def lock(self) -> AbstractContextManager[Any]:
-        """Return the lock of a file, which workers on other machines see too."""
-        return FileLock(self.plan.folder / WORKERS / "study.lock")
-
-    def _open(self) -> BaseStorage:
-        return JournalStorage(JournalFileBackend(str(self.plan.folder / JOURNAL)))
-
-    def _is_worker_alive(self, trial: FrozenTrial) -> bool:
-        """Tell whether its worker's file is locked; the operating system unlocks it when the worker ends or dies."""
-        file = self._worker_file(trial.user_attrs["worker"])
+    def _run(self, trial: optuna.Trial, values: dict[str, Any], run: RunTrial) -> None:
+        """Run a trial and tell its value to the study, however it ends."""
         try:
-            with FileLock(file, timeout=0):
-                pass
-        except Timeout:
-            return True
-        file.unlink(missing_ok=True)
-        return False
+            try:
+                with self._heartbeat(trial):
+                    value = run(trial, values)
+            except optuna.TrialPruned:
+                self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
+            else:
+                self.study.tell(trial, value, skip_if_finished=True)
+        except KeyboardInterrupt:
+            self._give_back(trial)
+            raise
+        except StorageLost:
+            raise
+        except optuna.exceptions.UpdateFinishedTrialError:
+            log.warning(f"trial {trial.number}: another worker took this one for dead, and the trial is queued again")
+        except BaseException:
+            self.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            raise
 
-    def close(self) -> None:
-        """Remove this worker's file."""
-        self._worker_lock.release()
-        self._worker_file(self.worker).unlink(missing_ok=True)
+    def _give_back(self, trial: optuna.Trial) -> None:
+        """Queue a trial that was not finished again, and mark it as failed."""
+        stored = self.study.get_trials(deepcopy=False)[trial.number]
+        if not stored.state.is_finished():
+            self._fail(stored)
 
-
-class PostgresStudy(StudyStorage):
-    """A study in a PostgreSQL database, which workers on many machines share."""
-
-    def __init__(self, plan: StudyPlan, must_exist: bool = False) -> None:
-        """Open or create the study, as `StudyStorage` does.
-
-        Raises:
-            InputError: Also where the URL is wrong, or the database cannot be reached or used.
-        """
-        import sqlalchemy
-
-        try:
-            # The driver is named because versions of SQLAlchemy choose different ones for plain postgresql://.
-            self.url = sqlalchemy.make_url(str(plan.options.storage)).set(drivername="postgresql+psycopg")
-        except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-            raise InputError(
-                f"--storage {mask_passwords(str(plan.options.storage))}: not a database's URL ({_brief(error)})"
-            ) from None
-        self.title = self.url.set(drivername="postgresql").render_as_string(hide_password=True)
-        self.engine = sqlalchemy.create_engine(self.url, connect_args={"connect_timeout": CONNECT_S})
-        try:
-            super().__init__(plan, must_exist)
-        except sqlalchemy.exc.OperationalError as error:
-            raise InputError(f"--storage {self.title}: cannot be reached ({_brief(error)})") from None
-        except sqlalchemy.exc.SQLAlchemyError as error:
-            raise InputError(f"--storage {self.title}: cannot be used ({_brief(error)})") from None
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold an advisory lock of the database, which it releases when the connection ends."""
-        import sqlalchemy
-
-        with self.engine.begin() as connection:
-            key = {"key": zlib.crc32(b"hist-sweep " + self.plan.name.encode())}
-            connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(:key)"), key)
-            yield
-
-    def _open(self) -> BaseStorage:
-        return RDBStorage(
-            self.url.render_as_string(hide_password=False),
-            engine_kwargs={"connect_args": {"connect_timeout": CONNECT_S}, "pool_pre_ping": True},
-            heartbeat_interval=HEARTBEAT_S,
-            grace_period=GRACE_S,
-            heartbeat_stale_trial_callback=lambda study, trial: queue_again(study, trial, MAX_RETRIES),
-        )
-
-    def fail_lost_trials(self) -> None:
-        """Mark lost trials as failed; Optuna finds those whose workers stopped writing their heartbeat."""
-        optuna.storages.fail_stale_trials(self.study)
-        super().fail_lost_trials()
-
-    def _is_worker_alive(self, trial: FrozenTrial) -> bool:
-        return True  # Optuna has already dealt with the others, by their heartbeat
-
-    def close(self) -> None:
-        """Close the connections to the database."""
-        self.engine.dispose()
+    def _fail(self, trial: FrozenTrial, max_retries: int | None = None) -> None:
+        """Queue a running trial again, then mark it as failed: whoever is killed in between loses nothing."""
+        if not any(retry_of(t) == trial.number for t in self.study.get_trials(deepcopy=False)):
+            queue_again(self.study, trial, max_retries)
+        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
 
-def open_study(plan: StudyPlan, must_exist: bool = False) -> StudyStorage:
-    """Open the study in its storage, or create it there.
-
-    Args:
-        plan: The study; its option --storage decides between a database and a journal file.
-        must_exist: Raise an error where there is no such study, instead of creating it.
-
-    Raises:
-        InputError: Where the storage cannot be used, or has the study with other settings.
-    """
-    url = plan.options.storage
-    if url is None:
-        return JournalStudy(plan, must_exist)
-    if url.split(":")[0].split("+")[0] not in ("postgresql", "postgres"):
-        raise InputError(
-            f"--storage {mask_passwords(url)}: give postgresql://USER:PASSWORD@HOST/DATABASE, or leave it out for a "
-            "file in the study's folder"
-        )
-    return PostgresStudy(plan, must_exist)
+def retry_of(trial: FrozenTrial) -> int | None:
+    """Return the number of the failed trial whose values a trial tries once more; None for any other trial."""
+    history = trial.system_attrs.get("retry_history")
+    return history[-1] if history else None
 
 
 def queue_again(study: optuna.Study, trial: FrozenTrial, max_retries: int | None = None) -> None:
@@ -294,8 +231,3 @@ def queue_again(study: optuna.Study, trial: FrozenTrial, max_retries: int | None
     retry = copy.copy(trial)
     retry.user_attrs = {k: v for k, v in trial.user_attrs.items() if k == "default"}
     RetryHeartbeatStaleTrialCallback(max_retries)(study, retry)
-
-
-def _brief(error: Exception) -> str:
-    """Return the first line of a database's error message."""
-    return str(getattr(error, "orig", None) or error).strip().splitlines()[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,8 +85,12 @@ def jobs_with(options: SweepOptions, values: Mapping[str, Any], workspace: Works
     return make_jobs(points(chosen), chosen, workspace, runs)
 
 
-def check_single(options: SweepOptions) -> None:
+def check_single(options: SweepOptions, searchable: Collection[str]) -> None:
     """Check that every option has one value, because only the options in the space may have several.
+
+    Args:
+        options: Of the command.
+        searchable: Names that --space knows.
 
     Raises:
         InputError: Where an option has several values.
@@ -94,8 +98,8 @@ def check_single(options: SweepOptions) -> None:
     for name in LIST_OPTIONS:
         value = getattr(options, name)
         if "," in str(value) or value == "all":
-            advice = f"search it (--space {name},...) or give one"
-            raise InputError(f"{flag(name)} {value}: a study has one value of each option; {advice}")
+            searched = f"search it (--space {name}) or " * (name in searchable)
+            raise InputError(f"{flag(name)} {value}: a study has one value of each option; {searched}give one")
 
 
 def make_study_plan(options: SweepOptions, space: tuple[Parameter, ...], workspace: Workspace, runs: Path) -> StudyPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -11,18 +12,22 @@ from typing import Any
 import optuna
 import torch
 
+from hist_cache.errors import HistError
 from hist_cache.executor import Events, Report, Worker
 from hist_cache.options import folder_option
 from hist_cache.processes import ProcessExecutor, sigterm_as_interrupt
 from sweeps.objective import TENSORS_KEPT, run_trial
+from sweeps.opening import open_study
 from sweeps.options import SweepOptions
-from sweeps.space import read_space
-from sweeps.storage import StudyStorage, open_study
+from sweeps.space import read_space, searchable_names
+from sweeps.storage import StudyStorage
 from sweeps.study import StudyPlan, check_single, make_study_plan
 from train.experiments.announcements import open_workspace
 from train.experiments.grid import points
 from train.models.registry import ModelEntry, model_entries, register
 from train.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 0.5  # how often a worker looks whether there is something to do
 
@@ -68,7 +73,7 @@ class TrialWorkerSetup:
 
 def run_trials_in_processes(
     options: SweepOptions, device: torch.device, workers: int, tick: Callable[[], None]
-) -> None:
+) -> list[HistError]:
     """Run trials in processes, each pinned to cores of its own, until the study has as many as it shall.
 
     A process that is killed leaves its trial to the others.
@@ -79,16 +84,20 @@ def run_trials_in_processes(
         workers: How many processes.
         tick: Called here all the while.
 
+    Returns:
+        Why processes failed.
+
     Raises:
-        HistError: A process failed.
         KeyboardInterrupt: It was asked to stop; trials that were running are queued again.
     """
     worker: Worker[int, None] = Worker(
         start_trial_worker, run_worker, TrialWorkerSetup(options, device, tuple(model_entries()))
     )
     failures = ProcessExecutor(workers).run(range(workers), worker, Events(on_tick=tick))
-    if problems := [failure.error for failure in failures if failure.reason == "failed"]:
-        raise problems[0]
+    for failure in failures:
+        if failure.reason == "died":
+            log.warning(f"worker {failure.task + 1} of {workers}: {failure.error}; its trial is left to the others")
+    return [failure.error for failure in failures if failure.reason == "failed"]
 
 
 def start_trial_worker(setup: TrialWorkerSetup) -> TrialWorkerSetup:
@@ -107,7 +116,7 @@ def run_worker(setup: TrialWorkerSetup, number: int, report: Report) -> None:
             raise KeyboardInterrupt  # the command was killed: nobody needs this any more
 
     plan, workspace = prepare(setup.options)
-    storage = open_study(plan)
+    storage = open_study(plan, joins=True)
     try:
         run_trials(plan, storage, workspace, setup.device, tick)
     finally:
@@ -121,7 +130,7 @@ def prepare(options: SweepOptions) -> tuple[StudyPlan, Workspace]:
         InputError: Something is wrong; nothing has been written.
     """
     space = read_space(options)
-    check_single(options)
+    check_single(options, searchable_names())
     sizes = {p.neighbors for p in points(options)}
     sizes |= {int(value) for p in space if p.name == "neighbors" for value in p.ends}
     workspace = open_workspace(options, sorted(sizes), TENSORS_KEPT)

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.forkserver
@@ -76,23 +77,24 @@ class Command:
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.pid, number)
 
     def wait(self) -> None:
         self._process.join(TIMEOUT_S)
 
     def communicate(self, timeout: float = TIMEOUT_S) -> tuple[str, None]:
         """Wait for its end and return what it printed; one that takes longer is killed."""
-        timer = threading.Timer(timeout, self._process.kill)
+        timer = threading.Timer(timeout, self.send_signal, [signal.SIGKILL])
         timer.start()
         text = self.stdout.read()
-        self._process.join()
+        self.wait()
         timer.cancel()
         return text, None
 
     def end(self) -> None:
         """Kill it where it still runs."""
-        self._process.kill()
+        self.send_signal(signal.SIGKILL)
         self._process.join()
         self.stdout.close()
 

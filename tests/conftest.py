@@ -28,7 +28,7 @@ needs_shared = pytest.mark.skipif(not (SHARED / "hest").is_dir(), reason="no ../
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a browser or a database: `make test-fast` leaves it out."""
     for item in items:
-        for fixture, mark in (("browser", "browser"), ("postgres", "database")):
+        for fixture, mark in (("browser", "browser"), ("postgres_server", "database")):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(mark)
 

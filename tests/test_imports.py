@@ -52,8 +52,9 @@ STAIRS = {
         *("sections", "cli"),
     ),
     "sweeps": (
-        *("options", "space", "study", "sampling", "storage", "trials", "objective", "display", "workers"),
-        *("final_test", "figures", "report", "cli"),
+        *("options", "space", "study", "sampling", "waiting", "storage", "journal", "file_study", "database"),
+        *("postgres", "opening", "trials", "objective", "display", "workers", "final_test", "figures", "report"),
+        *("cli",),
     ),
 }
 

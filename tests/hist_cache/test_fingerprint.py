@@ -15,8 +15,6 @@ from hist_cache.fingerprint import (
     differences,
     from_version_0_1,
     identity_hash,
-    mask_passwords,
-    provenance,
 )
 from hist_cache.verify import verify_slide
 
@@ -115,22 +113,3 @@ def test_caches_of_version_0_1_are_whole(old_root: Path, name: str, min_spot_um:
         assert verify_slide(cache.path(slide)) == []
         assert read_fingerprint(cache.path(slide)).common == common
         assert cache.read(slide).attributes["side_um/spot"] == max(55.0, min_spot_um)
-
-
-@pytest.mark.parametrize(
-    ("text", "masked"),
-    [
-        (
-            "hist-sweep --storage postgresql://me:secret@host/db --trials 3",
-            "hist-sweep --storage postgresql://me:***@host/db --trials 3",
-        ),
-        ("postgresql+psycopg://me:p%40:ss@word@host:5432/db", "postgresql+psycopg://me:***@host:5432/db"),
-        ("postgresql://host/db?user=me&password=secret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
-        ("postgresql://me@host/db", "postgresql://me@host/db"),
-        ("hist-train --cache a:b@c", "hist-train --cache a:b@c"),
-    ],
-)
-def test_passwords_are_masked(text: str, masked: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert mask_passwords(text) == masked
-    monkeypatch.setattr("sys.argv", ["/bin/x", *text.split()])
-    assert provenance()["command"] == f"x {masked}"

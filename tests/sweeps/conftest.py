@@ -9,7 +9,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,24 @@ def postgres_programs() -> Path | None:
     return next((f for f in reversed(folders) if (f / "initdb").exists() and (f / "pg_ctl").exists()), None)
 
 
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL of the tests' own: its URL, and what stops and starts it."""
+
+    url: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+    def query(self, text: str) -> None:
+        import psycopg
+
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(text.encode())
+
+
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """The URL of a real PostgreSQL, started for the tests in a folder of its own."""
+def postgres_server() -> Iterator[Server]:
+    """A real PostgreSQL, started for the tests in a folder of its own."""
     programs = postgres_programs()
     if programs is None:
         pytest.skip("no PostgreSQL installed (Debian: apt-get install postgresql)")
@@ -85,14 +101,27 @@ def postgres() -> Iterator[str]:
     try:
         run("initdb", "-D", data, "-U", "sweeper", "-A", "trust", "-E", "UTF8", "--no-sync")
         options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        run("pg_ctl", "-D", data, "-w", "-t", 60, "-l", folder / "server.log", "-o", options, "start")
-        try:
-            yield f"postgresql://sweeper@127.0.0.1:{port}/postgres"
-        finally:
+
+        def start() -> None:
+            run("pg_ctl", "-D", data, "-w", "-t", 60, "-l", folder / "server.log", "-o", options, "start")
+
+        def stop() -> None:
             run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+        start()
+        try:
+            yield Server(f"postgresql://sweeper@127.0.0.1:{port}/postgres", stop, start)
+        finally:
+            stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         (folder.parent / f"{folder.name}.log").unlink(missing_ok=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(postgres_server: Server) -> str:
+    """The URL of a real PostgreSQL."""
+    return postgres_server.url
 
 
 def wait_for(what: object, seconds: float = 120) -> None:

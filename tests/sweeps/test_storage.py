@@ -11,8 +11,9 @@ import pytest
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
+from sweeps.file_study import JOURNAL
 from sweeps.sampling import set_up_optuna
-from sweeps.storage import FINISHED, JOURNAL, queue_again
+from sweeps.storage import FINISHED, queue_again
 from tests.conftest import REPOSITORY
 
 STUDY_0_1 = "runs/tiny/sweep-tiny"

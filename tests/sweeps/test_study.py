@@ -20,8 +20,8 @@ from hist_cache.cache import read_fingerprint, read_slide, write_slide
 from hist_cache.options import parse
 from sweeps.cli import main
 from sweeps.objective import fold_data, run_trial
+from sweeps.opening import open_study
 from sweeps.options import SweepOptions
-from sweeps.storage import open_study
 from sweeps.trials import study_work
 from sweeps.workers import prepare, run_trials
 from tests.commands import make_quick
@@ -224,7 +224,7 @@ def test_other_neighbours_and_panels_in_one_study(cache: Path, tmp_path: Path) -
         (("--trials", 0), "--trials 0: must be 1 or more"),
         (("--objective", "pcc@200"), "a panel of 20 genes has pcc@10, mse, mae"),
         (("--storage", "postgresql://nobody:secret@127.0.0.1:1/none"), "127.0.0.1:1/none: cannot be reached"),
-        (("--storage", "sqlite:///study.db"), "give postgresql://USER:PASSWORD@HOST/DATABASE"),
+        (("--storage", "sqlite:///study.db"), "give postgresql://USER@HOST/DATABASE with the password in PGPASSWORD"),
         (("--resume",), "--resume: no study in"),
         (("--name", "a/b"), "--name a/b: letters, digits"),
         (("--finetune-lora",), "hist-sweep searches on the cache"),

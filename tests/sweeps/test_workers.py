@@ -14,8 +14,9 @@ import pytest
 from optuna.trial import FrozenTrial, TrialState
 
 from hist_cache.options import parse
+from sweeps.opening import open_study
 from sweeps.options import SweepOptions
-from sweeps.storage import FINISHED, StudyStorage, open_study
+from sweeps.storage import FINISHED, StudyStorage
 from sweeps.workers import prepare
 from tests.commands import Command
 from tests.sweeps.conftest import SMALL, wait_for
@@ -23,23 +24,34 @@ from tests.sweeps.conftest import SMALL, wait_for
 # A heart that is missed sooner than a minute, so that the test does not wait.
 SCRIPT = """
 import sys, torch
-import sweeps.storage
-sweeps.storage.HEARTBEAT_S, sweeps.storage.GRACE_S = 1, 4
+import sweeps.postgres
+sweeps.postgres.HEARTBEAT_S, sweeps.postgres.GRACE_S = 1, 4
 torch.set_num_threads(1)
 from sweeps.cli import main
 if __name__ == "__main__":
     sys.exit(main())
 """
-Start = Callable[[list[str]], Command]
+# No trial ends before it is stopped.
+SLOW_EPOCHS = """
+import time
+import sweeps.objective
+judge = sweeps.objective.TrialFold.judge
+sweeps.objective.TrialFold.judge = lambda fold, row: (time.sleep(1), judge(fold, row))
+"""
+Start = Callable[..., Command]
 LONG = ("--epochs", 25, "--patience", 25)  # a trial that can be caught running
 
 
 @pytest.fixture
-def start(start_command: Callable[..., Command], tmp_path: Path) -> Callable[[list[str]], Command]:
-    """Start hist-sweep; its workers find the script in a file."""
-    script = tmp_path / "hist-sweep.py"
-    script.write_text(SCRIPT)
-    return lambda argv: start_command(SCRIPT, *argv, file=script)
+def start(start_command: Callable[..., Command], tmp_path: Path) -> Start:
+    """Start hist-sweep from a script, which its workers import too."""
+
+    def start(argv: list[str], patches: str = "") -> Command:
+        file = tmp_path / "hist-sweep.py"
+        file.write_text(patches + SCRIPT)
+        return start_command(file.read_text(), *argv, file=file)
+
+    return start
 
 
 def arguments(cache: Path, runs: Path, *more: object) -> list[str]:
@@ -160,10 +172,9 @@ def test_ctrl_c_between_asking_and_beginning_leaves_nothing_running(
 def test_stopped_trials_wait_and_the_same_command_goes_on(
     jobs: int, how: signal.Signals, cache: Path, tmp_path: Path, start: Start
 ) -> None:
-    # Long enough for no trial to end before it is stopped.
-    argv = arguments(cache, tmp_path / "runs", "--trials", 2, "--jobs", jobs, "--epochs", 80, "--patience", 80)
+    argv = arguments(cache, tmp_path / "runs", "--trials", 2, "--jobs", jobs)
     storage = opened(argv)
-    process = start(argv)
+    process = start(argv, SLOW_EPOCHS)
     wait_for(lambda: len([t for t in running(storage) if "worker" in t.user_attrs]) == jobs)
     process.send_signal(how)
     text, _ = process.communicate(timeout=60)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from hist_cache.executor import Events, Failure, Report, SerialExecutor, Worker
 from hist_cache.files import atomic_file
 from hist_cache.fingerprint import short_hash
 from hist_cache.processes import ProcessExecutor, cores
+from hist_cache.scratch import scratch_folder
 from train import distributed
 from train.data import SpotData, TensorCache
 from train.experiments.announcements import announce_result
@@ -119,10 +119,10 @@ def run_jobs(
         on_epoch, lambda job, metrics: on_done(job, metrics) if metrics else None
     )
     if finetuner is None and workers > 1 and len(jobs) > 1:
-        with tempfile.TemporaryDirectory(prefix="hist-train-") as folder:
-            shared = SharedTensors(workspace, Path(folder))
+        with scratch_folder("hist-train-") as folder:
+            shared = SharedTensors(workspace, folder)
             worker = Worker(
-                start_worker, run_job, FoldWorkerSetup(workspace.pictures, device, Path(folder), tuple(model_entries()))
+                start_worker, run_job, FoldWorkerSetup(workspace.pictures, device, folder, tuple(model_entries()))
             )
             return ProcessExecutor(min(workers, len(jobs)), shared.write).run(jobs, worker, events)
     context = FoldContext(lambda key: workspace.data(key, device), FoldRunner(workspace.pictures, device, finetuner))

@@ -1,0 +1,59 @@
+"""Passwords in the URLs of databases: none is ever shown or written, and files that hold one are cleaned."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import unquote
+
+from hist_cache.files import write_text
+
+log = logging.getLogger(__name__)
+
+MASK = "***"
+# In a text a URL ends at a quote or bracket of the JSON or HTML around it, at the next option, or with the line. A
+# password may hold white space, so rather too much of a line is masked than too little.
+_IN_TEXT = (
+    re.compile(r"""(://[^:/?#@\s"'<>]*):(?:\\.|(?! --)[^\n"<>\\])*@"""),
+    re.compile(r"""([?&][^=&\s"<>]*)=(?:(?! --)[^&\n"<>])*"""),
+)
+_IN_WORD = (re.compile(r"(://[^:/?#@]*):.*@", re.DOTALL), re.compile(r"([?&][^=&]*)=[^&]*"))
+
+
+def mask_passwords(text: str) -> str:
+    """Replace the passwords in the URLs of a text by ***, for everything that is written or shown.
+
+    They may stand after the user's name, or in a parameter such as `?password=`, whose name may be percent-encoded.
+    """
+    return _masked(text, *_IN_TEXT)
+
+
+def mask_command(words: Iterable[str]) -> str:
+    """Return a command line without passwords; nothing but its end ends a URL in a word."""
+    return " ".join(_masked(word, *_IN_WORD) if "://" in word else word for word in words)
+
+
+def _masked(text: str, after_user: re.Pattern[str], parameter: re.Pattern[str]) -> str:
+    def masked(match: re.Match[str]) -> str:
+        return f"{match[1]}={MASK}" if "password" in unquote(match[1]).lower() else match[0]
+
+    return parameter.sub(masked, after_user.sub(rf"\1:{MASK}@", text))
+
+
+def clean_files(paths: Iterable[Path]) -> None:
+    """Mask the passwords in text files that earlier versions wrote.
+
+    A file that cannot be read or written stays as it is: whoever needs it finds out why.
+    """
+    for path in paths:
+        try:
+            text = path.read_text(encoding="utf-8")
+            masked = mask_passwords(text)
+            if masked == text:
+                continue
+            write_text(path, masked)
+        except (OSError, ValueError):
+            continue
+        log.warning(f"{path} held the password of a database: it is removed; choose another, others may have read it")

@@ -1,0 +1,74 @@
+"""Opening a study in its storage: a journal file in the study's folder, or PostgreSQL."""
+
+from __future__ import annotations
+
+from hist_cache.errors import InputError
+from hist_cache.passwords import clean_files, mask_passwords
+from hist_cache.runs import CONFIG
+from sweeps.file_study import JOURNAL, JournalStudy
+from sweeps.storage import StudyStorage
+from sweeps.study import StudyPlan
+
+
+def open_study(plan: StudyPlan, must_exist: bool = False, joins: bool = False) -> StudyStorage:
+    """Open the study in its storage, or create it there.
+
+    Args:
+        plan: The study; its option --storage decides between a database and a journal file.
+        must_exist: Raise an error where there is no such study, instead of creating it.
+        joins: The command has opened it before, and this is one of its workers.
+
+    Raises:
+        InputError: Where the storage cannot be used, or has the study with other settings.
+    """
+    if not joins:
+        clean_study(plan)
+    if not in_database(plan):
+        return JournalStudy(plan, must_exist)
+    from sweeps.postgres import PostgresStudy
+
+    return PostgresStudy(plan, must_exist, joins)
+
+
+def check_storage(plan: StudyPlan) -> None:
+    """Check what `open_study` would use, and write nothing.
+
+    Raises:
+        InputError: Where the storage cannot be used, or `--resume` finds no study.
+    """
+    if in_database(plan):
+        import sqlalchemy
+
+        from sweeps.database import check_connection, read_url
+
+        url, secrets = read_url(str(plan.options.storage))
+        title = url.set(drivername="postgresql").render_as_string()
+        engine = sqlalchemy.create_engine(url, connect_args=secrets)
+        check_connection(engine, title)
+        engine.dispose()
+    elif plan.options.resume and not (plan.folder / JOURNAL).exists():
+        raise InputError(f"--resume: no study in {plan.folder}; leave it out to begin one")
+
+
+def in_database(plan: StudyPlan) -> bool:
+    """Tell whether a study is kept in a database.
+
+    Raises:
+        InputError: Where --storage is no URL of one.
+    """
+    url = plan.options.storage
+    if url is None:
+        return False
+    if url.split(":")[0].split("+")[0] not in ("postgresql", "postgres"):
+        raise InputError(
+            f"--storage {mask_passwords(url)}: give postgresql://USER@HOST/DATABASE with the password in PGPASSWORD or "
+            "~/.pgpass, or leave it out for a file in the study's folder"
+        )
+    return True
+
+
+def clean_study(plan: StudyPlan) -> None:
+    """Remove passwords from the files that earlier versions wrote into the folders of the study and of its runs."""
+    folder, runs = plan.folder, plan.runs / plan.dataset
+    clean_files([*folder.glob("*.json"), *folder.glob("*.html")])
+    clean_files([*runs.glob(f"*/fold*/{CONFIG}"), *runs.glob("*/*.html"), *runs.glob("*.html")])
