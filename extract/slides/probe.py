@@ -17,7 +17,9 @@ PROBE = """
 import sys
 try:
     import resource
-    resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[2]),) * 2)
+    memory, limit = int(sys.argv[2]), resource.getrlimit(resource.RLIMIT_AS)[1]
+    if limit == resource.RLIM_INFINITY or memory < limit:
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 except ImportError:  # Windows
     pass
 import openslide
@@ -25,7 +27,10 @@ path = sys.argv[1]
 vendor = openslide.OpenSlide.detect_format(path) or ""
 try:
     if vendor not in ("", "generic-tiff"):
-        openslide.OpenSlide(path).read_region((0, 0), 0, (64, 64))
+        slide = openslide.OpenSlide(path)
+        slide.read_region((0, 0), 0, (64, 64))
+        level = slide.get_best_level_for_downsample(max(1, max(slide.dimensions) / 2048))
+        slide.read_region((0, 0), level, [min(4096, side) for side in slide.level_dimensions[level]])
 except Exception as error:
     sys.exit(" ".join(str(error).split()))
 print(vendor)
