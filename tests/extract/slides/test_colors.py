@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,20 @@ def test_jpeg_agrees_with_pillow(tmp_path: Path, options: dict[str, Any]) -> Non
     with PIL.Image.open(tmp_path / "a.tif") as picture:
         theirs = np.asarray(picture.convert("RGB")).astype(np.float64)
     assert np.abs(whole(open_image("S", tmp_path / "a.tif")) - theirs).mean() < 2
+
+
+def test_grey_jpeg_whose_white_is_zero(tmp_path: Path) -> None:
+    smooth = np.asarray(PIL.Image.fromarray(GREY).resize((160, 160), PIL.Image.Resampling.BICUBIC))
+    tifffile.imwrite(tmp_path / "a.tif", smooth, tile=(64, 64), compression="jpeg", photometric="miniswhite")
+    assert np.abs(whole(open_image("S", tmp_path / "a.tif")) - grey(255.0 - smooth)).mean() < 2
+
+
+def test_bits_that_begin_with_the_lowest(tmp_path: Path) -> None:
+    bits = np.unpackbits(RGB[..., None], axis=-1)
+    tifffile.imwrite(tmp_path / "a.tif", np.packbits(bits, axis=-1, bitorder="little")[..., 0], photometric="rgb")
+    unit, order = struct.pack("<HHII", 296, 3, 1, 1), struct.pack("<HHII", 266, 3, 1, 2)
+    (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes().replace(unit, order))
+    np.testing.assert_array_equal(whole(open_image("S", tmp_path / "a.tif")), RGB)
 
 
 def test_jpeg_2000_is_lossless(tmp_path: Path) -> None:
