@@ -31,7 +31,17 @@ STAIRS = {
         ),
     ),
     "extract.encoders": ("adapter_slides", "encoder", "weights", "lora", "adapters", "registry"),
-    "extract.slides": ("image", "colors", "codestreams", "directories", "probe", "tiff", "readers", "crops", "batches"),
+    "extract.slides": (
+        "image",
+        "colors",
+        "codestreams",
+        "directories",
+        "tiff",
+        "vendors",
+        "readers",
+        "crops",
+        "batches",
+    ),
     "train": (
         *("distributed", "data", "workspace", "leaks", "metrics", "figures", "models", "fit", "finetune", "options"),
         *("experiments", "report", "cli"),

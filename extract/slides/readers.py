@@ -17,7 +17,6 @@ import numpy as np
 from extract.slides.codestreams import check_jpeg
 from extract.slides.colors import CONVERT, on_white
 from extract.slides.image import (
-    THUMBNAIL_PX,
     Image,
     ImageError,
     Reader,
@@ -26,10 +25,9 @@ from extract.slides.image import (
     check_size,
     slide_error,
 )
-from extract.slides.probe import find_vendor
 from extract.slides.tiff import TiffImage
+from extract.slides.vendors import open_vendor
 
-OPENSLIDE_TILE = 1024  # px; OpenSlide does not tell the file's own tiles, and reads large regions fastest
 TIFF_SUFFIXES = (".tif", ".tiff", ".svs")
 PLAIN_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
 PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # those that Pillow converts to RGB without loss
@@ -65,45 +63,14 @@ def _reader(path: Path) -> Reader:
     suffix = path.suffix.lower()
     if suffix in PLAIN_FORMATS:
         return PlainImage(path, PLAIN_FORMATS[suffix])
-    if suffix not in TIFF_SUFFIXES and find_vendor(path):
-        return OpenSlideImage(path)
+    if suffix not in TIFF_SUFFIXES and (image := open_vendor(path)):
+        return image
     try:
         return TiffImage(path)
     except UnreadKindError:
-        if not find_vendor(path):
-            raise
-    return OpenSlideImage(path)
-
-
-class OpenSlideImage:
-    """Regions of level 0 read through OpenSlide; transparent area becomes white."""
-
-    name = "openslide"
-    tile_width = tile_height = OPENSLIDE_TILE
-
-    def __init__(self, path: Path) -> None:
-        import openslide
-
-        self._file = openslide.OpenSlide(str(path))
-        self.width, self.height = self._file.dimensions
-
-    def read_tile(self, column: int, row: int) -> np.ndarray:
-        """Decode one tile: (h, w, 3) uint8."""
-        x, y = column * self.tile_width, row * self.tile_height
-        size = (min(self.tile_width, self.width - x), min(self.tile_height, self.height - y))
-        return _flatten(np.asarray(self._file.read_region((x, y), 0, size)))
-
-    def overview(self) -> np.ndarray:
-        """Read the whole slide at a lower resolution: (h, w, 3) uint8."""
-        wanted = 2 * THUMBNAIL_PX
-        level = self._file.get_best_level_for_downsample(max(1.0, max(self.width, self.height) / wanted))
-        width, height = self._file.level_dimensions[level]
-        check_memory(8 * width * height, f"{width:,} x {height:,} px in one piece")
-        return np.asarray(self._file.get_thumbnail((wanted, wanted)).convert("RGB"))
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        if image := open_vendor(path):
+            return image
+        raise
 
 
 class PlainImage:

@@ -17,7 +17,7 @@ import pytest
 import tifffile
 
 import extract.slides.image
-import extract.slides.probe
+import extract.slides.vendors
 from extract.slides.codestreams import jpeg_2000_size, jpeg_frame
 from extract.slides.image import ImageError
 from extract.slides.readers import open_image
@@ -269,12 +269,12 @@ def test_a_file_on_which_openslide_ends_its_process_fails_alone(tmp_path: Path, 
         tag = file.pages[0].tags[325]
         tag.overwrite([2**44] * tag.count, dtype="Q")
     with pytest.raises(SlideError, match=problem):
-        open_image("S", path)
+        open_image("S", path).read_tile(0, 0)
 
 
 def test_openslide_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extract.slides.probe, "PROBE", "import time; time.sleep(60)")
-    monkeypatch.setattr(extract.slides.probe, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(extract.slides.vendors, "SERVE", "import time; time.sleep(60)")
+    monkeypatch.setattr(extract.slides.vendors, "PATIENCE_S", 0.2)
     aperio(tmp_path / "a.svs")
-    with pytest.raises(SlideError, match=r"OpenSlide does not open it within 0\.2 s"):
+    with pytest.raises(SlideError, match=r"OpenSlide does not answer within 0\.2 s"):
         open_image("S", tmp_path / "a.svs")
