@@ -25,7 +25,7 @@ from hist_cache.memory import free_memory
 OPENSLIDE_TILE = 1024  # px; OpenSlide does not tell the file's own tiles, and reads large regions fastest
 PATIENCE_S = 120  # for one answer
 LEAST_MEMORY = 2 << 30  # bytes of addresses that a process may take at least
-HEAD = struct.Struct("<?q")  # of an answer: whether it is an error, and its bytes
+ANSWER_HEAD = struct.Struct("<?q")  # of an answer: whether it is an error, and its bytes
 
 # What a process does: it tells of the file, then answers each line (x, y, level, width, height) with pixels: RGB, or
 # RGBA where some are transparent.
@@ -114,8 +114,8 @@ class Server:
         try:
             stdin.write(request.encode())
             stdin.flush()
-            head = stdout.read(HEAD.size)
-            failed, n_bytes = HEAD.unpack(head) if len(head) == HEAD.size else (False, -1)
+            head = stdout.read(ANSWER_HEAD.size)
+            failed, n_bytes = ANSWER_HEAD.unpack(head) if len(head) == ANSWER_HEAD.size else (False, -1)
             data = stdout.read(n_bytes) if n_bytes >= 0 else b""
         except BrokenPipeError:
             n_bytes, data = -1, b""
