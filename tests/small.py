@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import extract.cli
+from hist_cache.cache import TOKEN_FILE, open_complete, read_fingerprint
 from hist_cache.files import PARTIAL
-from hist_cache.verify import verify_slide
+from hist_cache.verify import verify_slide, verify_tokens
 from tests.conftest import TINY_ENCODER, write_slide
 
 IDS = ("TINY1", "TINY2", "TINY3")
@@ -40,11 +41,16 @@ def make_cache(where: Path) -> Path:
     return where / "cache"
 
 
-def cached(cache: Path) -> dict[str, bytes]:
-    """Cache files by name; all of them are right, whenever this is called."""
-    files = sorted(cache.glob("tiny/*/*.h5"))
-    assert [problem for path in files for problem in verify_slide(path)] == []
-    return {path.name: path.read_bytes() for path in files}
+def cached(cache: Path) -> dict[str, tuple[str, str]]:
+    """Digests of cache files and what they were made from, by name; all of them are right, whenever this is called."""
+    found = {}
+    for path in sorted(cache.glob("tiny/*/*.h5")):
+        problems = verify_tokens(path) if TOKEN_FILE.fullmatch(path.name) else verify_slide(path)
+        assert problems == [], path
+        with open_complete(path) as file:
+            fingerprint = read_fingerprint(path)
+            found[path.name] = (str(file.attrs["digests"]), f"{fingerprint.common} {fingerprint.slide}")
+    return found
 
 
 def trained(runs: Path) -> dict[str, bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 from collections import namedtuple
 from pathlib import Path
 
@@ -21,9 +20,8 @@ from extract.tokens import MAX_FLOAT16, make_tokens
 from hist_cache.cache import open_cache
 from hist_cache.errors import InputError, StaleCacheError
 from hist_cache.token_files import open_tokens, token_files
-from hist_cache.verify import verify_tokens
 from tests.conftest import TINY_ENCODER, write_slide
-from tests.extract.test_scheduler import IDS, Run, Start, cache_of, options
+from tests.extract.test_scheduler import IDS, Run, cache_of, options
 
 BLOCK = 4
 AT = ("--tokens-at", BLOCK)
@@ -152,31 +150,6 @@ def test_wrong_input(hest_root: Path, run_command: Run, more: list[object], says
     assert code == 2
     assert says in text
     assert "Traceback" not in text
-
-
-def test_killed_while_writing_tokens(hest_root: Path, tmp_path: Path, run_command: Run, start_command: Start) -> None:
-    """SIGKILL amid the crops, and between the last byte and the rename: embeddings whole, no tokens to be read."""
-    amid = "import hist_cache.token_writer as t\nput = t.TokenWriter.put\nleft = iter(range(2))\n" + (
-        "t.TokenWriter.put = lambda *a: put(*a) if next(left, None) is not None else kill()\n"
-    )
-    late = "replace = os.replace\nos.replace = lambda a, b: kill() if '.tokens' in str(a) else replace(a, b)\n"
-    for name, patch in (("amid", amid), ("late", late)):
-        script = "import os, signal\ndef kill(): os.kill(os.getpid(), signal.SIGKILL)\n" + patch
-        script += "from extract.cli import main; raise SystemExit(main())"
-        where = tmp_path / name
-        process = start_command(script, *options(hest_root, *AT, "--cache", where))
-        text, _ = process.communicate()
-        assert process.returncode == -signal.SIGKILL, text
-        cache = open_cache(where, "custom")
-        assert cache.slides == ["TINY1", "TINY2"]
-        assert token_files(cache.folder) == []
-        [leftover] = cache.folder.glob("*.partial")
-        assert leftover.name.startswith("TINY1.tokens4.h5.")
-        assert "left by a killed run" in run_command(main, "--ids", IDS, "--cache", where, "--status")[1]
-        code, text = run_command(main, *options(hest_root, *AT, "--cache", where))
-        assert code == 0, text
-        assert [verify_tokens(p) for p in token_files(cache.folder)] == [[], []]
-        assert list(cache.folder.glob("*.partial")) == []
 
 
 def test_what_float16_cannot_hold_is_said(
