@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import extract.cli
-from hist_cache.cache import TOKEN_FILE, open_complete, read_fingerprint
+from hist_cache.cache_file import TOKEN_FILE, open_complete
 from hist_cache.files import PARTIAL
 from hist_cache.verify import verify_slide, verify_tokens
 from tests.conftest import TINY_ENCODER, write_slide
@@ -48,8 +48,7 @@ def cached(cache: Path) -> dict[str, tuple[str, str]]:
         problems = verify_tokens(path) if TOKEN_FILE.fullmatch(path.name) else verify_slide(path)
         assert problems == [], path
         with open_complete(path) as file:
-            fingerprint = read_fingerprint(path)
-            found[path.name] = (str(file.attrs["digests"]), f"{fingerprint.common} {fingerprint.slide}")
+            found[path.name] = (str(file.digests), f"{file.fingerprint.common} {file.fingerprint.slide}")
     return found
 
 

@@ -73,8 +73,7 @@ def test_two_trainings(
 
 
 @pytest.mark.slow
-@either_way
-def test_two_searches(cache: Path, tmp_path: Path, start_command: Start, locks: str) -> None:
+def test_two_searches(cache: Path, tmp_path: Path, start_command: Start, locks: str = "") -> None:
     argv = ("--cache", cache, "--runs", tmp_path / "runs", *TRAIN, "--trials", 3)
     for code, text in two(start_command, locks + HIST_SWEEP, argv):
         assert code == 0 or (locks and "error: " in text), text
