@@ -17,7 +17,7 @@ from extract.encoders.lora import LoraConfig, adapt
 from extract.encoders.registry import load_encoder
 from extract.identity import common_identity, folder_name
 from extract.tokens import MAX_FLOAT16, make_tokens
-from hist_cache.cache import open_cache
+from hist_cache.cache import Cache, open_cache
 from hist_cache.errors import InputError, StaleCacheError
 from hist_cache.token_files import open_tokens, token_files
 from tests.conftest import TINY_ENCODER, write_slide
@@ -207,8 +207,8 @@ def test_a_tuned_cache_is_another_one(hest_root: Path, run_command: Run, tmp_pat
     assert code == 0, text
     assert f"with the adapter {fold / 'adapter'} (digest {digest[:12]}) merged" in text
     assert f"was made otherwise: lora null -> {digest[:12]}" in text
-    cache = cache_of(tmp_path)  # the last one made
-    assert cache.folder != frozen.folder
+    [cache] = [Cache(f) for f in frozen.folder.parent.iterdir() if f != frozen.folder]
+    assert cache_of(tmp_path).folder == frozen.folder, "what is opened by default stays"
     assert (cache.fingerprint().common["lora"], frozen.fingerprint().common["lora"]) == (digest, None)
     assert cache.fingerprint().common["weights"] == frozen.fingerprint().common["weights"]
     assert cache.fingerprint().provenance["adapter"] == str(fold.parent)
