@@ -22,6 +22,7 @@ from train.experiments.jobs import Job
 from train.experiments.outputs import write_summary
 from train.experiments.runner import default_workers, describe_failure, run_with_progress
 from train.metrics import TOP_K
+from train.report.context import adapter_warnings
 from train.report.results import Results, read_results
 from train.report.significance import Paired, compare
 from train.workspace import Workspace
@@ -40,7 +41,7 @@ class FinalTest:
     best: Path
     """Folder of the best setting's run."""
     warnings: tuple[str, ...]
-    """One sentence for each way in which the trials used slides that are tested here."""
+    """One sentence for each way in which the trials, or the embeddings' adapter, used slides that are tested here."""
 
     @property
     def same(self) -> bool:
@@ -83,7 +84,9 @@ def test_best(plan: StudyPlan, workspace: Workspace, values: Mapping[str, Any], 
         for folder in dict.fromkeys(folders):
             if Run(folder).folds:
                 write_summary(folder)
-    return FinalTest(named_results(folders), folders[0], tuple(test_slide_warnings(plan.jobs(workspace, values), best)))
+    results = named_results(folders)
+    warnings = [*adapter_warnings(results), *test_slide_warnings(plan.jobs(workspace, values), best)]
+    return FinalTest(results, folders[0], tuple(warnings))
 
 
 def named_results(folders: Sequence[Path]) -> Results:

@@ -8,7 +8,6 @@ from typing import Any
 from extract.encoders.adapter_slides import UNKNOWN, AdapterSlides
 from hist_cache.cache import read_fingerprint
 from hist_cache.datasets import dataset_named, patient_names
-from hist_cache.errors import InputError
 from hist_cache.splits import Split, patient_leaks
 from train.workspace import Workspace
 
@@ -77,34 +76,14 @@ def cached_adapter(common: Mapping[str, Any]) -> AdapterSlides | None:
         return None
 
 
-def check_leaks(leaks: Iterable[tuple[int, str]], allowed: bool, where: str = "") -> list[str]:
-    """Refuse folds that test what the adapter has seen.
+def leak_sentences(leaks: Iterable[tuple[int, str]]) -> list[str]:
+    """Join the folds that leak alike: `folds 1, 2 tests S1, which ...`.
 
     Args:
         leaks: Number of each fold, and what leaks there, "" for nothing.
-        allowed: Whether they may run all the same.
-        where: The cache or the run with the adapters, for the message.
-
-    Returns:
-        A part of a sentence for each kind of leak: `folds 1, 2 tests S1, which ...`.
-
-    Raises:
-        InputError: A fold leaks, and may not.
     """
     folds: dict[str, set[int]] = {}
     for fold, leak in leaks:
-        folds.setdefault(leak, set()).add(fold)
-    clean = folds.pop("", set())
-    sentences = [f"{fold_names(numbers)} {leak}" for leak, numbers in folds.items()]
-    if sentences and not allowed:
-        advice = f"run {' or '.join(f'--fold {i}' for i in sorted(clean))}, " if clean else ""
-        raise InputError(
-            f"{where}: {'; '.join(sentences)}: {advice}give each fold its own adapter (hist-train --lora RUN), or give "
-            "--allow-leak, which marks the results"
-        )
-    return sentences
-
-
-def fold_names(numbers: Collection[int]) -> str:
-    """`fold 0`, `folds 1, 2`."""
-    return f"fold{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))}"
+        if leak:
+            folds.setdefault(leak, set()).add(fold)
+    return [f"fold{'s' * (len(n) > 1)} {', '.join(map(str, sorted(n)))} {leak}" for leak, n in folds.items()]

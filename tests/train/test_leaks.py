@@ -82,6 +82,8 @@ def test_a_tuned_cache_names_its_slides_and_is_taken_on_request_only(
     [
         (main, [], "fold 1 tests TINY2, which chose the adapter's epoch; fold 2 tests TINY3, which"),
         (main, ["--fold", 2], "fold 2 tests TINY3, which the adapter was trained on: give each fold its own adapter"),
+        (main, ["--fold", 0, "--finetune-lora", "--dry-run"], "its encoder is fine-tuned already"),
+        (main, ["--fold", 0, "--lora", "x"], "--lora x: "),
         (sweeps.cli.main, ["--trials", 1, "--fold", 0], "fold 2 tests TINY3"),
         (sweeps.cli.main, ["--trials", 1, "--fold", 1], "fold 1 validates on TINY3, which the adapter was trained on"),
         (sweeps.cli.main, ["--trials", 1, "--lora", "x"], "hist-sweep searches on one cache"),
@@ -154,8 +156,23 @@ def test_one_adapter_a_fold_is_one_command(made: Path, run_command: Command, tmp
     code, text = run_command(main, *LOSO, "--lora", adapters)
     assert code == 2
     assert "no finished fold2 with an adapter" in text
-    code, text = run_command(main, *LOSO, "--split", "patient", "--fold", 0, "--lora", adapters)
-    assert (code, "which" in text) == (2, True), text
+    split = [{"train": ["TINY1"], "val": ["TINY2"], "test": ["TINY4"]}]
+    (tmp_path / "split.json").write_text(json.dumps(split))
+    for run, says in (
+        (adapters, "fold 0 tests TINY4, which the adapter was trained on: give a run that was fine-tuned on these"),
+        (adapters / "fold0", "no run here (looked for fold*); give the folder that holds the folds"),
+    ):
+        code, text = run_command(main, *LOSO, "--split", "split.json", "--lora", run)
+        assert code == 2
+        assert says in text
+    owner = adapters / "fold0/adapter" / OWNER
+    kept = owner.read_text()
+    for damage in ([], 7, {"train": "TINY3"}, {"dataset": "tiny", "train": []}):
+        owner.write_text(json.dumps(json.loads(kept) | {"slides": damage}))
+        code, text = run_command(main, *LOSO, "--fold", 0, "--lora", adapters)
+        assert code == 2
+        assert "its slides cannot be read" in text
+    owner.write_text(kept)
 
 
 def test_slides_of_other_names_patients_and_unknown_ones(made: Path, run_command: Command, tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 def adapter_of_fold(run: Path, fold: int, workspace: Workspace) -> Path:
     """The folder of a fold's adapter; `InputError` where it is not finished, or is not of the cache's encoder."""
     folder = run / f"fold{fold}" / ADAPTER
+    if not any(run.glob("fold*")):
+        raise InputError(f"--lora {run}: no run here (looked for fold*); give the folder that holds the folds")
     if not (folder / SETTINGS).is_file() or not (folder.parent / METRICS).is_file():
         raise InputError(
             f"--lora {run}: no finished fold{fold} with an adapter; run hist-train --finetune-lora on all folds, or "

@@ -18,7 +18,7 @@ from hist_cache.splits import patient_leaks
 from train.experiments import protocols
 from train.experiments.jobs import Job
 from train.experiments.run_folders import changed_contents
-from train.leaks import cached_adapter, check_leaks, find_validation_leak, is_tuned
+from train.leaks import cached_adapter, find_validation_leak, is_tuned, leak_sentences
 from train.options import ADAPTED, FINETUNING, TrainOptions
 from train.workspace import Workspace
 
@@ -95,18 +95,32 @@ def describe_adapter(common: dict[str, Any]) -> str:
 
 def announce_leaks(jobs: list[Job], options: TrainOptions, workspace: Workspace) -> None:
     """Warn of folds that test what the embeddings' adapter has seen; `InputError` unless --allow-leak is given."""
-    where = f"--lora {options.lora}" if options.lora else str(workspace.cache.folder)
-    for sentence in check_leaks(((job.fold, job.leak) for job in jobs), options.allow_leak, where):
+    leaks = [(job.fold, job.leak) for job in jobs]
+    _check_leaks(leaks, options, workspace)
+    for sentence in leak_sentences(leaks):
         log.warning(f"LEAK: {sentence}: the metrics say nothing of new slides")
-    validation = ((job.fold, find_validation_leak(workspace, job.split)) for job in jobs)
-    for sentence in check_leaks(validation, True, where):
+    for sentence in leak_sentences((job.fold, find_validation_leak(workspace, job.split)) for job in jobs):
         log.warning(f"{sentence}: training stops later than it would on new slides")
 
 
 def check_study_leaks(jobs: list[Job], options: TrainOptions, workspace: Workspace) -> None:
     """`InputError` for a study that judges its trials on slides that the embeddings' adapter was trained on."""
-    validation = ((job.fold, find_validation_leak(workspace, job.split)) for job in jobs)
-    check_leaks(validation, options.allow_leak, str(workspace.cache.folder))
+    _check_leaks([(job.fold, find_validation_leak(workspace, job.split)) for job in jobs], options, workspace)
+
+
+def _check_leaks(leaks: list[tuple[int, str]], options: TrainOptions, workspace: Workspace) -> None:
+    sentences = leak_sentences(leaks)
+    if not sentences or options.allow_leak:
+        return
+    clean = sorted({fold for fold, _ in leaks} - {fold for fold, leak in leaks if leak})
+    advice = [f"run {' or '.join(f'--fold {i}' for i in clean)}"] if clean and options.fold is None else []
+    if options.lora:
+        where, own = f"--lora {options.lora}", "give a run that was fine-tuned on these splits"
+    else:
+        where, own = str(workspace.cache.folder), "give each fold its own adapter (hist-train --lora RUN)"
+    raise InputError(
+        f"{where}: {'; '.join(sentences)}: {', '.join([*advice, own])}, or give --allow-leak, which marks the results"
+    )
 
 
 def announce_crops(jobs: list[Job], workspace: Workspace) -> None:

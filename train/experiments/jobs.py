@@ -130,6 +130,8 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             for i, split in folds.items()
         }
         point = dataclasses.replace(point, lora_layers=layers[point.lora_layers])
+        if point.lora_layers and is_tuned(workspace.common):
+            raise InputError(f"{workspace.cache.folder}: its encoder is fine-tuned already; give the plain one's cache")
         setting = make_setting(point, protocol, options, workspace, next(iter(panels.values())))
         run = run_folder(runs / workspace.dataset, setting)
         for i, split in folds.items():

@@ -12,7 +12,7 @@ from hist_cache.errors import InputError
 from hist_cache.runs import CONFIG, METRICS, Fold, fold_folders
 from train.experiments.protocols import protocol_names
 from train.experiments.setting import Setting
-from train.leaks import check_leaks, is_tuned
+from train.leaks import is_tuned, leak_sentences
 from train.metrics import MIN_SPOTS
 from train.models.registry import model_entries
 from train.models.variants import load_variants
@@ -66,7 +66,7 @@ class RunResult:
     @cached_property
     def leaks(self) -> list[str]:
         """What the adapter of its embeddings has seen of its test slides: `folds 1, 2 tests S1, which ...`."""
-        return check_leaks(((fold.number, fold.leak) for fold in self.folds), allowed=True)
+        return leak_sentences((fold.number, fold.leak) for fold in self.folds)
 
     @property
     def marks(self) -> list[str]:

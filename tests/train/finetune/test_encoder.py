@@ -156,7 +156,7 @@ def test_missing_tokens_are_made_and_tokens_before_serve_too(run_command: Run, c
         (["--finetune-lora", "--lora-rank", 0], "rank 0"),
         (["--finetune-lora", "--micro-batch", 0], "--micro-batch 0"),
         (["--finetune-lora", "--lora", "run"], "an encoder is fine-tuned once"),
-        (["--lora", "run"], "--lora run: no finished fold0 with an adapter"),
+        (["--lora", "run"], "--lora run: no run here"),
         (["--finetune-lora", "--no-token-cache", "--data-root", "nowhere"], "nowhere"),
         (["--finetune-lora", "--weights", "nowhere"], "--weights nowhere and --random-weights exclude each other"),
         (["--finetune-lora", "--data-root", "."], "not a HEST folder (no st/ and wsis/ in it)"),
