@@ -68,8 +68,8 @@ def check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], optional:
         KeyError: Names an entry that is missing.
         TypeError: Names an entry that holds something else.
     """
-    for name, hint in {**hints, **optional}.items():
-        if name not in values and name in optional:
+    for name, hint in {**optional, **hints}.items():
+        if name not in values and name not in hints:
             continue
         if not is_of(values[name], hint):
             raise TypeError(f"{name!r} is {shortened(values[name])}")

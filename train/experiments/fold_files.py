@@ -56,7 +56,7 @@ def read_cost(folder: Path) -> dict[str, Any]:
         return {}
     values = Fold(folder).cost
     with _checked(folder / COST, "not the cost of a fold"):
-        check_entries(values, {}, COST_OPTIONAL)
+        check_entries(values, {"threads": int} if "device" in values else {}, COST_OPTIONAL)
     return values
 
 

@@ -161,7 +161,7 @@ def read_setting(file: Path, values: Mapping[str, Any]) -> Setting:
         return Setting.from_dict(values)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise InputError(
             f"{file}: not the configuration of a run ({type(error).__name__}: {error}); {RUN_ANEW}"
         ) from None
