@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -24,6 +26,7 @@ from hist_cache.spots import Spots, read_spots
 log = logging.getLogger(__name__)
 
 LOCKS = ".locks"  # subfolder of a cache folder
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems without locks answer
 Finish = Callable[[], None]  # the last step for a slide, which does not need the encoder: writing
 
 
@@ -120,6 +123,7 @@ class Claims:
         self._request = request
         self._loader = ThreadPoolExecutor(1, "load")
         self._locks: list[FileLock] = []
+        self._unlocked = False
         self.failed: list[HistError] = []
         self.finished = len(plan.tasks) - len(self._open)
 
@@ -146,13 +150,10 @@ class Claims:
         path = folder / LOCKS / f"{task.path.stem}.lock"
         lock = FileLock(path, thread_local=False)  # the thread that writes releases it
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=timeout)
+            self._acquire(lock, path, timeout)
         except Timeout:
             self._open.append(task)
             return None
-        except OSError as error:
-            raise write_error(error, folder) from error
         try:
             current = plan_slide(self._request, slide, folder)  # another process may have done it in the meantime
         except Exception as error:
@@ -164,14 +165,29 @@ class Claims:
         self._locks.append(lock)
         return Claim(current, lock, self._loader.submit(load, current, self._request.any_scale))
 
+    def _acquire(self, lock: FileLock, path: Path, timeout: float) -> None:
+        """Acquire a lock; where the file system has none, go on without, because each writer has a file of its own."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            raise
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+                raise write_error(error, path.parent.parent) from error
+            if not self._unlocked:
+                log.warning(f"{path.parent}: no locks there ({error}); two commands at once may compute a slide twice")
+            self._unlocked = True
+            path.unlink(missing_ok=True)
+
     def finish(self, lock: FileLock) -> None:
         """Count a slide as complete and release it."""
-        lock.release()
+        _release(lock)
         self.finished += 1
 
     def fail(self, error: HistError, lock: FileLock) -> None:
         """Record the error of a slide and release the slide."""
-        lock.release()
+        _release(lock)
         self.failed.append(error)
         log.warning(str(error))
 
@@ -179,7 +195,15 @@ class Claims:
         """Release what is still claimed, where not all could be done."""
         self._loader.shutdown()
         for lock in self._locks:
-            lock.release()
+            _release(lock)
+
+
+def _release(lock: FileLock) -> None:
+    """Remove a lock's file and release it. Who waits for the removed one finds the slide complete, or failing again."""
+    if lock.is_locked:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()
+        lock.release()
 
 
 def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: dict[str, Any]) -> list[HistError]:

@@ -27,7 +27,7 @@ from hist_cache.cached_slide import find_problem, zero_rows
 from hist_cache.datasets import check_dataset_name
 from hist_cache.errors import DamagedCacheError, HistError, InputError, StaleCacheError, WriteError
 from hist_cache.files import PARTIAL, write_json
-from hist_cache.fingerprint import Fingerprint, array_digest, differences, identity_hash
+from hist_cache.fingerprint import Fingerprint, array_digest, differences, identity_hash, wrong_facts
 
 log = logging.getLogger(__name__)
 
@@ -188,10 +188,13 @@ class Cache:
         Raises:
             InputError: The folder has no cache files.
             StaleCacheError: A file was made in another way than the rest, or does not fit the name of the folder.
+            DamagedCacheError: A file is damaged, or does not state what it was made from.
         """
         first: Fingerprint | None = None
         for slide in self.slides:
             fingerprint = read_fingerprint(self.path(slide))
+            if wrong := wrong_facts(fingerprint.common):
+                raise DamagedCacheError(self.path(slide), f"its fingerprint does not state {', '.join(wrong)}")
             first = first or fingerprint
             if changes := differences(first.common, fingerprint.common):
                 raise StaleCacheError(f"{self.path(slide)}: made otherwise than the rest: {'; '.join(changes)}")

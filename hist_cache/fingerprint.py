@@ -31,6 +31,17 @@ LIBRARIES = (
 )
 
 
+# What training reads of the common identity; the rest is only compared.
+COMMON_TYPES: dict[str, tuple[type, ...]] = {
+    "encoder": (str,),
+    "weights": (str,),
+    "pretrained": (bool,),
+    "lora": (str, type(None)),
+    "precision": (str,),
+    "crop_rule": (dict,),
+}
+
+
 @dataclass(frozen=True)
 class CropRule:
     """How wide crops are, the same rule for all slides of a cache.
@@ -108,6 +119,14 @@ class Fingerprint:
         data = json.loads(text)
         common = from_version_0_1(data["identity"])
         return Fingerprint(common, common.pop("slide"), data["provenance"])
+
+
+def wrong_facts(common: dict[str, Any]) -> list[str]:
+    """List the entries of a common identity that training reads and that are missing or of another type."""
+    wrong = [name for name, types in COMMON_TYPES.items() if not isinstance(common.get(name, ...), types)]
+    if "crop_rule" not in wrong and not isinstance(common["crop_rule"].get("min_spot_um"), (int, float)):
+        wrong.append("crop_rule")
+    return wrong
 
 
 def identity_hash(common: dict[str, Any]) -> str:

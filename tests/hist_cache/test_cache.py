@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -13,10 +14,13 @@ from hist_cache.cache import Cache, CachedSlide, read_slide, remember_last, writ
 from hist_cache.cache_file import attributes_digest
 from hist_cache.errors import HistError, InputError, StaleCacheError
 from hist_cache.files import atomic_write
-from hist_cache.fingerprint import Fingerprint, array_digest, differences, short_hash
+from hist_cache.fingerprint import Fingerprint, array_digest, differences, identity_hash
 from hist_cache.verify import verify_slide
 
-COMMON = {"encoder": "demo", "weights": "a" * 64, "precision": "fp32"}
+COMMON: dict[str, Any] = {
+    **{"encoder": "demo", "weights": "a" * 64, "precision": "fp32", "pretrained": True, "lora": None},
+    "crop_rule": {"min_spot_um": 0.0},
+}
 
 
 def make(n: int = 5, genes: int = 7, width: int = 4, sizes: tuple[int, ...] = (6,), seed: int = 0) -> CachedSlide:
@@ -47,7 +51,7 @@ def some_neighbors(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
 
 
 def folder(root: Path, common: dict = COMMON, dataset: str = "demo") -> Path:
-    return root / dataset / f"{common['encoder']}-{short_hash(common)}"
+    return root / dataset / f"{common['encoder']}-{identity_hash(common)}"
 
 
 def write(path: Path, slide: CachedSlide | None = None, common: dict = COMMON) -> CachedSlide:
