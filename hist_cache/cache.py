@@ -167,7 +167,7 @@ class Cache:
     @property
     def dataset(self) -> str:
         """Name of the dataset."""
-        return self.folder.resolve().parent.name
+        return self.folder.parent.name
 
     @property
     def slides(self) -> list[str]:
@@ -222,7 +222,10 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
     """
     path = Path(path)
     if slide_files(path):
-        return Cache(path)
+        folder = path.resolve() if len(path.parents) < 2 or ".." in path.parts else path
+        if not folder.parent.name:
+            raise InputError(f"{path}: the folder above it names the dataset, so it must be in one")
+        return Cache(folder)
     dataset = check_dataset_name(dataset or last_dataset(path))
     folders = cache_folders(path, dataset)
     if encoder is not None:

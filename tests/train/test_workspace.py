@@ -199,6 +199,6 @@ def test_a_cache_may_be_the_current_folder(
     files: dict[str, Path], run_command: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(files["A"].parent)
-    assert open_cache(".").dataset == "demo"
+    assert [open_cache(path).dataset for path in (".", "../../demo/" + files["A"].parent.name)] == ["demo", "demo"]
     code, text = run_command(main, *COMMAND, "--cache", ".", "--runs", "runs")
     assert code == 0, text
