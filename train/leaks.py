@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from extract.encoders.adapter_slides import UNKNOWN, AdapterSlides
-from hist_cache.cache import read_fingerprint
+from hist_cache.cache import CachedSlide
 from hist_cache.datasets import dataset_named, patient_names
 from hist_cache.splits import Split, patient_leaks
 from train.workspace import Workspace
+
+COUNTS = ("counts/data", "counts/indices", "counts/indptr")  # the arrays that hold a slide's counts
 
 
 def slide_patients(workspace: Workspace, slides: Collection[str]) -> dict[str, str]:
@@ -26,16 +29,21 @@ def slide_patients(workspace: Workspace, slides: Collection[str]) -> dict[str, s
     return named
 
 
-def slide_images(workspace: Workspace, slides: Collection[str]) -> dict[str, str]:
-    """Slide -> SHA-256 of the image that its cache file was made from, where it says so."""
-    digests = {s: read_fingerprint(workspace.cache_of(s).path(s)).slide.get("image") for s in slides}
-    return {slide: str(digest) for slide, digest in digests.items() if digest}
+def slide_contents(workspace: Workspace, slides: Collection[str]) -> dict[str, list[str]]:
+    """Slide -> digests of its counts, and of its image with the places of its spots."""
+
+    def digests(slide: CachedSlide) -> list[str]:
+        counts = [slide.digests[name] for name in COUNTS] if slide.counts.nnz else []
+        places = [slide.image, slide.digests["coords"]] if slide.image else []
+        return [hashlib.sha256(" ".join(part).encode()).hexdigest()[:16] for part in (counts, places) if part]
+
+    return {slide: digests(workspace.all_slides[slide]) for slide in slides}
 
 
 def adapter_slides(workspace: Workspace, split: Split) -> AdapterSlides:
     """The slides of an adapter that is trained on a split."""
-    patients, images = slide_patients(workspace, split.ids), slide_images(workspace, split.ids)
-    return AdapterSlides(workspace.dataset, split.train, split.val, split.test, patients, images)
+    patients, contents = slide_patients(workspace, split.ids), slide_contents(workspace, split.ids)
+    return AdapterSlides(workspace.dataset, split.train, split.val, split.test, patients, contents)
 
 
 def find_leak(workspace: Workspace, split: Split) -> str:
@@ -53,13 +61,13 @@ def adapter_leak(workspace: Workspace, adapter: AdapterSlides | None, split: Spl
         return UNKNOWN
     patients = slide_patients(workspace, split.ids)
     shared = patient_leaks(split, patients)
-    return "; ".join(adapter.leaks(split.test, patients, slide_images(workspace, split.test), shared))
+    return "; ".join(adapter.leaks(split.test, patients, slide_contents(workspace, split.test), shared))
 
 
 def find_validation_leak(workspace: Workspace, split: Split) -> str:
     """Say which validation slides of a fold the adapter of a cache was trained on; "" where there is none."""
     adapter = cached_adapter(workspace.common)
-    seen = adapter.trained_on(split.val, slide_images(workspace, split.val)) if adapter else []
+    seen = adapter.trained_on(split.val, slide_contents(workspace, split.val)) if adapter else []
     return f"validates on {', '.join(seen)}, which the adapter was trained on" if seen else ""
 
 

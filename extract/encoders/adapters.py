@@ -186,7 +186,7 @@ def read_adapter_slides(folder: Path) -> AdapterSlides | None:
         config = json.loads((folder.parent / CONFIG).read_text(encoding="utf-8"))
         dataset, patients = config["dataset"], config["patients"]
         named = patient_names(dataset, patients)
-        return AdapterSlides.from_dict(config["split"] | {"dataset": dataset, "patients": named, "images": {}})
+        return AdapterSlides.from_dict(config["split"] | {"dataset": dataset, "patients": named, "contents": {}})
     except (OSError, KeyError, TypeError, ValueError, AttributeError):
         return None
 

@@ -179,12 +179,15 @@ def test_slides_of_other_names_patients_and_unknown_ones(made: Path, run_command
     shutil.copytree(made / "hest", tmp_path / "hest")
     for folder, ending in (("st", "h5ad"), ("wsis", "tif"), ("metadata", "json")):
         shutil.copy(tmp_path / f"hest/{folder}/TINY3.{ending}", tmp_path / f"hest/{folder}/COPY.{ending}")
+        source = "OTHER1" if folder == "wsis" else "TINY3"  # the same counts with another image
+        shutil.copy(tmp_path / f"hest/{folder}/{source}.{ending}", tmp_path / f"hest/{folder}/SAVED.{ending}")
     metadata = json.loads((tmp_path / "hest/metadata/OTHER1.json").read_text())
     (tmp_path / "hest/metadata/OTHER1.json").write_text(json.dumps(metadata | {"patient": "B"}))
     shutil.copytree(run_folder(made / "runs") / "fold0/adapter", tmp_path / "lost")
     owner = json.loads((tmp_path / "lost" / OWNER).read_text())
     (tmp_path / "lost" / OWNER).write_text(json.dumps({k: v for k, v in owner.items() if k != "slides"}))
     cases = {
+        "saved": ("SAVED,TINY1,TINY2", run_folder(made / "runs") / "fold0", "SAVED, which the adapter was trained on"),
         "copies": ("COPY,TINY1,TINY2", run_folder(made / "runs") / "fold0", "COPY, which the adapter was trained on"),
         "tiny": ("OTHER1,TINY1,TINY2", run_folder(made / "runs") / "fold0", "OTHER1, of patients that the adapter"),
         "unknown": ("TINY1,TINY2,TINY4", tmp_path / "lost", "which these are is unknown"),
