@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tempfile
 import time
@@ -9,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 LOCK = ".lock"  # locked as long as the folder is in use; the operating system unlocks it when its process dies
-UNLOCKED_S = 24 * 3600  # age at which folders without a lock are removed: those of version 0.1
+UNLOCKED_S = 24 * 3600  # age at which folders are removed that name no process and have no lock: those of version 0.1
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def scratch_folder(prefix: str) -> Iterator[Path]:
     Folders of the same prefix that dead processes left are removed first.
     """
     remove_leftovers(prefix)
-    new = Path(tempfile.mkdtemp(prefix=f".{prefix}"))
+    new = Path(tempfile.mkdtemp(prefix=f".{prefix}{os.getpid()}-"))
     lock = FileLock(new / LOCK)
     lock.acquire()
     folder = new.rename(new.with_name(new.name[1:]))  # nobody finds it before it is locked
@@ -40,7 +43,9 @@ def remove_leftovers(prefix: str) -> None:
         with suppress(OSError, Timeout):
             file = folder / LOCK
             if not file.exists():
-                if time.time() - folder.stat().st_mtime > UNLOCKED_S:
+                maker = re.search(rf"{prefix}(\d+)-", folder.name)
+                dead = maker is not None and not psutil.pid_exists(int(maker[1]))
+                if dead or time.time() - folder.stat().st_mtime > UNLOCKED_S:
                     shutil.rmtree(folder)
                 continue
             with FileLock(file, timeout=0):

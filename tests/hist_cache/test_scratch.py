@@ -34,7 +34,8 @@ def test_a_folder_lives_as_long_as_its_process(tmp_path: Path, monkeypatch: pyte
     left = Path(killed.stdout.strip())
     assert (left / "tensors.pt").exists()
     old, young, other = (tmp_path / name for name in ("hist-test-old", "hist-test-young", "other-x"))
-    for folder in (old, young, other):
+    half_made, half_removed = tmp_path / f".hist-test-{2**22 + 1}-a", tmp_path / f"hist-test-{2**22 + 1}-b"
+    for folder in (old, young, other, half_made, half_removed):
         folder.mkdir()
     before = time.time() - UNLOCKED_S - 60
     os.utime(old, (before, before))

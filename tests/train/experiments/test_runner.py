@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from hist_cache import load_run
 from hist_cache.runs import Fold
 from tests.commands import REPOSITORY, Command
 from tests.conftest import HIST_TRAIN, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
+from tests.killing import KILLS, kill_again_and_again
 from train.cli import main
 from train.models.configs import HistConfig
 from train.models.variants import load_variants
@@ -108,23 +108,23 @@ def test_side_by_side_gives_what_one_by_one_gives(
 
 
 @pytest.mark.slow
-def test_a_grid_that_was_killed_goes_on(cache: Path, start_command: Start, tmp_path: Path) -> None:
+def test_a_grid_killed_again_and_again_loses_nothing(cache: Path, start_command: Start, tmp_path: Path) -> None:
+    (tmp_path / "temporary").mkdir()
+    script = f"import tempfile; tempfile.tempdir = {str(tmp_path / 'temporary')!r}\n{HIST_TRAIN}"
     argv = ["--cache", cache, "--runs", tmp_path / "runs", "--split", "loso"]
     argv += ["--ablation", "full,no_hea", *SMALL, "--jobs", 2]
-    process = start_command(HIST_TRAIN, *argv)
-    deadline = time.monotonic() + 120
-    while not finished(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    time.sleep(1)  # its workers find out at the end of an epoch
-    before = {p: p.stat().st_mtime_ns for p in finished(tmp_path)}
-    assert 1 <= len(before) < 8
-    process = start_command(HIST_TRAIN, *argv)
-    text, _ = process.communicate()
-    assert process.returncode == 0, text
+    seen: dict[Path, int] = {}
+
+    def files() -> int:
+        for path in finished(tmp_path):
+            assert seen.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "a fold is run once"
+        return len([*tmp_path.glob("runs/**/*"), *tmp_path.glob("temporary/*/*.pt")])
+
+    kill_again_and_again(lambda: start_command(script, *argv), files, 9, KILLS)
+    files()
     assert len(finished(tmp_path)) == 8
-    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert not list(tmp_path.glob("runs/**/*.partial"))
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 @pytest.mark.slow
