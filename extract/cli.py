@@ -43,7 +43,9 @@ class ExtractOptions(CommandOptions):
         0.0, "spot crops are at least this wide, um (the release protocol: 112)", "UM", within=Interval(0, 1000)
     )
     precision: Literal["bf16", "fp32"] | None = option(None, "default: bf16 where the machine computes it fast")
-    any_scale: bool = option(False, "accept pixel and spot sizes that no usual slide has (see README)")
+    any_scale: bool = option(
+        False, "accept pixels, pitches and spots of any size (usual: 0.05-10, 5-1000 and 5-1000 um)"
+    )
     lora: str | None = option(
         None, "embed with the adapter of a run of hist-train --finetune-lora (or of a fold)", "RUN"
     )

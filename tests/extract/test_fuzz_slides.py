@@ -127,14 +127,14 @@ def extract_slides(root: Path, *more: str) -> tuple[int, str]:
 
 
 @pytest.mark.fuzz
-@fuzz(250)
+@fuzz(120)
 @given(st.lists(st.tuples(st.sampled_from(PARTS), changes), min_size=1, max_size=2))
 def test_any_table(root: Path, changed: list[tuple[str, Change]]) -> None:
     check_table(root, changed, "--dry-run")
 
 
 @pytest.mark.fuzz
-@fuzz(12)
+@fuzz(5)
 @given(st.lists(st.tuples(st.sampled_from(PARTS), changes), min_size=1, max_size=1))
 def test_any_table_and_the_good_slide_is_extracted(root: Path, changed: list[tuple[str, Change]]) -> None:
     shutil.rmtree("cache", ignore_errors=True)
@@ -160,7 +160,7 @@ def check_table(root: Path, changed: list[tuple[str, Change]], *more: str) -> No
 
 
 @pytest.mark.fuzz
-@fuzz(150)
+@fuzz(60)
 @given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), min_size=1, max_size=20), st.floats(0.05, 1))
 def test_any_bytes_of_a_table(root: Path, flips: list[tuple[float, int]], kept: float) -> None:
     path = root / "st/TINY1.h5ad"
@@ -186,7 +186,7 @@ KEYS = ("st_technology", "pixel_size_um_estimated", "pixel_size_um_embedded", "i
 
 
 @pytest.mark.fuzz
-@fuzz(200)
+@fuzz(60)
 @given(st.one_of(st.dictionaries(st.sampled_from(KEYS), odd, min_size=1, max_size=3), odd), st.booleans())
 def test_any_metadata(root: Path, values: Any, is_file: bool) -> None:
     file = root / "metadata/TINY1.json"
@@ -201,7 +201,7 @@ def test_any_metadata(root: Path, values: Any, is_file: bool) -> None:
 
 
 @pytest.mark.fuzz
-@fuzz(100)
+@fuzz(40)
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=60).map(lambda t: t.encode(errors="replace")),
                  st.lists(st.sampled_from([b"id", b"TINY1", b",", b"\n", b'"', b"\0", b"\xff", b"1", b"-1", b"\r",
                                            b"pixel_size_um_estimated", b"st_technology", b"Visium"]),

@@ -56,7 +56,7 @@ def train_on(cache: Path, *more: object) -> None:
 
 
 @pytest.mark.fuzz
-@fuzz(100)
+@fuzz(60)
 @given(st.one_of(splits, splits, values, garbage, st.just("[" * 99_999), st.just("9" * 9999)))
 def test_any_file_of_splits(place: Path, cache: Path, content: Any) -> None:
     train_on(cache, "--n-genes", 9, "--split", write("splits.json", content))
@@ -66,7 +66,7 @@ lines = st.lists(st.sampled_from(["sample_id", ",", "\n", "TINY1", "TINY2", "TIN
 
 
 @pytest.mark.fuzz
-@fuzz(50)
+@fuzz(30)
 @given(st.one_of(lines.map("".join), garbage), st.one_of(lines.map("".join), garbage))
 def test_any_folder_of_splits(place: Path, cache: Path, train_slides: Any, test_slides: Any) -> None:
     Path("folder").mkdir(exist_ok=True)
@@ -79,7 +79,7 @@ names = st.lists(st.sampled_from(["GENE1", "GENE2", "GENE3", "# no", "", "GENE1 
 
 
 @pytest.mark.fuzz
-@fuzz(100)
+@fuzz(60)
 @given(st.one_of(names.map("\n".join), garbage, values, st.fixed_dictionaries({"genes": st.one_of(names, values)})),
        st.booleans())  # fmt: skip
 def test_any_file_of_genes(place: Path, cache: Path, content: Any, is_json: bool) -> None:
@@ -99,7 +99,7 @@ rows = st.dictionaries(
 
 
 @pytest.mark.fuzz
-@fuzz(150)
+@fuzz(80)
 @given(st.one_of(rows, rows, values, garbage), st.sampled_from(["yaml", "toml"]))
 def test_any_search_space(place: Path, cache: Path, content: Any, ending: str) -> None:
     if ending == "toml" and isinstance(content, dict):
@@ -118,7 +118,7 @@ YAMLS = ["a: *b", "&a [*a]", "a: 2001-99-99", "? [1]\n: 2", "- 1", "epochs: !!py
 
 
 @pytest.mark.fuzz
-@fuzz(200)
+@fuzz(60)
 @given(st.one_of(st.dictionaries(st.sampled_from([*NAMES, "nope", "batch-size"]), values, min_size=1, max_size=2),
                  values, garbage, st.sampled_from(YAMLS)))  # fmt: skip
 def test_any_configuration(place: Path, cache: Path, content: Any) -> None:

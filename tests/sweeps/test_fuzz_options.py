@@ -84,7 +84,7 @@ def words(draw: st.DrawFn) -> tuple[Main, list[str]]:
 
 
 @pytest.mark.fuzz
-@fuzz(300)
+@fuzz(150)
 @given(words())
 def test_any_option(place: Path, cache: Path, command: tuple[Main, list[str]]) -> None:
     main, found = command
