@@ -79,6 +79,14 @@ def _follow(item: Any, *path: str) -> Any:
     return item
 
 
+def has_column(file: h5py.File, frame: str, name: str) -> bool:
+    """Tell whether `obs`, `var` or `obsm` has an entry of that name; asking an array would read all of it."""
+    group = _follow(file, frame)
+    if not isinstance(group, h5py.Group):
+        raise TableError(f"no {frame}", "write the table with anndata (0.7 or later)")
+    return name in group
+
+
 def table_column(file: h5py.File, frame: str, name: str, n: int) -> NDArray[Any]:
     """Return a column of `obs` or `var`, (n,)."""
     import anndata

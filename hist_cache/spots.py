@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hist_cache.errors import one_line
-from hist_cache.h5ad import TableError, open_table, table_column, table_names, table_part
+from hist_cache.h5ad import TableError, has_column, open_table, table_column, table_names, table_part
 from hist_cache.metadata import ANY_SCALE
 from hist_cache.slides import SlideFiles
 from hist_cache.texts import bad_name
@@ -118,7 +118,7 @@ def _symbols(file: h5py.File, n: int) -> list[str]:
     """Return the gene symbols of a table, made unique as in anndata: repeats get -1, -2 and so on."""
     names = table_names(file, "var", n)
     if sum(g.startswith("ENS") for g in names) > n / 2:
-        column = next((c for c in SYMBOL_COLUMNS if c in file["var"]), None)
+        column = next((c for c in SYMBOL_COLUMNS if has_column(file, "var", c)), None)
         if column is None:
             raise TableError("genes are named by Ensembl id", "add the symbols as a column var['gene_name']")
         symbols = [str(v) for v in table_column(file, "var", column, n)]
@@ -139,7 +139,7 @@ def _symbols(file: h5py.File, n: int) -> list[str]:
 def _positions(file: h5py.File, n: int) -> NDArray[np.float64]:
     import anndata
 
-    if "obsm" not in file or "spatial" not in file["obsm"]:
+    if "obsm" not in file or not has_column(file, "obsm", "spatial"):
         raise TableError("no obsm['spatial']", "spot centres in level-0 pixels are needed")
     stored = np.asarray(anndata.io.read_elem(table_part(file, "obsm", "spatial")))
     if stored.ndim != 2 or len(stored) != n or stored.shape[1] < 2:
@@ -170,7 +170,7 @@ def _check_gaps(coords_um: NDArray[np.float64], pitch_um: float) -> None:
 def _array_indices(file: h5py.File, n: int) -> NDArray[np.int32] | None:
     """Return (n, 2) array row and column, -1 where they are not stated; None where they are something else."""
     array = np.full((n, 2), -1, dtype=np.int32)
-    if not {"array_row", "array_col"} <= set(file["obs"]):
+    if not all(has_column(file, "obs", name) for name in ("array_row", "array_col")):
         return array
     try:
         columns = [table_column(file, "obs", name, n).astype(np.float64) for name in ("array_row", "array_col")]

@@ -89,6 +89,8 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "no var": (lambda f: f.__delitem__("var"), "no var"),
     "no obsm": (lambda f: f.__delitem__("obsm"), "no obsm['spatial']"),
     "obsm is an array": (lambda f: (f.__delitem__("obsm"), f.__setitem__("obsm", [1])), "no obsm"),
+    "obsm is a huge array": (lambda f: instead(f, "obsm"), "no obsm"),
+    "obs is a huge array": (lambda f: instead(f, "obs"), "no obs"),
     "no index": (lambda f: f["obs/_index"].parent.__delitem__("_index"), "no obs/_index"),
     "the index elsewhere": (lambda f: f["obs"].attrs.__setitem__("_index", "../X"), "no obs/../X"),
     "one column": (lambda f: put(f, "obsm/spatial", np.ones((30, 1))), "obsm['spatial'] has shape (30, 1)"),
@@ -117,6 +119,12 @@ def dense_repeated(file: h5py.File, count: int) -> None:
     """Two entries for one spot and gene."""
     put_at(file, "X/indices", slice(0, 2), 0)
     put_at(file, "X/data", slice(0, 2), count, "i8")
+
+
+def instead(file: h5py.File, name: str) -> None:
+    """A huge array in place of a group: looking for a name in it would read it row by row."""
+    del file[name]
+    file.create_dataset(name, shape=(10**15,), dtype="f8", chunks=(1000,))
 
 
 def huge(file: h5py.File) -> None:
