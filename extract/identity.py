@@ -102,7 +102,7 @@ def slide_identity(
     digests, stamps = {}, {}
     for key, path in (("image", files.image), ("table", files.table)):
         stamps[key] = file_stamp(path)
-        if earlier is not None and earlier.provenance.get("stamps", {}).get(key) == stamps[key]:
+        if earlier is not None and key in earlier.slide and earlier.stamps.get(key) == stamps[key]:
             digests[key] = earlier.slide[key]
         else:
             digests[key] = file_digest(path)

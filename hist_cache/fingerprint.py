@@ -118,7 +118,16 @@ class Fingerprint:
         """Read the text that a cache file of this version, or of version 0.1, holds."""
         data = json.loads(text)
         common = from_version_0_1(data["identity"])
-        return Fingerprint(common, common.pop("slide"), data["provenance"])
+        fingerprint = Fingerprint(common, common.pop("slide"), data["provenance"])
+        if not isinstance(fingerprint.slide, dict) or not isinstance(fingerprint.provenance, dict):
+            raise TypeError("the fingerprint's slide and provenance must be objects")
+        return fingerprint
+
+    @property
+    def stamps(self) -> dict[str, Any]:
+        """Size and time of the slide's files, by kind, when their digests were taken."""
+        stamps = self.provenance.get("stamps")
+        return stamps if isinstance(stamps, dict) else {}
 
 
 def wrong_facts(common: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from hist_cache.panels import columns
 
 Transform = Literal["log2", "ln_cp10k"]
 NicheProfile = Literal["log_of_mean", "mean_of_logs"]
+FACTS = ("um_per_px", "spot_um", "thumbnail_downsample")  # what maps and predictions need to know of a slide
 UNITS = {"log2": "log2(1 + count)", "ln_cp10k": "ln(1 + count per 10,000)"}
 _T = TypeVar("_T")
 
@@ -197,11 +198,14 @@ def read_slides(cache: Cache, sizes: Sequence[int]) -> dict[str, CachedSlide]:
 
     Raises:
         InputError: There is none.
-        HistError: One of them is damaged, or has embeddings of another width than the others.
+        HistError: One of them is damaged, does not state its lengths, or has embeddings of another width than others.
     """
     slides = {s: cache.read(s, sorted(set(sizes))) for s in cache.slides}
     if not slides:
         raise InputError(f"{cache.folder}: no slides; run hist-extract")
+    for name, slide in slides.items():
+        if missing := [fact for fact in FACTS if fact not in slide.attributes]:
+            raise DamagedCacheError(cache.path(name), f"does not state {', '.join(missing)}")
     check_widths(slides, cache)
     return slides
 

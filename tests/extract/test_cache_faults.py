@@ -117,5 +117,5 @@ def test_a_slide_never_leaves_its_folder(
     for argv in (("--ids", f"TINY1,{name}"), ("--ids", "TINY1", "--dataset", name.replace(".tokens", "/"))):
         code, text = run_command(main, *argv, "--data-root", hest_root, "--encoder", "demo", *more)
         assert code == 2
-        assert text.splitlines()[-1].startswith(("error: slide ", "error: dataset name "))
+        assert text.splitlines()[-1].startswith(("error: slide ", "error: dataset name ", f"error: {argv[-2]} "))
         assert set(tmp_path.parent.rglob("*")) == before

@@ -65,6 +65,12 @@ def nothing_stated(path: Path) -> None:
     rewrite(path, fingerprint=json.dumps({"identity": {**COMMON, "pretrained": 1, "slide": {}}, "provenance": {}}))
 
 
+def one_fact_less(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        del file.attrs["spot_um"]
+    rewrite(path)
+
+
 SPOILS: dict[str, tuple[Callable[[dict[str, Path]], object], str]] = {
     "a bit of the embeddings": (lambda f: flip(f["B"], "embeddings"), "embeddings has other values than when it was w"),
     "a bit of the neighbours": (lambda f: flip(f["B"], "neighbors/6"), "neighbors/6 has other values than when it"),
@@ -81,6 +87,11 @@ SPOILS: dict[str, tuple[Callable[[dict[str, Path]], object], str]] = {
     "a pipe": (lambda f: (f["B"].unlink(), os.mkfifo(f["B"])), "not a file; remove it"),
     "fingerprint of another kind": (lambda f: rewrite(f["B"], fingerprint="[1, null]"), "damaged (TypeError"),
     "fingerprint without facts": (lambda f: nothing_stated(f["B"]), "its fingerprint does not state pretrained"),
+    "a slide that is a list": (
+        lambda f: rewrite(f["B"], fingerprint=json.dumps({"identity": {**COMMON, "slide": [1]}, "provenance": {}})),
+        "damaged (TypeError: the fingerprint's slide and provenance must be objects)",
+    ),
+    "a fact that is missing": (lambda f: one_fact_less(f["B"]), "does not state spot_um"),
     "digests of another kind": (lambda f: set_attribute(f["B"], "digests", "7"), "damaged (TypeError"),
     "no digests": (lambda f: set_attribute(f["B"], "digests", "{}"), "its end is missing"),
     "NaN": (lambda f: rewrite(f["B"], {"embeddings": np.full((12, 8), np.nan, np.float16)}), "12 of 12 spots have NaN"),
@@ -192,7 +203,7 @@ def test_what_was_extracted_last_may_be_anything(files: dict[str, Path], run_com
 def test_a_dataset_never_leaves_the_cache(files: dict[str, Path], run_command: Run, option: str, name: str) -> None:
     code, text = run_command(main, *COMMAND, option, name)
     assert code == 2
-    assert text.splitlines()[-1].startswith("error: dataset name ")
+    assert text.splitlines()[-1].startswith(("error: dataset name ", f"error: {option} "))
 
 
 def test_a_cache_may_be_the_current_folder(
