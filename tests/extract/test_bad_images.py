@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,9 +70,10 @@ BAD: dict[str, tuple[Change, str]] = {
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     root = tmp_path / "hest"
-    write_slide(root, "GOOD", seed=1)
+    files = [root / "wsis/GOOD.tif", root / "metadata/GOOD.json", write_slide(root, "GOOD")]
     for slide, (change, _) in BAD.items():
-        write_slide(root, slide)
+        for file in files:
+            shutil.copy(file, file.with_stem(slide))
         change(root / "wsis" / f"{slide}.tif", root / "metadata" / f"{slide}.json")
     return root
 
