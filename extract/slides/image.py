@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from hist_cache.console import size
-from hist_cache.errors import SlideError
+from hist_cache.errors import SlideError, one_line
 from hist_cache.memory import free_memory
 
 WHITE = 255
@@ -116,12 +116,12 @@ def slide_error(slide: str, path: Path, problem: str, error: Exception) -> Slide
         slide: ID of the slide.
         path: The image file.
         problem: What could not be done; empty if that is opening the file.
-        error: What was raised. Of other libraries' errors, the first line is told.
+        error: What was raised.
     """
     if isinstance(error, ImageError):
         return SlideError(slide, path, f"{problem} ({error.problem})" if problem else error.problem, error.advice)
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return SlideError(slide, path, f"{problem or 'not a readable image'} ({reason})", "copy or download it again")
+    problem = f"{problem or 'not a readable image'} ({one_line(error)})"
+    return SlideError(slide, path, problem, "copy or download it again")
 
 
 def check_size(width: int, height: int) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 
 from extract.slides.colors import on_white
 from extract.slides.image import THUMBNAIL_PX, ImageError, check_memory
+from hist_cache.errors import one_line
 from hist_cache.memory import free_memory
 
 OPENSLIDE_TILE = 1024  # px; OpenSlide does not tell the file's own tiles, and reads large regions fastest
@@ -124,7 +125,8 @@ class Server:
         if len(data) != n_bytes:
             raise ImageError(self._end())
         if failed:
-            raise ImageError(f"not a readable image ({' '.join(data.decode(errors='replace').split())})")
+            error = OSError(data.decode(errors="replace"))
+            raise ImageError(f"not a readable image ({one_line(error)})")
         return data
 
     def _give_up(self) -> None:
