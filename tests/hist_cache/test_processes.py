@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -192,3 +193,74 @@ def test_other_threads_hear_no_signals() -> None:
 
 def test_cores_are_those_that_may_be_used() -> None:
     assert len(cores()) == len(os.sched_getaffinity(0))
+
+
+def start_badly(setup: str) -> None:
+    """Never called: what breaks is to find it."""
+
+
+class Unreadable:
+    """Setup that a worker cannot read: it raises, dies, or hangs."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return fail_to_start, (self.how,)
+
+
+def fail_to_start(how: str) -> None:
+    if how == "raises":
+        raise ModuleNotFoundError("No module named 'gone'")
+    if how == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "exits":
+        sys.exit(3)
+    time.sleep(60)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("raises", "failed while it started: ModuleNotFoundError: No module named 'gone'"),
+        ("dies", "died while it started: killed by SIGKILL"),
+        ("exits", "died while it started: exit code 3"),
+        ("hangs", "did not start within 0.5 s"),
+    ],
+)
+def test_a_worker_that_does_not_start_is_named(how: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hist_cache.processes.START_S", 0.5 if how == "hangs" else 60)
+    began = time.monotonic()
+    with pytest.raises(HistError, match=rf"worker [12] of 2 \(process \d+\) {says}"):
+        ProcessExecutor(2).run(["a", "b", "c"], Worker(start_badly, work, Unreadable(how)), Events())
+    assert time.monotonic() - began < 20
+
+
+SHADOWED = """
+from hist_cache.commands import claim_packages
+if __name__ == "__main__":
+    claim_packages()
+    from hist_cache.executor import Events, Worker
+    from hist_cache.processes import ProcessExecutor
+    from sweeps.workers import run_worker
+    from train.experiments.runner import FoldWorkerSetup, start_worker
+    work = Worker(start_worker, run_worker, FoldWorkerSetup({}, "cpu", ".", ()))
+    for failure in ProcessExecutor(2).run([1, 2], work, Events()):
+        print(failure.error)
+"""
+
+
+@pytest.mark.slow
+def test_workers_leave_the_users_own_train_py_alone(tmp_path: Path) -> None:
+    """In a folder whose modules have the names of our packages; the task itself, for which all is missing, fails."""
+    for name in ("train.py", "extract.py", "sweeps.py"):
+        (tmp_path / name).write_text("raise SystemExit('the wrong one')\n")
+    (tmp_path / "command.py").write_text(SHADOWED)
+    done = subprocess.run(
+        [sys.executable, "command.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=200,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the wrong one" not in done.stdout + done.stderr
+    assert done.stdout.count(f"{REPOSITORY}/sweeps/workers.py") >= 2

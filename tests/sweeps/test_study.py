@@ -218,7 +218,12 @@ def test_other_neighbours_and_panels_in_one_study(cache: Path, tmp_path: Path) -
     ("argv", "says"),
     [
         (("--neighbors", "6,18"), "--neighbors 6,18: a study has one value of each option"),
-        (("--ablation", "all"), "--ablation all: a study has one value"),
+        (("--neighbors", "6,18", "--dry-run"), "search it (--space neighbors) or give one"),
+        (("--ablation", "all"), "--ablation all: a study has one value of each option; give one"),
+        (("--storage", "postgresql://nobody:secret@127.0.0.1:1/none", "--dry-run"), "127.0.0.1:1/none: cannot be"),
+        (("--storage", "postgresql://no:top@secret@127.0.0.1/d"), "write @ in a password as %40"),
+        (("--storag", "postgresql://no:secret@127.0.0.1/d"), "unrecognized arguments: --storag postgresql://no:***@"),
+        (("--resume", "--dry-run"), "--resume: no study in"),
         (("--space", "gamma"), "gamma cannot be searched"),
         (("--space", "neighbors"), "no niches of 36 neighbours; run hist-extract --neighbors 36"),
         (("--trials", 0), "--trials 0: must be 1 or more"),
@@ -276,3 +281,27 @@ def test_the_command_keeps_zeros_and_leaves_out_what_was_not_given(cache: Path, 
         assert words in command
     assert "--augment" not in command
     assert "--beta" not in command
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (
+            lambda lines: [*lines[:3], b"\0" * 9 + b"\n", *lines[3:]],
+            "journal.log: line 4 is damaged",
+        ),
+        (lambda lines: [*lines, b'{"op_code":4}\n'], "journal.log: damaged (KeyError"),
+    ],
+)
+def test_a_damaged_journal_is_one_clear_line(
+    damage: Callable[[list[bytes]], list[bytes]], says: str, cache: Path, tmp_path: Path, run_command: Run
+) -> None:
+    options = settings(cache, tmp_path / "runs", name="mine", trials=1)
+    searched(options)
+    journal = tmp_path / "runs/tiny/sweep-mine/journal.log"
+    journal.write_bytes(b"".join(damage(journal.read_bytes().splitlines(keepends=True))))
+    argv = ("--cache", cache, "--dataset", "tiny", "--name", "mine", *SMALL[:-2], "--fold", 0, "--trials", 1)
+    code, text = run_command(main, *argv)
+    assert code == 2, text
+    assert says in text
+    assert "Traceback" not in text
