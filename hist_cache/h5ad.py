@@ -17,7 +17,7 @@ from hist_cache.texts import bad_name
 from hist_cache.trial import trial_reader
 
 MAX_OBJECTS = 100_000  # in a part of a file
-PARTS = ("X", "obs", "var", "obsm")  # of a table, that are read
+TABLE_PARTS = ("X", "obs", "var", "obsm")  # of a table, that are read
 
 
 class TableError(Exception):
@@ -32,7 +32,7 @@ class TableError(Exception):
 def open_table(files: SlideFiles) -> Iterator[h5py.File]:
     """Open a slide's h5ad; whatever is raised while it is read becomes a `SlideError`."""
     try:
-        if problem := trial_reader().problem(files.table, PARTS):
+        if problem := trial_reader().problem(files.table, TABLE_PARTS):
             raise TableError(problem, "copy or download it again")
         with h5py.File(files.table, "r", locking=False) as file:
             yield file
