@@ -118,7 +118,7 @@ def test_allowed_leaks_are_said_everywhere(made: Path, run_command: Command, tmp
     assert any("LEAK" in line for line in Fold(run / "fold2").metrics["warnings"])
     assert json.loads((run / "summary.json").read_text())["leaks"] == {"fold1": leaks[1], "fold2": leaks[2]}
     assert main([*map(str, ("--cache", made / "cache", *LOSO, "--folds", 3))]) == 0  # the frozen encoder beside it
-    for form in ("rich", "csv", "latex"):
+    for form in ("rich", "latex"):  # CSV: the files below
         code, text = run_command(train.report.cli.main, "runs", "--format", form)
         assert code == 0, text
         assert "full, tuned cache, LEAK" in text
