@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 TECHNOLOGIES = {"Visium": (100.0, 55.0), "Spatial Transcriptomics": (200.0, 100.0)}
 MAX_PIXEL_SIZE_ERROR = 0.05  # relative difference between embedded and estimated pixel size that causes no warning
 # What a slide of spots on tissue can have, in um. HEST-1k has pixels of 0.14 to 3.2, pitches of 100 to 200 and spots
-# of 55 to 150 (its Visium HD slides state bins of 2, but their spots are pooled).
+# of 55 to 150. Its Visium HD slides state bins of 2, but their spots are pooled; in NCBI759-770 pitch and spot diameter
+# are interchanged (110 and 150), so that the pixel size made from them is wrong too.
 USUAL = {"pixel_size_um_estimated": (0.05, 10.0), "inter_spot_dist": (5.0, 1000.0), "spot_diameter": (5.0, 1000.0)}
 HEST_ID = re.compile(r"(INT|MEND|MISC|NCBI|SPA|TENX|ZEN)\d+")  # of slides that --download can fetch
 ANY_SCALE = "correct it, or give --any-scale if it is right"
