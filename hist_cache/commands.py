@@ -22,33 +22,31 @@ def claim_packages() -> None:
         sys.path.remove(home)
 
 
+def _run(package: str) -> int:
+    """Run the command of a package; a Ctrl-C while it is imported ends it without a traceback."""
+    try:
+        claim_packages()
+        code: int = import_module(f"{package}.cli").main()
+        return code
+    except KeyboardInterrupt:
+        return 130
+
+
 def hist_extract() -> int:
     """Run hist-extract."""
-    claim_packages()
-    from extract.cli import main
-
-    return main()
+    return _run("extract")
 
 
 def hist_report() -> int:
     """Run hist-report."""
-    claim_packages()
-    from train.report.cli import main
-
-    return main()
+    return _run("train.report")
 
 
 def hist_sweep() -> int:
     """Run hist-sweep."""
-    claim_packages()
-    from sweeps.cli import main
-
-    return main()
+    return _run("sweeps")
 
 
 def hist_train() -> int:
     """Run hist-train."""
-    claim_packages()
-    from train.cli import main
-
-    return main()
+    return _run("train")

@@ -49,9 +49,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     partial_path = path.with_name(f"{path.name}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in partial_files_of(path):
-            if not _writer_may_live(leftover):
-                leftover.unlink(missing_ok=True)
+        remove_leftovers(path)
         yield partial_path
         sync(partial_path)
         os.replace(partial_path, path)
@@ -166,6 +164,13 @@ def partial_files_of(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.*partial"))
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove the incomplete files that dead writers of `path` have left."""
+    for leftover in partial_files_of(path):
+        if not _writer_may_live(leftover):
+            leftover.unlink(missing_ok=True)
+
+
 def _writer_may_live(partial_path: Path) -> bool:
     """Whether the writer of an incomplete file may still be at it: a living process here, or any on another host."""
     writer = WRITER.search(partial_path.name)
@@ -187,7 +192,10 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8 with `atomic_write`."""
+    """Write a text file in UTF-8 with `atomic_write`, unless it has this text: its folder may be read-only by now."""
+    with suppress(OSError, UnicodeDecodeError):
+        if path.read_bytes().decode("utf-8") == text:
+            return
     with atomic_write(path) as partial_path:
         partial_path.write_text(text, encoding="utf-8")
 

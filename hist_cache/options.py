@@ -259,7 +259,7 @@ def run(main: Callable[[_O], int | None], options: _O, debug: bool) -> int:
         if debug:
             sys.stderr.write(mask_passwords(traceback.format_exc()))
         if isinstance(error, OSError) and error.errno in FULL:
-            error = write_error(error, Path(error.filename or ".").parent)
+            error = write_error(error, error.filename or "standard output")
         more = f"; kept: {error.kept}; go on with: {options.command}" if isinstance(error, WriteError) else ""
         fail(mask_passwords(f"{error}{more}"))
         return error.exit_code if isinstance(error, HistError) else 1

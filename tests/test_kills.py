@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import hist_cache.commands
+import train.cli
+from hist_cache.files import HOST
 from tests.commands import Command
 from tests.kills import kill_loop
-from tests.small import TRAIN, cached, extraction, make_cache, slides, trained, unfinished
+from tests.small import TRAIN, Run, cached, extraction, make_cache, slides, trained, unfinished
 
 Start = Callable[..., Command]
 HIST_EXTRACT = "from hist_cache.commands import hist_extract; raise SystemExit(hist_extract())"
@@ -38,3 +43,22 @@ def test_training(tmp_path: Path, start_command: Start) -> None:
         return trained(folder), unfinished(folder), sorted(p.name for p in folder.rglob("*") if p.is_file())
 
     kill_loop(start_command, HIST_TRAIN, argv, runs, read, lambda: trained(runs))
+
+
+def test_what_a_kill_amid_a_checkpoint_left_is_removed(tmp_path: Path, run_command: Run) -> None:
+    argv = ("--cache", make_cache(tmp_path), *TRAIN, "--fold", 0)
+    assert run_command(train.cli.main, *argv)[0] == 0
+    [metrics] = tmp_path.glob("runs/tiny/*/fold0/metrics.json")
+    metrics.with_name("checkpoint.pt").write_bytes(b"of a fold that was killed before this was removed")
+    assert run_command(train.cli.main, *argv)[0] == 0
+    assert not metrics.with_name("checkpoint.pt").exists()
+    metrics.unlink()
+    leftover = metrics.with_name(f"checkpoint.pt.{HOST}-{2**30}-0123abcd.partial")
+    leftover.write_bytes(b"half")
+    assert run_command(train.cli.main, *argv)[0] == 0
+    assert unfinished(tmp_path) == []
+
+
+def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.cli.parse", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    assert hist_cache.commands.hist_train() == 130

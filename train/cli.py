@@ -115,12 +115,15 @@ def kept(jobs: list[Job]) -> str:
 
 def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -> None:
     """Write the summary of each setting that has finished folds, and print the tables of all."""
-    from hist_cache.runs import Run
+    from hist_cache.runs import CHECKPOINT, Fold, Run
     from train.experiments.outputs import write_summary
     from train.report.paper_tables import results_tables
     from train.report.results import read_results
     from train.report.table import to_rich
 
+    for fold in (Fold(job.folder) for job in jobs if job.done):
+        if fold.stopped:  # killed between its last two steps
+            (fold.folder / CHECKPOINT).unlink()
     folders = [folder for folder in dict.fromkeys(job.folder.parent for job in jobs) if Run(folder).folds]
     for folder in folders:
         write_summary(folder)

@@ -21,7 +21,7 @@ from extract.encoders.encoder import Encoder, count_blocks
 from extract.encoders.lora import Adapted, check_adapted, check_targets, target_names
 from extract.encoders.weights import StateDict, digest_state, first_line, read_state
 from hist_cache.datasets import patient_names
-from hist_cache.errors import HistError, InputError
+from hist_cache.errors import HistError, InputError, WriteError
 from hist_cache.files import atomic_write, write_json
 from hist_cache.runs import CONFIG, METRICS
 
@@ -62,11 +62,16 @@ def save_adapter(adapted: Adapted, folder: Path, slides: AdapterSlides | None = 
     Raises:
         HistError: No layer is adapted.
     """
+    from safetensors import SafetensorError
+
     if adapted.model is None:
         raise HistError(f"{folder}: no layer is adapted, so there is no adapter to save")
     encoder = adapted.encoder
     with TemporaryDirectory() as scratch:
-        adapted.model.save_pretrained(scratch, save_embedding_layers=False)
+        try:
+            adapted.model.save_pretrained(scratch, save_embedding_layers=False)
+        except SafetensorError as error:
+            raise WriteError(scratch, str(error), "make room, or name another folder in TMPDIR") from error
         for name in (TENSORS, SETTINGS):
             with atomic_write(folder / name) as aside:
                 shutil.copyfile(Path(scratch) / name, aside)
