@@ -49,7 +49,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     partial_path = path.with_name(f"{path.name}.{HOST}-{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
+        remove_partial_files(path)
         yield partial_path
         sync(partial_path)
         os.replace(partial_path, path)
@@ -164,7 +164,7 @@ def partial_files_of(path: Path) -> list[Path]:
     return sorted(path.parent.glob(f"{glob.escape(path.name)}.*partial"))
 
 
-def remove_leftovers(path: Path) -> None:
+def remove_partial_files(path: Path) -> None:
     """Remove the incomplete files that dead writers of `path` have left."""
     for leftover in partial_files_of(path):
         if not _writer_may_live(leftover):

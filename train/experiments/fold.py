@@ -15,7 +15,7 @@ import torch
 from hist_cache import runs as files
 from hist_cache.cache import CachedSlide
 from hist_cache.errors import HistError
-from hist_cache.files import check_room, remove_leftovers, write_h5ad, write_json
+from hist_cache.files import check_room, remove_partial_files, write_h5ad, write_json
 from hist_cache.runs import Fold
 from hist_cache.splits import Split
 from train import distributed
@@ -182,7 +182,7 @@ class FoldRunner:
             plot_geometry(folder / files.GEOMETRY, table)
         write_json(folder / files.METRICS, metrics)  # last: from here on the fold is finished
         (folder / files.CHECKPOINT).unlink(missing_ok=True)
-        remove_leftovers(folder / files.CHECKPOINT)  # there may have been no time for another one
+        remove_partial_files(folder / files.CHECKPOINT)  # there may have been no time for another one
         return metrics
 
     @torch.no_grad()
