@@ -77,7 +77,7 @@ class Fold:
     @property
     def panel(self) -> list[str]:
         """Names of the predicted genes."""
-        with _readable(self.folder / PANEL) as path:
+        with readable_file(self.folder / PANEL) as path:
             return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
 
     @property
@@ -85,7 +85,7 @@ class Fold:
         """Losses and geometry, one row per epoch."""
         import pandas as pd
 
-        with _readable(self.folder / HISTORY) as path:
+        with readable_file(self.folder / HISTORY) as path:
             return pd.read_csv(path)
 
     @property
@@ -97,7 +97,7 @@ class Fold:
         """
         import anndata
 
-        with _readable(self.folder / PREDICTIONS) as path:
+        with readable_file(self.folder / PREDICTIONS) as path:
             table = anndata.read_h5ad(path)
             for place, names in (("layers", ["truth"]), ("obs", ["slide"]), ("obsm", ["spatial"])):
                 if missing := [name for name in names if name not in getattr(table, place)]:
@@ -155,7 +155,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         InputError: It cannot be read, or holds something else.
     """
-    with _readable(path):
+    with readable_file(path):
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds no object but {type(values).__name__}; {RUN_ANEW}")
@@ -167,7 +167,7 @@ def _refuse_constant(name: str) -> None:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[Path]:
+def readable_file(path: Path) -> Iterator[Path]:
     """Turn whatever a reader raises on a damaged file into one line.
 
     Readers of HDF5 and CSV raise errors of many kinds, which no list would name in full.

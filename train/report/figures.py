@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hist_cache.runs import GEOMETRY, MAPS, TRAINING
+from hist_cache.runs import GEOMETRY, MAPS, TRAINING, readable_file
 from train.report.plots import plot_ablation, plot_gene, plot_gene_distributions, plot_gene_panel
 from train.report.results import Results, RunResult
 from train.report.run_settings import TRUTH
@@ -64,7 +64,7 @@ def picture(file: Path, title: str, caption: str, alt: str, name: str = "", max_
     """
     from PIL import Image
 
-    with Image.open(file) as image:
+    with readable_file(file), Image.open(file, formats=["PNG"]) as image:
         width, height = image.size
         data, kind = file.read_bytes(), "png"
         if len(data) > MAX_PNG_BYTES:
