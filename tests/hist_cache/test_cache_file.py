@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -196,3 +197,9 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "U.h5").touch()
     with pytest.raises(DamagedCacheError, match=r"U\.h5: not a readable cache file"):
         read_slide(tmp_path / "U.h5")
+
+
+def test_the_error_survives_a_worker_process() -> None:
+    error = pickle.loads(pickle.dumps(DamagedCacheError(Path("S.h5"), "cut off")))
+    assert str(error) == "S.h5: cut off; delete it and extract again"
+    assert error.problem == "cut off"
