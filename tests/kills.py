@@ -90,3 +90,34 @@ def kill_loop(
             check()
         run_to_the_end(start, script, argv)
         assert read(folder) == expected, f"after {kills} stops, KILL_SEED={SEED}"
+
+
+def kill_as_it_writes(start: Callable[[], Command], progress: Callable[[], int], most: int, kills: int) -> str:
+    """Kill a command again and again on its way, without starting over, then let it end; returns what it printed then.
+
+    Args:
+        start: Starts it.
+        progress: Counts what it has written so far.
+        most: It is killed when it has written so much more at most.
+        kills: How often, unless it is done before.
+    """
+    rng = random.Random(SEED)
+    done = 0
+    while done < kills:
+        command = start()
+        wanted, deadline = progress() + rng.randint(1, most), time.monotonic() + 60
+        while progress() < wanted and command.poll() is None:
+            assert time.monotonic() < deadline, "it hangs"
+            time.sleep(0.002)
+        if command.poll() is not None:  # orphaned workers get something done too
+            assert command.returncode == 0, command.communicate()[0]
+            break
+        command.send_signal(signal.SIGKILL)
+        command.wait()
+        done += 1
+    assert done >= min(kills, 4)
+    command = start()
+    text, _ = command.communicate()
+    assert command.returncode == 0, text
+    assert "Traceback" not in text
+    return text

@@ -20,7 +20,7 @@ from sweeps.options import SweepOptions
 from sweeps.storage import FINISHED, MAX_RETRIES, StudyStorage, retry_of
 from sweeps.workers import prepare
 from tests.commands import Command
-from tests.killing import KILLS, kill_again_and_again
+from tests.kills import KILLS, kill_as_it_writes
 from tests.sweeps.conftest import SMALL, Server, wait_for
 
 # A heart that is missed sooner than a minute, so that the test does not wait.
@@ -92,7 +92,7 @@ def test_a_sweep_killed_again_and_again_loses_nothing(jobs: int, cache: Path, tm
     storage = opened(argv)
     folder = storage.plan.folder
     journal = folder / JOURNAL
-    text = kill_again_and_again(lambda: start(argv), lambda: journal.read_bytes().count(b"\n"), 15, KILLS // 2)
+    text = kill_as_it_writes(lambda: start(argv), lambda: journal.read_bytes().count(b"\n"), 15, KILLS // 2)
     check_whole(storage, 4)
     storage.close()
     assert "On test" in text or "nothing better" in text

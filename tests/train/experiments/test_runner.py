@@ -20,7 +20,7 @@ from hist_cache import load_run
 from hist_cache.runs import Fold
 from tests.commands import REPOSITORY, Command
 from tests.conftest import HIST_TRAIN, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
-from tests.killing import KILLS, kill_again_and_again
+from tests.kills import KILLS, kill_as_it_writes
 from train.cli import main
 from train.models.configs import HistConfig
 from train.models.variants import load_variants
@@ -120,7 +120,7 @@ def test_a_grid_killed_again_and_again_loses_nothing(cache: Path, start_command:
             assert seen.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns, "a fold is run once"
         return len([*tmp_path.glob("runs/**/*"), *tmp_path.glob("temporary/*/*.pt")])
 
-    kill_again_and_again(lambda: start_command(script, *argv), files, 9, KILLS)
+    kill_as_it_writes(lambda: start_command(script, *argv), files, 6, KILLS)
     files()
     assert len(finished(tmp_path)) == 8
     assert not list(tmp_path.glob("runs/**/*.partial"))
