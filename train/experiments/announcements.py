@@ -12,6 +12,7 @@ import torch
 from hist_cache.cache import Cache, cache_folders, has_adapter, last_dataset, open_cache
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
+from hist_cache.files import FULL, write_error
 from hist_cache.fingerprint import CropRule
 from hist_cache.options import flag, folder_option
 from hist_cache.splits import patient_leaks
@@ -205,6 +206,8 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
+        if error.errno in FULL:
+            raise write_error(error, folder) from error
         raise InputError(f"--runs: {folder} cannot be written ({error.strerror or error})") from None
 
 

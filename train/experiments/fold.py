@@ -15,7 +15,7 @@ import torch
 from hist_cache import runs as files
 from hist_cache.cache import CachedSlide
 from hist_cache.errors import HistError
-from hist_cache.files import check_room, remove_partial_files, write_h5ad, write_json
+from hist_cache.files import check_room, remove_partial_files, write_error, write_h5ad, write_json
 from hist_cache.runs import Fold
 from hist_cache.splits import Split
 from train import distributed
@@ -82,7 +82,10 @@ class FoldRunner:
             HistError: Training diverged, memory did not suffice, or the checkpoint cannot be used.
             WriteError: There is no room for the fold's files.
         """
-        job.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            job.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(error, job.folder) from error
         leads = distributed.rank() == 0
         with claim_fold(job.folder) if leads else nullcontext():
             if distributed.world_size() == 1 and Fold(job.folder).finished:  # by another command, since this one began
