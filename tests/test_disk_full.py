@@ -133,16 +133,17 @@ def test_extraction_to_a_full_disk(cache: Path, run_command: Run, disk: Disk, ki
     assert code == 1, text
     assert says in error_line(text)
     assert unfinished(folder) == []
-    subprocess.run(["mount", "-o", "remount,size=2m", folder], check=True)
-    assert run_command(extract.cli.main, *extraction(cache.parent / "hest", folder))[0] == 0
-    assert len(cached(folder)) == 3
+    if kilobytes == 400:
+        subprocess.run(["mount", "-o", "remount,size=2m", folder], check=True)
+        assert run_command(extract.cli.main, *extraction(cache.parent / "hest", folder))[0] == 0
+        assert cached(folder) == cached(cache)
 
 
 @pytest.mark.parametrize(
     ("kilobytes", "jobs", "says"),
     [
         (16, 1, "kB needed for its weights and a checkpoint, 16.4 kB free; make room; kept: 0 of 3 folds"),
-        (100, 2, "No space left on device; make room; kept: 0 of 3 folds"),
+        (100, 2, "make room; kept: 0 of 3 folds"),
         (500, 1, "make room; kept: 1 of 3 folds"),
     ],
 )
@@ -156,14 +157,15 @@ def test_training_to_a_full_disk(
     assert says in error_line(text)
     assert unfinished(folder) == []
     assert trained(folder).items() <= trained(runs).items()
-    subprocess.run(["mount", "-o", "remount,size=4m", folder], check=True)
-    assert run_command(train.cli.main, *argv)[0] == 0
-    assert trained(folder) == trained(runs)
+    if kilobytes == 500:
+        subprocess.run(["mount", "-o", "remount,size=4m", folder], check=True)
+        assert run_command(train.cli.main, *argv)[0] == 0
+        assert trained(folder) == trained(runs)
 
 
 def test_a_study_on_a_full_disk(cache: Path, run_command: Run, disk: Disk) -> None:
     folder = disk(16)
-    argv = ("--cache", cache, "--runs", folder, *TRAIN, "--trials", 2)
+    argv = ("--cache", cache, "--runs", folder, *TRAIN, "--fold", 0, "--trials", 2)
     code, text = run_command(sweeps.cli.main, *argv)
     assert code == 1, text
     assert "kept: 2 of 2 trials; go on with: hist-sweep " in error_line(text)

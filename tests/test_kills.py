@@ -37,7 +37,7 @@ def test_extraction(tmp_path: Path, start_command: Start) -> None:
 @pytest.mark.slow
 def test_training(tmp_path: Path, start_command: Start) -> None:
     runs = tmp_path / "runs"
-    argv = ["--cache", make_cache(tmp_path), "--runs", runs, *TRAIN, "--epochs", 3]
+    argv = ["--cache", make_cache(tmp_path), "--runs", runs, *TRAIN, "--folds", 2, "--epochs", 3]
 
     def read(folder: Path) -> object:
         return trained(folder), unfinished(folder), sorted(p.name for p in folder.rglob("*") if p.is_file())

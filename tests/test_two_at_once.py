@@ -75,7 +75,7 @@ def test_two_trainings(
 @pytest.mark.slow
 @either_way
 def test_two_searches(cache: Path, tmp_path: Path, start_command: Start, locks: str) -> None:
-    argv = ("--cache", cache, "--runs", tmp_path / "runs", *TRAIN, "--trials", 3)
+    argv = ("--cache", cache, "--runs", tmp_path / "runs", *TRAIN, "--fold", 0, "--trials", 2)
     for code, text in two(start_command, locks + HIST_SWEEP, argv):
         assert code == 0 or (locks and "error: " in text), text
     again = start_command(HIST_SWEEP, *argv)
