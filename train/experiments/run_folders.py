@@ -14,7 +14,7 @@ from hist_cache.checked import is_of
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import short_hash
 from hist_cache.runs import CONFIG, RUN_ANEW, Fold, fold_folders
-from train.experiments.setting import Setting
+from train.experiments.setting import Setting, read_setting
 
 Digests = dict[str, dict[str, str]]
 
@@ -55,12 +55,38 @@ def changed_contents(runs: Sequence[tuple[Path, Setting]]) -> list[str]:
             changes = [describe_changes(old, setting.digests) for _, old in recorded_digests(plain)]
             what = ", ".join(dict.fromkeys(text for of_fold in changes for text in of_fold)) or "other slides"
             sentences.append(f"{plain}: made before its slides changed ({what}), so it is run again, in {folder.name}")
+        elif not any(recorded_digests(folder)):
+            sentences += [
+                f"{other}: made before its slides changed ({', '.join(changes)}), and the gene panel with them, so "
+                f"it is run again, in {folder.name}"
+                for other, changes in _with_other_panel(folder, setting)
+            ]
         if unknown := [name for name, digests in recorded_digests(folder) if not digests]:
             sentences.append(
                 f"{folder}: {', '.join(unknown)} made by version 0.1, which did not record what its slides held: "
                 "whether they have changed since is not known (delete the folder to run it again)"
             )
     return sentences
+
+
+def _with_other_panel(folder: Path, setting: Setting) -> Iterator[tuple[Path, list[str]]]:
+    """Runs with the same options as a new one whose genes were chosen from other contents, and what has changed."""
+    options = _options_hash(setting)
+    for other in sorted(folder.parent.glob(f"{setting.method}-*")):
+        finished = [fold for fold in map(Fold, fold_folders(other)) if fold.finished]
+        if other == folder or not finished:
+            continue
+        try:
+            theirs = read_setting(finished[0].folder / CONFIG, finished[0].config)
+        except InputError:
+            continue  # hist-report says what is wrong with it
+        changes = describe_changes(theirs.digests, setting.digests)
+        if changes and _options_hash(theirs) == options:
+            yield other, changes
+
+
+def _options_hash(setting: Setting) -> str:
+    return short_hash(setting.identity() | {"panel": ""})
 
 
 def describe_changes(old: Digests, new: Digests) -> list[str]:

@@ -94,6 +94,19 @@ def test_corrected_counts_are_another_run(made: Path, run_command: Run, tmp_path
     assert "p against" not in text, "they do not predict the same"
 
 
+def test_corrected_counts_that_change_the_panel_are_said_too(made: Path, run_command: Run, tmp_path: Path) -> None:
+    argv = ("--split", "loso", "--fold", 0, "--n-genes", 20, *SMALL)
+    assert run_command(train.cli.main, "--cache", made / "cache", *argv)[0] == 0
+    [name] = folders(tmp_path)
+    code, text = run_command(train.cli.main, "--cache", made / "corrected", *argv, "--alpha", 0.3)
+    assert code == 0, text
+    assert "made before" not in text, "other options are another run in any case"
+    code, text = run_command(train.cli.main, "--cache", made / "corrected", *argv)
+    assert code == 0, text
+    says = f"runs/tiny/{name}: made before its slides changed (TINY1 has other counts), and the gene panel with them"
+    assert says in " ".join(text.split())
+
+
 def test_a_stopped_run_does_not_go_on_with_corrected_counts(
     made: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
