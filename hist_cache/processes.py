@@ -248,12 +248,21 @@ def _live(pipe: Connection, own: list[int]) -> None:
                 pipe.send(("failed", traceback.format_exc()))
 
 
+def _end_with_parent() -> None:
+    """End this process when its parent is killed: the same command, started again, shall find its folds free."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
 def _get_ready(pipe: Connection, own: list[int]) -> Worker[Any, Any] | None:
     """Set up this process as a worker and receive its kind of work; None, after saying why, where that fails."""
     os.setpgid(0, 0)  # Ctrl-C on the terminal reaches the parent alone, which passes it on
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also one that came before
     signal.signal(signal.SIGTERM, _interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     hush()  # the parent shows what there is to show
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, own)

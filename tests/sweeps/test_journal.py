@@ -70,6 +70,7 @@ def test_the_lock_of_a_killed_process_is_removed(
         "/absolute/journal.log",
         None,  # a file
     ],
+    ids=["no process", "another process", "this process", "elsewhere", "relative", "absolute", "file"],
 )
 def test_locks_of_the_dead_are_waited_for_shortly(
     holder: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

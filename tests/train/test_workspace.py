@@ -138,7 +138,9 @@ def same_places(a: CachedSlide, b: CachedSlide) -> CachedSlide:
 
 
 @pytest.mark.parametrize(
-    ("image", "alike"), [("d", same_counts), ("d", same_embeddings), ("a", same_places)], ids=lambda v: str(v)
+    ("image", "alike"),
+    [("d", same_counts), ("d", same_embeddings), ("a", same_places)],
+    ids=["counts", "embeddings", "places"],
 )
 def test_one_slide_under_two_names_is_in_one_part(
     files: dict[str, Path], run_command: Run, tmp_path: Path, image: str, alike: Callable[..., CachedSlide]
