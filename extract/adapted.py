@@ -7,19 +7,27 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from extract.embeddings import embed_slide
 from extract.encoders.adapters import adapter_digest, merge_adapter, read_adapter_slides
 from extract.encoders.encoder import Encoder
 from extract.pipeline import start_pipeline
-from extract.plan import Request, plan_extraction
-from extract.scheduler import run_plan
+from extract.plan import Request, earlier_fingerprint, plan_extraction
+from extract.scheduler import check_plan, run_plan
 from hist_cache.cache import Cache, neighborhoods, read_fingerprint
 from hist_cache.console import progress
-from hist_cache.errors import StaleCacheError
+from hist_cache.errors import HistError, StaleCacheError
 from hist_cache.fingerprint import CropRule, differences, identity_hash
 
 log = logging.getLogger(__name__)
+
+
+def adapted_common(plain: Cache, adapter: Path) -> dict[str, Any]:
+    """Return the common part of the fingerprints of an adapter's cache, beside that of its plain encoder."""
+    common = plain.fingerprint().common | {"lora": adapter_digest(adapter)}
+    slides = read_adapter_slides(adapter)
+    return common if slides is None else common | {"adapter": slides.as_dict()}
 
 
 def adapted_cache(plain: Cache, adapter: Path) -> Cache:
@@ -29,17 +37,39 @@ def adapted_cache(plain: Cache, adapter: Path) -> Cache:
         plain: The cache of the encoder without an adapter.
         adapter: The adapter's folder.
     """
-    common = plain.fingerprint().common | {"lora": adapter_digest(adapter)}
-    if (slides := read_adapter_slides(adapter)) is not None:
-        common["adapter"] = slides.as_dict()
     encoder = plain.folder.name.rsplit("-", 1)[0]
-    return Cache(plain.folder.with_name(f"{encoder}-{identity_hash(common)}"))
+    return Cache(plain.folder.with_name(f"{encoder}-{identity_hash(adapted_common(plain, adapter))}"))
 
 
 def slides_to_embed(cache: Cache, slides: Sequence[str], sizes: Sequence[int]) -> list[str]:
-    """List the slides that a cache lacks, or has without niches of one of the sizes."""
+    """List the slides that a cache lacks, or has damaged, or without niches of one of the sizes."""
     paths = {slide: cache.path(slide) for slide in slides}
-    return [s for s, path in paths.items() if not path.exists() or not set(sizes) <= set(neighborhoods(path))]
+    return [
+        slide
+        for slide, path in paths.items()
+        if earlier_fingerprint(path) is None or not set(sizes) <= set(neighborhoods(path))
+    ]
+
+
+def check_slides_to_embed(
+    plain: Cache, adapter: Path, slides: Sequence[str], sizes: Sequence[int], root: Path
+) -> list[HistError]:
+    """Open the slides that `complete_adapted` would open.
+
+    Args:
+        plain: The cache of the encoder without an adapter.
+        adapter: The adapter's folder.
+        slides: IDs of the slides that are needed, all of the plain cache.
+        sizes: Neighbourhood sizes of the niches.
+        root: Folder of the slides.
+
+    Returns:
+        The errors of slides that cannot be used.
+    """
+    cache = adapted_cache(plain, adapter)
+    request = _request(plain, adapter, sizes, root)
+    plan = plan_extraction(request, slides_to_embed(cache, slides, sizes), cache.folder)
+    return plan.failed + check_plan(plan, request)
 
 
 def complete_adapted(
@@ -80,21 +110,25 @@ def complete_adapted(
     return cache
 
 
+def _request(plain: Cache, adapter: Path, sizes: Sequence[int], root: Path) -> Request:
+    """Return what is to be computed. Any scale is accepted, as it was for the plain cache."""
+    common = adapted_common(plain, adapter)
+    return Request(root, tuple(sizes), CropRule.from_identity(common).min_spot_um, common, any_scale=True)
+
+
 def _extract(
     plain: Cache, cache: Cache, adapter: Path, slides: Sequence[str], sizes: Sequence[int], encoder: Encoder, root: Path
 ) -> None:
-    common = plain.fingerprint().common
-    precision, min_spot_um = common["precision"], CropRule.from_identity(common).min_spot_um
+    request = _request(plain, adapter, sizes, root)
     merged = merge_adapter(encoder, adapter)
-    common |= {"lora": merged.lora}
-    if merged.adapter_slides is not None:
-        common |= {"adapter": merged.adapter_slides.as_dict()}
-    request = Request(root, tuple(sizes), min_spot_um, common)
     plan = plan_extraction(request, list(slides), cache.folder)
     if plan.failed:
         raise plan.failed[0]
     log.info(f"{cache.folder}: {len(slides)} slides to embed with the adapter {adapter}, {plan.crops:,} crops")
-    with closing(start_pipeline(merged, precision)) as pipeline, progress("extract", plan.crops, "crops") as meter:
+    with (
+        closing(start_pipeline(merged, request.common["precision"])) as pipeline,
+        progress("extract", plan.crops, "crops") as meter,
+    ):
         details = {"device": str(pipeline.device), "weights": encoder.source, "adapter": str(adapter.resolve())}
         failed = run_plan(plan, request, partial(embed_slide, request, pipeline, meter), details)
     if failed:

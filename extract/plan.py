@@ -55,6 +55,8 @@ class Task:
     """Neighbourhood sizes to compute."""
     spots: int
     """Number of spots."""
+    damage: str = ""
+    """Why the file that is there is made again."""
 
     @property
     def crops(self) -> int:
@@ -91,10 +93,10 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     """
     files = find_slide(request.data_root, slide, request.any_scale)
     path = request.path(folder, slide)
-    cached = earlier_fingerprint(path)
+    cached, damage = _read_earlier(path)
     if cached is None:
         check_crop_memory(files, request.sizes, request.min_spot_um)
-        return Task(files, path, "new", request.sizes, count_spots(files))
+        return Task(files, path, "new", request.sizes, count_spots(files), damage)
     image = open_image(slide, files.image)
     try:
         identity, _ = slide_identity(files, image, cached)
@@ -119,13 +121,17 @@ def earlier_fingerprint(path: Path) -> Fingerprint | None:
     Raises:
         HistError: The file cannot be opened, has another format or is another slide's.
     """
+    return _read_earlier(path)[0]
+
+
+def _read_earlier(path: Path) -> tuple[Fingerprint | None, str]:
+    """Return what an earlier file was made from, and how it is damaged."""
     if not path.exists():
-        return None
+        return None, ""
     try:
-        return read_fingerprint(path)
+        return read_fingerprint(path), ""
     except DamagedCacheError as error:
-        log.warning(f"{path}: {error.problem}; it is computed again")
-        return None
+        return None, error.problem
 
 
 def plan_extraction(request: Request, slides: list[str], folder: Path) -> ExtractionPlan:
@@ -139,7 +145,10 @@ def plan_extraction(request: Request, slides: list[str], folder: Path) -> Extrac
     plan = ExtractionPlan()
     for slide in slides:
         try:
-            plan.tasks.append(plan_slide(request, slide, folder))
+            task = plan_slide(request, slide, folder)
+            if task.damage:
+                log.warning(f"{task.path}: {task.damage}; it is computed again")
+            plan.tasks.append(task)
         except Exception as error:  # whatever is raised for one slide, the others are planned
             plan.failed.append(slide_failure(slide, request.path(folder, slide), error))
     plan.crops = sum(task.crops for task in plan.tasks)

@@ -20,10 +20,12 @@ from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.encoder import Encoder, count_blocks
 from extract.encoders.lora import Adapted, check_adapted, check_targets, target_names
 from extract.encoders.weights import StateDict, digest_state, first_line, read_state
+from hist_cache.checked import check_fields
 from hist_cache.datasets import patient_names
 from hist_cache.errors import HistError, InputError, WriteError
 from hist_cache.files import atomic_write, write_json
 from hist_cache.runs import CONFIG, METRICS
+from hist_cache.texts import read_json
 
 log = logging.getLogger(__name__)
 
@@ -145,10 +147,18 @@ def _read(folder: Path) -> tuple[dict[str, Any], StateDict]:
         if not (folder / name).is_file():
             raise InputError(f"{folder}: no {name}, so this is no whole adapter; train it again or copy it whole")
     try:
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        settings = _read_object(folder / SETTINGS)
     except ValueError as error:
         raise InputError(f"{folder / SETTINGS}: not readable ({first_line(error)}); copy the adapter again") from None
     return settings, read_state(folder / TENSORS)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; `ValueError` where it is something else."""
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise ValueError(f"holds no object but {type(values).__name__}")
+    return values
 
 
 def read_owner(folder: Path) -> Owner:
@@ -159,8 +169,10 @@ def read_owner(folder: Path) -> Owner:
     """
     path = folder / OWNER
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
+        owner = Owner(**_read_object(path))
+        check_fields(replace(owner, slides=None))  # the slides are read, and checked, for themselves
+        return owner
+    except (ValueError, TypeError) as error:
         raise InputError(
             f"{path}: cannot be read ({first_line(error)}), so it is unknown which encoder this adapter belongs to; "
             "give the folder of a run of hist-train --finetune-lora"
@@ -188,11 +200,11 @@ def read_adapter_slides(folder: Path) -> AdapterSlides | None:
     if folder.name != ADAPTER:
         return None
     try:
-        config = json.loads((folder.parent / CONFIG).read_text(encoding="utf-8"))
+        config = _read_object(folder.parent / CONFIG)
         dataset, patients = config["dataset"], config["patients"]
         named = patient_names(dataset, patients)
         return AdapterSlides.from_dict(config["split"] | {"dataset": dataset, "patients": named, "contents": {}})
-    except (OSError, KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 

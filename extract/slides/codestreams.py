@@ -1,11 +1,11 @@
-"""What a JPEG or JPEG 2000 stream says of itself, looked at before a decoder takes memory and time for it."""
+"""What a JPEG, JPEG 2000 or WebP stream says of itself, looked at before a decoder takes memory and time for it."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
 
-from extract.slides.colors import JPEG, JPEG_2000
+from extract.slides.colors import JPEG, JPEG_2000, WEBP
 from extract.slides.image import ImageError
 
 SLACK_PX = 1 << 20  # a stream may be larger than its tile: rows of a last strip, sizes rounded up
@@ -45,6 +45,8 @@ def check_codestream(data: bytes, compression: int, width: int, height: int) -> 
         stated = frame.width, frame.height
     elif compression in JPEG_2000:
         stated = jpeg_2000_size(data)
+    elif compression == WEBP:
+        stated = webp_size(data)
     else:
         return
     if stated[0] * stated[1] > width * height + SLACK_PX:
@@ -113,3 +115,21 @@ def jpeg_2000_size(data: bytes) -> tuple[int, int]:
         raise ImageError("a JPEG 2000 without a header")
     right, bottom, left, top = struct.unpack_from(">4I", data, at + 8)
     return max(0, right - left), max(0, bottom - top)
+
+
+def webp_size(data: bytes) -> tuple[int, int]:
+    """Return width and height of a WebP file.
+
+    Raises:
+        ImageError: It has none.
+    """
+    kind = data[12:16] if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= 30 else b""
+    if kind == b"VP8X":
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if kind == b"VP8L" and data[20] == 0x2F:
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
+        width, height = struct.unpack_from("<2H", data, 26)
+        return width & 0x3FFF, height & 0x3FFF
+    raise ImageError("a WebP without a header")

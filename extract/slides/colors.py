@@ -41,8 +41,9 @@ PHOTOMETRIC_NAMES = {
 ASSOCIATED, UNASSOCIATED = 1, 2  # kinds of extra samples; others are no alpha
 JPEG = (7, 33007)
 JPEG_2000 = (33005, 34712)  # not 33003, Aperio's YCbCr, which OpenSlide reads
-LOSSLESS = (1, 5, 8, 32946, 50000)  # none, LZW, Deflate, Zstandard
-COMPRESSION_NAMES = {6: "old JPEG", 32773: "PackBits", 33003: "JPEG 2000 in YCbCr", 50001: "WebP", 50002: "JPEG XL"}
+LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, Deflate, PackBits, LZMA, Zstandard
+WEBP = 50001
+COMPRESSION_NAMES = {6: "old JPEG", 33003: "JPEG 2000 in YCbCr", 50002: "JPEG XL"}
 
 CONVERT = "convert it to 8-bit RGB"  # advice
 
@@ -126,11 +127,13 @@ def _check_storage(samples: Samples) -> None:
     if samples.dtype not in (np.uint8, np.uint16) or samples.bits not in ((8,), (16,)):
         kind = f"samples are {samples.dtype} of" if samples.dtype is not None else "samples have"
         raise UnreadKindError(f"its {kind} {bits} bits, not 8 or 16 bits without sign", CONVERT)
-    if samples.compression not in (*JPEG, *JPEG_2000, *LOSSLESS):
+    if samples.compression not in (*JPEG, *JPEG_2000, WEBP, *LOSSLESS):
         name = COMPRESSION_NAMES.get(samples.compression, f"kind {samples.compression}")
         raise UnreadKindError(f"it is compressed by {name}", "store it with JPEG, Deflate, LZW or without compression")
     if samples.compression in JPEG and (samples.dtype != np.uint8 or samples.count not in (1, 3)):
         raise UnreadKindError(f"a JPEG of {samples.count} samples of {bits} bits", CONVERT)
+    if samples.compression == WEBP and (samples.dtype != np.uint8 or samples.count not in (3, 4)):
+        raise UnreadKindError(f"a WebP of {samples.count} samples of {bits} bits", CONVERT)
 
 
 def _alpha(samples: Samples, colors: int) -> int:

@@ -13,7 +13,7 @@ from hist_cache.memory import free_memory
 
 WHITE = 255
 THUMBNAIL_PX = 1024  # longer side
-MAX_PIXELS = 1 << 35  # 185,000 x 185,000: more than scanners make, so a damaged or hostile header
+MAX_PIXELS = 1 << 39  # two slides of 25 x 75 mm at 0.1 um a pixel are less: a damaged or hostile header
 MEMORY_SHARE = 0.5  # of what is free, that pixels which must be in memory together may take
 
 

@@ -74,7 +74,8 @@ class TiffLevel:
         """Check that tiles fit into memory."""
         self._pixel_bytes = index(self._page.samplesperpixel) * self._page.dtype.itemsize
         what = f"tiles of {self.tile_width:,} x {self.tile_height:,} px"
-        check_memory(THREADS * self.tile_width * self.tile_height * self._pixel_bytes, what)
+        at_once = min(THREADS, self.across * self.down)
+        check_memory(at_once * self.tile_width * self.tile_height * self._pixel_bytes, what)
 
     def _find_tiles(self, file_size: int) -> tuple[list[int], list[int]]:
         """Return where the tiles are in the file, and how many bytes they have."""
@@ -155,7 +156,8 @@ class TiffImage:
     def _check_file_size(self) -> None:
         """Check that the file is not far larger than its pixels, because all of it is read for its digest."""
         if self._size > SPARE_BYTES + 4 * self._level.raw_bytes:
-            raise ImageError(f"{size(self._size)} for {self._level.width:,} x {self._level.height:,} px")
+            pixels = f"{self._level.width:,} x {self._level.height:,} px"
+            raise ImageError(f"a file of {size(self._size)} is far larger than its {pixels}")
 
     def _largest(self) -> TiffLevel:
         """Return the page that is the slide."""
@@ -223,7 +225,7 @@ def _color_rule(page: Any) -> ColorRule:
     tags, bits = page.tags, page.bitspersample
     if index(page.imagedepth) != 1 or (page.is_tiled and index(page.tiledepth) != 1):
         raise UnreadKindError("a volume, not a picture", "store one RGB picture")
-    if (turned := tags.valueof(274, 1)) != 1:
+    if (turned := tags.valueof(274, 1)) not in (0, 1):  # 0 says nothing
         raise UnreadKindError(f"its rows and columns are turned (orientation {turned})", "store it upright")
     if page.planarconfig == 2 and (page.photometric == Photometric.YCBCR or page.compression not in LOSSLESS):
         raise UnreadKindError("its colours are compressed one by one", CONVERT)

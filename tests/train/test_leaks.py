@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 import extract.cli
+import hist_cache.metadata
 import sweeps.cli
 import train.report.cli
 from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.adapters import OWNER, read_adapter_slides
 from hist_cache import open_cache
+from hist_cache.cache import read_slide
 from hist_cache.runs import Fold, Run
 from tests.conftest import TINY_ENCODER, write_slide
 from train.cli import main
@@ -173,6 +175,34 @@ def test_one_adapter_a_fold_is_one_command(made: Path, run_command: Command, tmp
         assert code == 2
         assert "its slides cannot be read" in text
     owner.write_text(kept)
+
+
+def test_what_adapters_need_is_checked_in_a_dry_run(
+    made: Path, run_command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of any scale, as the plain cache is; a damaged file is computed again."""
+    shutil.copytree(made / "cache", tmp_path / "cache")
+    shutil.copytree(made / "hest", tmp_path / "hest")
+    monkeypatch.setitem(hist_cache.metadata.USUAL, "inter_spot_dist", (500.0, 1000.0))
+    each = (*LOSO, "--folds", 2, "--lora", run_folder(made / "runs"), "--data-root", "hest")
+    code, text = run_command(main, *each, "--dry-run")
+    assert code == 0, text
+    assert "fold 1: 4 of 4 slides to embed" in text
+    assert text.count("to embed with its adapter") == 1, "fold 0 has all"
+    damaged = tmp_path / "cache/tiny" / tuned_folder(made) / "TINY3.h5"
+    damaged.write_bytes(damaged.read_bytes()[:-300])
+    code, text = run_command(main, *each, "--fold", 0, "--dry-run")
+    assert code == 0, text
+    assert "fold 0: 1 of 4 slides to embed" in text
+    code, text = run_command(main, *each, "--fold", 0)
+    assert code == 0, text
+    assert text.count("it is computed again") == 1
+    assert read_slide(damaged).digests == read_slide(made / "cache/tiny" / damaged.parent.name / "TINY3.h5").digests
+    image = tmp_path / "hest/wsis/TINY2.tif"
+    image.write_bytes(image.read_bytes()[:-300])
+    code, text = run_command(main, *each, "--fold", 1, "--dry-run")
+    assert code == 1, text
+    assert "hest/wsis/TINY2.tif: " in text
 
 
 def test_slides_of_other_names_patients_and_unknown_ones(made: Path, run_command: Command, tmp_path: Path) -> None:

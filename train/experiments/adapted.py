@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from extract.adapted import adapted_cache, complete_adapted, slides_to_embed
+from extract.adapted import adapted_cache, check_slides_to_embed, complete_adapted, slides_to_embed
 from extract.encoders.adapters import ADAPTER, SETTINGS, adapter_digest, read_adapter_slides, read_owner
 from hist_cache.errors import InputError
 from hist_cache.executor import Failure
@@ -84,17 +84,22 @@ def announce_adapters(jobs: Sequence[Job], lora: str | None, workspace: Workspac
 
 
 def check_adapters(jobs: Sequence[Job], options: TrainOptions, workspace: Workspace) -> None:
-    """Open the encoder and the folders of slides that `run_adapted` needs for what is missing."""
-    missing = set()
+    """Open the encoder and the slides that `run_adapted` needs for what is missing.
+
+    Raises:
+        HistError: The first of them that cannot be used.
+    """
+    missing = False
     for fold, of_fold in _by_fold(jobs).items():
         adapter = adapter_of_fold(Path(str(options.lora)), fold, workspace)
         for plain in (workspace.cache, workspace.test_cache):
-            if plain and slides_to_embed(
-                adapted_cache(plain, adapter), _slides_of(of_fold, plain.slides), workspace.sizes
-            ):
-                missing.add(plain)
-    for plain in missing:
-        find_data_root(plain, options.data_root)
+            slides = [] if plain is None else _slides_of(of_fold, plain.slides)
+            if plain is None or not slides_to_embed(adapted_cache(plain, adapter), slides, workspace.sizes):
+                continue
+            missing = True
+            root = find_data_root(plain, options.data_root)
+            if failed := check_slides_to_embed(plain, adapter, slides, workspace.sizes, root):
+                raise failed[0]
     if missing:
         load_cached_encoder(workspace.common, Path(options.weights) if options.weights else None)
 

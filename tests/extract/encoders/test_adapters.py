@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,9 +145,25 @@ def another_rank(folder: Path) -> None:
     (folder / SETTINGS).write_text(json.dumps(settings | {"r": 3}))
 
 
+def replaced(file: str, text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_text(text)
+
+
+def changed(file: str, **values: object) -> Callable[[Path], object]:
+    return lambda folder: (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | values))
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
+        *((replaced(SETTINGS, text), "adapter_config.json: not readable") for text in ("[]", "null", "5", '"a"')),
+        *((replaced(OWNER, text), "unknown which encoder") for text in ("[]", "null", "5", '"a"', "{}", "[" * 9999)),
+        (replaced(SETTINGS, "[" * 9999), "nested too deep"),
+        (changed(OWNER, weights=5), "'weights' is 5"),
+        (changed(OWNER, encoder=None), "'encoder' is None"),
+        (changed(OWNER, pretrained="yes"), "'pretrained' is 'yes'"),
+        (changed(OWNER, more=1), "unknown which encoder"),
+        (changed(SETTINGS, lora_alpha=[]), "peft cannot load this adapter"),
         (drop_owner, "unknown which encoder"),
         (drop_tensors, "no whole adapter"),
         (spoil_settings, "not readable"),
@@ -156,7 +173,7 @@ def another_rank(folder: Path) -> None:
         (another_rank, "peft cannot load this adapter"),
     ],
 )
-def test_damaged_adapters_are_refused(tmp_path: Path, damage, says: str) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_adapters_are_refused(tmp_path: Path, damage: Callable[[Path], object], says: str) -> None:
     saved(tmp_path / "a")
     damage(tmp_path / "a")
     with pytest.raises(InputError, match=says) as caught:

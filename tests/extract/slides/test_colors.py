@@ -70,6 +70,8 @@ LAYOUTS: list[dict[str, Any]] = [
     {"tile": (32, 48), "compression": "zlib", "predictor": True},
     {"rowsperstrip": 13},
     {"tile": (48, 32), "compression": "lzw", "bigtiff": True},
+    {"tile": (64, 32), "compression": "packbits"},
+    {"rowsperstrip": 40, "compression": "lzma", "predictor": True},
 ]
 
 
@@ -146,6 +148,23 @@ def test_jpeg_2000_is_lossless(tmp_path: Path) -> None:
     np.testing.assert_array_equal(whole(open_image("S", tmp_path / "a.tif")), RGB)
 
 
+@pytest.mark.parametrize(("pixels", "expected"), [(RGB, RGB), (RGBA, ON_WHITE)])
+@pytest.mark.parametrize("lossless", [True, False])
+def test_webp_agrees_with_pillow(tmp_path: Path, pixels: np.ndarray, expected: np.ndarray, lossless: bool) -> None:
+    options: dict[str, Any] = {"compression": "webp", "compressionargs": {"lossless": lossless}, "photometric": "rgb"}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), **options)
+    image = open_image("S", tmp_path / "a.tif")
+    assert image.reader.startswith("tifffile")
+    if lossless:
+        assert np.abs(whole(image) - expected).max() <= 1
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        at, count = file.pages[0].dataoffsets[0], file.pages[0].databytecounts[0]
+    with PIL.Image.open(io.BytesIO((tmp_path / "a.tif").read_bytes()[at : at + count])) as picture:
+        theirs = np.asarray(picture.convert("RGBA"), dtype=np.float64)
+    opacity = theirs[..., 3:] / 255
+    assert np.abs(image.read_tile(0, 0) - (theirs[..., :3] * opacity + 255 * (1 - opacity))).max() <= 1
+
+
 def tiff(pixels: np.ndarray, **options: Any) -> Callable[[Path], None]:
     return lambda path: tifffile.imwrite(path, pixels, **options)
 
@@ -218,8 +237,8 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "ImageJ, one page": (".tif", tiff(GREY, description="ImageJ=1.53\nimages=3\n", metadata=None), f"3 {SAME}"),
     "volume": (".tif", tiff(np.zeros((16, 64, 64), np.uint8), volumetric=True, tile=(16, 16, 16)), "a volume"),
     "turned": (".tif", tiff(RGB, photometric="rgb", extratags=[(274, 3, 1, 6, True)]), "orientation 6"),
-    "PackBits": (".tif", tiff(RGB, photometric="rgb", compression="packbits"), "compressed by PackBits"),
-    "WebP": (".tif", tiff(RGB, photometric="rgb", compression="webp"), "compressed by WebP"),
+    "JPEG XL": (".tif", retagged(259, 50002), "compressed by JPEG XL"),
+    "WebP of grey": (".tif", retagged(259, 50001, GREY, photometric="minisblack"), "a WebP of 1 samples"),
     "JPEG of inks": (".tif", tiff(RGBA, photometric="separated", compression="jpeg"), "a JPEG of 4 samples"),
     "JPEG planes": (
         ".tif", tiff(RGB.transpose(2, 0, 1), photometric="rgb", planarconfig="separate", compression="jpeg"),

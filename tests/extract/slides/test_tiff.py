@@ -18,8 +18,8 @@ import tifffile
 
 import extract.slides.image
 import extract.slides.vendors
-from extract.slides.codestreams import jpeg_2000_size, jpeg_frame
-from extract.slides.image import ImageError
+from extract.slides.codestreams import jpeg_2000_size, jpeg_frame, webp_size
+from extract.slides.image import ImageError, check_size
 from extract.slides.readers import open_image
 from hist_cache.errors import SlideError
 
@@ -92,6 +92,11 @@ def large_jpeg(stream: bytearray) -> None:
 def large_jpeg_2000(stream: bytearray) -> None:
     at = stream.index(b"\xff\x4f\xff\x51")
     stream[at + 8 : at + 16] = struct.pack(">II", HUGE, HUGE)
+
+
+def large_webp(stream: bytearray) -> None:
+    assert stream[12:16] == b"VP8L"
+    stream[21:25] = (0x3FFF | 0x3FFF << 14).to_bytes(4, "little")
 
 
 def no_frame(stream: bytearray) -> None:
@@ -167,10 +172,11 @@ DAMAGED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no tile height": (".tif", tags({323: 0}), "tiles of 32 x 0 px"),
     "millions of samples": (".tif", tags({277: 60000}), ""),
     "tiles beyond the end": (".tif", cut_short, "truncated"),
-    "a TIFF of 10 TB": (".tif", enlarged("tiff"), "10.0 TB for 128 x 96 px"),
+    "a TIFF of 10 TB": (".tif", enlarged("tiff"), "a file of 10.0 TB is far larger than its 128 x 96 px"),
     "a PNG of 10 TB": (".png", enlarged("png"), "its bytes need 10.0 TB of memory"),
     "a JPEG larger than its tile": (".tif", in_tiles(large_jpeg, "jpeg"), "65,000 x 65,000 px in a tile of 32 x 32"),
     "a JPEG 2000 larger than its tile": (".tif", in_tiles(large_jpeg_2000, "jpeg2000"), "px in a tile of 32 x 32"),
+    "a WebP larger than its tile": (".tif", in_tiles(large_webp, "webp"), "16,384 x 16,384 px in a tile of 32 x 32"),
     "a JPEG of many scans": (".tif", in_tiles(many_scans, "jpeg"), "scans"),
     "a JPEG that stops": (".tif", in_tiles(zeros_at_the_end, "jpeg"), "a JPEG that is cut short"),
     "a JPEG without frame": (".tif", in_tiles(no_frame, "jpeg"), "a JPEG without a header"),
@@ -209,6 +215,31 @@ def test_what_does_not_fit_into_memory_is_refused(tmp_path: Path, monkeypatch: p
         open_image("S", tmp_path / "a.png")
 
 
+def test_a_single_strip_needs_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many tiles as the image has are decoded at once, and no more."""
+    write(tmp_path / "strip.tif", tile=None)
+    write(tmp_path / "strips.tif", tile=None, rowsperstrip=24)
+    monkeypatch.setattr(extract.slides.image, "free_memory", lambda: 2.1 * PIXELS.nbytes)
+    for name in ("strip.tif", "strips.tif"):
+        np.testing.assert_array_equal(open_image("S", tmp_path / name).overview(), PIXELS)
+    monkeypatch.setattr(extract.slides.image, "free_memory", lambda: 1.9 * PIXELS.nbytes)
+    for name in ("strip.tif", "strips.tif"):
+        with pytest.raises(SlideError, match=r"tiles of 128 x \d+ px need 36\.9 kB of memory"):
+            open_image("S", tmp_path / name)
+
+
+def test_the_largest_scans_are_no_damaged_headers() -> None:
+    check_size(375_000, 125_000)  # a whole slide at 0.2 um a pixel
+    check_size(750_000, 500_000)
+    with pytest.raises(ImageError, match="its header states"):
+        check_size(1_000_000, 1_000_000)
+
+
+def test_an_orientation_that_is_not_said(tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", extratags=[(274, 3, 1, 0, True)])
+    np.testing.assert_array_equal(open_image("S", tmp_path / "a.tif").overview(), PIXELS)
+
+
 def test_a_label_or_a_damaged_level_does_not_matter(tmp_path: Path) -> None:
     large = np.kron(PIXELS, np.ones((20, 20, 1), dtype=np.uint8))
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
@@ -230,8 +261,12 @@ def test_sizes_of_streams() -> None:
     assert (frame.width, frame.height, frame.one_scan) == (128, 96, False)
     assert jpeg_2000_size(imagecodecs.jpeg2k_encode(PIXELS)) == (128, 96)
     assert jpeg_2000_size(imagecodecs.jpeg2k_encode(PIXELS, codecformat="jp2")) == (128, 96)
-    for data in (b"", b"\xff", b"\xff\xd8" * 40, b"\xff\xd8\xff\xc0\0\0", b"\0\0\0\x01jP  " + bytes(40)):
-        for size in (jpeg_frame, jpeg_2000_size):
+    for pixels in (PIXELS, np.dstack([PIXELS, PIXELS[..., :1]])):
+        assert webp_size(imagecodecs.webp_encode(pixels, lossless=True)) == (128, 96)
+        assert webp_size(imagecodecs.webp_encode(pixels, lossless=False)) == (128, 96)
+    riff = b"RIFF\0\0\0\0WEBPVP8 " + bytes(40)
+    for data in (b"", b"\xff", b"\xff\xd8" * 40, b"\xff\xd8\xff\xc0\0\0", b"\0\0\0\x01jP  " + bytes(40), riff):
+        for size in (jpeg_frame, jpeg_2000_size, webp_size):
             with pytest.raises(ImageError, match="without"):
                 size(data)
 
