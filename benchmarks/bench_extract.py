@@ -27,9 +27,10 @@ import PIL.Image
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from extract.clock import Clock
 from extract.encoders.encoder import Encoder
 from extract.encoders.registry import load_encoder
-from extract.pipeline import Clock, Pipeline, start_pipeline
+from extract.pipeline import Pipeline, start_pipeline
 from extract.slides.crops import Crops, niche_side_um, plan_crops
 from extract.slides.readers import open_image
 from hist_cache.console import show_logs

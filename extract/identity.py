@@ -7,14 +7,9 @@ from typing import Any
 from extract.encoders.encoder import Encoder
 from extract.slides.crops import niche_side_um
 from extract.slides.image import Image
-from hist_cache.console import size
-from hist_cache.errors import SlideError
 from hist_cache.fingerprint import CropRule, Fingerprint, file_digest, file_stamp, identity_hash
 from hist_cache.lattice import RINGS
-from hist_cache.memory import free_memory
 from hist_cache.slides import SlideFiles
-
-CROPS_AT_ONCE = 4  # of the largest crops, those that are about in memory together
 
 
 def common_identity(encoder: Encoder, precision: str, min_spot_um: float) -> dict[str, Any]:
@@ -61,30 +56,6 @@ def crop_sides_um(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float)
     return sides | {str(k): niche_side_um(RINGS[k], files.pitch_um, files.spot_um) for k in sizes}
 
 
-def check_crop_memory(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float) -> None:
-    """Check that a slide's crops fit into memory, before any is taken for them.
-
-    Args:
-        files: The slide.
-        sizes: Neighbourhood sizes: any of 6, 18, 36.
-        min_spot_um: Spot crops are at least this wide, um.
-
-    Raises:
-        SlideError: They do not.
-    """
-    side_um = max(crop_sides_um(files, sizes, min_spot_um).values())
-    side_px = side_um / files.um_per_px
-    needed, free = CROPS_AT_ONCE * 3 * side_px * side_px, free_memory()
-    if needed > free:
-        raise SlideError(
-            files.id,
-            files.image,
-            f"crops of {side_um:g} um are {side_px:,.0f} px wide at {files.um_per_px:g} um per pixel; "
-            f"they need {size(needed)} of memory, {size(free)} are free",
-            "check pixel size, spot_diameter and inter_spot_dist in its metadata",
-        )
-
-
 def slide_identity(
     files: SlideFiles, image: Image, earlier: Fingerprint | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -111,6 +82,6 @@ def slide_identity(
         "um_per_px": files.um_per_px,
         "pitch_um": files.pitch_um,
         "spot_um": files.spot_um,
-        "reader": image.reader,
+        "reader": image.reader_name,
     }
     return identity, stamps

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from extract.clock import Clock
 from extract.encoders.encoder import Encoder
 from extract.slides.batches import CropBatch, CropTransform, in_background
 from extract.slides.crops import Crops, TileStore, pieces, reading_order, spot_runs
@@ -33,23 +34,6 @@ MAX_BATCH_BYTES = 256 << 20  # pixels of a batch; large crops make smaller batch
 MAX_IN_FLIGHT = 2  # batches that a GPU is given before the first must be done
 
 Precision = Literal["bf16", "fp32"]
-
-
-@dataclass
-class Clock:
-    """What encoding has cost so far."""
-
-    crops: int = 0
-    """Number of crops encoded."""
-    seconds: float = 0.0
-    """Time taken."""
-    waiting: float = 0.0
-    """The part of that time in which the encoder waited for pixels, seconds."""
-
-    @property
-    def waiting_share(self) -> float:
-        """Share of the time in which the encoder waited for pixels, 0..1."""
-        return self.waiting / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)

@@ -7,17 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from extract.identity import check_crop_memory, slide_identity
+from extract.identity import crop_sides_um, slide_identity
 from extract.slides.readers import open_image
 from hist_cache.cache import neighborhoods, read_fingerprint, slide_files
+from hist_cache.console import size
 from hist_cache.errors import DamagedCacheError, HistError, SlideError, slide_failure
 from hist_cache.fingerprint import Fingerprint, differences
+from hist_cache.memory import free_memory
 from hist_cache.slides import SlideFiles, find_slide
 from hist_cache.spots import count_spots
 from hist_cache.token_files import token_path
 
 log = logging.getLogger(__name__)
 
+CROPS_AT_ONCE = 4  # of the largest crops, those that are about in memory together
 CacheState = Literal["complete", "add", "new"]  # "add": the file is there, but lacks niches of some size
 
 
@@ -113,6 +116,30 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     if missing:
         check_crop_memory(files, missing, request.min_spot_um)
     return Task(files, path, "add" if missing else "complete", missing, count_spots(files))
+
+
+def check_crop_memory(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float) -> None:
+    """Check that a slide's crops fit into memory, before any is taken for them.
+
+    Args:
+        files: The slide.
+        sizes: Neighbourhood sizes: any of 6, 18, 36.
+        min_spot_um: Spot crops are at least this wide, um.
+
+    Raises:
+        SlideError: They do not.
+    """
+    side_um = max(crop_sides_um(files, sizes, min_spot_um).values())
+    side_px = side_um / files.um_per_px
+    needed, free = CROPS_AT_ONCE * 3 * side_px * side_px, free_memory()
+    if needed > free:
+        raise SlideError(
+            files.id,
+            files.image,
+            f"crops of {side_um:g} um are {side_px:,.0f} px wide at {files.um_per_px:g} um per pixel; "
+            f"they need {size(needed)} of memory, {size(free)} are free",
+            "check pixel size, spot_diameter and inter_spot_dist in its metadata",
+        )
 
 
 def earlier_fingerprint(path: Path) -> Fingerprint | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from extract.identity import slide_identity
 from extract.plan import ExtractionPlan, Request, Task, earlier_fingerprint, plan_slide
 from extract.slides.image import Image
 from extract.slides.readers import open_image
+from hist_cache.console import duration
 from hist_cache.errors import HistError, SlideError, WriteError, keeping, slide_failure
 from hist_cache.files import write_error
 from hist_cache.fingerprint import Fingerprint, provenance
@@ -27,6 +29,8 @@ log = logging.getLogger(__name__)
 
 LOCKS = ".locks"  # subfolder of a cache folder
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what file systems without locks answer
+WAIT_STEP_S = 60.0  # that one slide is waited for before another one is tried
+LONGEST_WAIT_S = 24 * 3600.0  # without any slide finished elsewhere; one takes hours on a slow CPU
 Finish = Callable[[], None]  # the last step for a slide, which does not need the encoder: writing
 
 
@@ -139,15 +143,40 @@ class Claims:
         for _ in range(len(self._open)):
             if claim := self._try(self._open.popleft(), timeout=0):
                 return claim
-        while wait and self._open:
-            log.info(f"{self._open[0].files.id}: another process is at it; waiting for it")
-            if claim := self._try(self._open.popleft(), timeout=-1):
+        return self._wait() if wait else None
+
+    def _wait(self) -> Claim | None:
+        """Wait for slides that other processes work on, a while for each in turn, and not without end."""
+        began, left, said = time.monotonic(), len(self._open), set[str]()
+        while self._open:
+            slide = self._open[0].files.id
+            if slide not in said:
+                said.add(slide)
+                log.info(f"{slide}: another process is at it ({self._lock_file(self._open[0])}); waiting for it")
+            if claim := self._try(self._open.popleft(), timeout=WAIT_STEP_S):
                 return claim
+            if len(self._open) < left:  # the other process is alive
+                began, left = time.monotonic(), len(self._open)
+            elif time.monotonic() - began > LONGEST_WAIT_S:
+                self._give_up()
         return None
+
+    def _give_up(self) -> None:
+        """Fail the slides that other processes have not let go of."""
+        for task in self._open:
+            problem = f"another process has been at it for {duration(LONGEST_WAIT_S)}"
+            self._record(
+                SlideError(task.files.id, self._lock_file(task), problem, "end that process and run this again")
+            )
+        self._open.clear()
+
+    @staticmethod
+    def _lock_file(task: Task) -> Path:
+        return task.path.parent / LOCKS / f"{task.path.stem}.lock"
 
     def _try(self, task: Task, timeout: float) -> Claim | None:
         slide, folder = task.files.id, task.path.parent
-        path = folder / LOCKS / f"{task.path.stem}.lock"
+        path = self._lock_file(task)
         lock = FileLock(path, thread_local=False)  # the thread that writes releases it
         try:
             self._acquire(lock, path, timeout)
@@ -188,6 +217,9 @@ class Claims:
     def fail(self, error: HistError, lock: FileLock) -> None:
         """Record the error of a slide and release the slide."""
         _release(lock)
+        self._record(error)
+
+    def _record(self, error: HistError) -> None:
         self.failed.append(error)
         log.warning(str(error))
 

@@ -8,6 +8,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hist_cache.texts import shortened
+
 _LARGEST = sys.float_info.max
 
 
@@ -56,7 +58,7 @@ def check_fields(instance: Any) -> None:
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         if not is_of(value, hints[field.name]):
-            raise TypeError(f"{field.name!r} is {shortened(value)}")
+            raise TypeError(f"{field.name!r} is {shortened(repr(value))}")
         if dataclasses.is_dataclass(value):
             check_fields(value)
 
@@ -72,10 +74,4 @@ def check_entries(values: Mapping[str, Any], hints: Mapping[str, Any], optional:
         if name not in values and name not in hints:
             continue
         if not is_of(values[name], hint):
-            raise TypeError(f"{name!r} is {shortened(values[name])}")
-
-
-def shortened(value: object) -> str:
-    """A value for a message: one line, not long."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+            raise TypeError(f"{name!r} is {shortened(repr(values[name]))}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hist_cache.errors import InputError
+from hist_cache.texts import shortened
 
 PRESETS = Path(__file__).with_name("datasets.toml")
 RANGE = re.compile(r"([A-Za-z_]+)([0-9]+)-([A-Za-z_]*)([0-9]+)")
@@ -143,8 +144,8 @@ def check_dataset_name(name: str) -> str:
     """
     if not re.fullmatch(r"\w[\w.-]*", name) or len(name.encode()) > MAX_NAME_BYTES:
         raise InputError(
-            f"dataset name {_shown(name)}: use letters, digits, '_', '-' and '.' ({MAX_NAME_BYTES} bytes at most), "
-            "since it names a folder"
+            f"dataset name {shortened(name)!r}: use letters, digits, '_', '-' and '.' ({MAX_NAME_BYTES} bytes at "
+            "most), since it names a folder"
         )
     return name
 
@@ -158,14 +159,10 @@ def check_slide_name(name: str) -> str:
     wrong_characters = not re.fullmatch(r"\w[\w .+-]*", name) or len(name.encode()) > MAX_NAME_BYTES
     if wrong_characters or re.fullmatch(r".+\.tokens\d+", name):
         raise InputError(
-            f"slide {_shown(name)}: use letters, digits, '_', '-', '+', '.' and spaces ({MAX_NAME_BYTES} bytes at "
+            f"slide {shortened(name)!r}: use letters, digits, '_', '-', '+', '.' and spaces ({MAX_NAME_BYTES} bytes at "
             "most, and no .tokens<number> at the end), since it names files"
         )
     return name
-
-
-def _shown(name: str) -> str:
-    return repr(name if len(name) <= 60 else f"{name[:60]}...")
 
 
 def parse_ids(text: str, existing_ids: Collection[str] = ()) -> list[str]:

@@ -24,6 +24,7 @@ MAX_PIXEL_SIZE_ERROR = 0.05  # relative difference between embedded and estimate
 USUAL = {"pixel_size_um_estimated": (0.05, 10.0), "inter_spot_dist": (5.0, 1000.0), "spot_diameter": (5.0, 1000.0)}
 HEST_ID = re.compile(r"(INT|MEND|MISC|NCBI|SPA|TENX|ZEN)\d+")  # of slides that --download can fetch
 ANY_SCALE = "correct it, or give --any-scale if it is right"
+BINS = "pool such bins into spots and state the spots' size, or give --any-scale if it is right"
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,12 @@ def read_scale(slide: str, file: Path, metadata: dict[str, Any], any_scale: bool
         for name, value in zip(names, (um_per_px, pitch, diameter), strict=True):
             low, high = USUAL[name]
             if not low <= value <= high:
-                raise error(f"{name} is {value:g} um, not between {low:g} and {high:g}", ANY_SCALE)
+                advice = BINS if name != names[0] and value < low else ANY_SCALE
+                raise error(f"{name} is {value:g} um, not between {low:g} and {high:g}", advice)
         if diameter > pitch:
-            raise error(f"spot_diameter {diameter:g} um is larger than inter_spot_dist {pitch:g} um", ANY_SCALE)
+            raise error(
+                f"spot_diameter {diameter:g} um is larger than inter_spot_dist {pitch:g} um (interchanged?)", ANY_SCALE
+            )
     embedded = _number(metadata.get("pixel_size_um_embedded"))
     if embedded and abs(embedded / um_per_px - 1) > MAX_PIXEL_SIZE_ERROR:
         log.warning(

@@ -70,6 +70,11 @@ def read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:
         raise ValueError(f"not CSV ({error})") from error
 
 
+def shortened(text: str, longest: int = 60) -> str:
+    """Return a text that is not too long for a message."""
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def bad_name(names: Iterable[str]) -> str | None:
     """Describe the first name that cannot be stored or shown; None where all can."""
     for name in names:

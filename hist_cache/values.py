@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hist_cache.errors import InputError
-from hist_cache.texts import bad_name
+from hist_cache.texts import bad_name, shortened
 
 MOST = 1e9  # larger whole numbers are typing errors: nothing here has as many
 LARGEST = 1e30  # larger decimal numbers overflow float32 in the first step
@@ -124,5 +124,5 @@ def _kinds(hint: Any) -> tuple[Any, ...]:
 
 
 def _shown(word: str) -> str:
-    shown = word if len(word) <= 40 else f"{word[:40]}..."
+    shown = shortened(word, 40)
     return shown if not bad_name([shown]) else ascii(shown)

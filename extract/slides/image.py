@@ -63,8 +63,8 @@ class Image:
     """
 
     def __init__(self, slide: str, path: Path, reader: Reader) -> None:
-        self._slide, self._path, self._file = slide, path, reader
-        self.reader = reader.name  # part of a cache file's fingerprint, because pixels differ a little between readers
+        self._slide, self._path, self._reader = slide, path, reader
+        self.reader_name = reader.name  # in a cache file's fingerprint: pixels differ a little between readers
         self.width, self.height = reader.width, reader.height
         self.tile_width, self.tile_height = reader.tile_width, reader.tile_height
 
@@ -83,7 +83,7 @@ class Image:
             3,
         )
         try:
-            pixels = self._file.read_tile(column, row)
+            pixels = self._reader.read_tile(column, row)
             if pixels.shape != shape or pixels.dtype != np.uint8:
                 raise ImageError(f"{pixels.shape} {pixels.dtype} instead of {shape} uint8")
         except Exception as error:
@@ -100,13 +100,13 @@ class Image:
             SlideError: The image cannot be decoded.
         """
         try:
-            return self._file.overview()
+            return self._reader.overview()
         except Exception as error:
             raise slide_error(self._slide, self._path, "cannot be decoded", error) from error
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        self._reader.close()
 
 
 def slide_error(slide: str, path: Path, problem: str, error: Exception) -> SlideError:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+import extract.scheduler
 from extract.cli import main
 from hist_cache.cache import read_slide
 from hist_cache.errors import WriteError
@@ -97,6 +98,26 @@ def test_a_file_system_without_locks(
     assert text.count("two commands at once may compute a slide twice") == 1
     assert cache_of(tmp_path).slides == ["TINY1", "TINY2"]
     assert list(tmp_path.rglob("*.lock")) == []
+
+
+def test_another_process_is_not_waited_for_without_end(
+    hest_root: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_command(main, *options(hest_root))
+    folder = cache_of(tmp_path).folder
+    (folder / "TINY2.h5").unlink()
+    monkeypatch.setattr(extract.scheduler, "WAIT_STEP_S", 0.05)
+    monkeypatch.setattr(extract.scheduler, "LONGEST_WAIT_S", 0.2)
+    lock = folder / ".locks/TINY2.lock"
+    with FileLock(lock):
+        code, text = run_command(main, *options(hest_root))
+    assert code == 1, text
+    where = str(lock.relative_to(tmp_path))
+    assert text.count(f"TINY2: another process is at it ({where}); waiting for it") == 1
+    assert f"TINY2: {where}: another process has been at it for " in text
+    assert "; end that process and run this again" in text
+    code, text = run_command(main, *options(hest_root))
+    assert code == 0, text
 
 
 def test_two_at_once_where_locks_do_nothing(hest_root: Path, tmp_path: Path, start_command: Start) -> None:

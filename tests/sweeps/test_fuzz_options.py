@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import extract.cli
+import extract.options
 import sweeps.cli
 import train.cli
 import train.report.cli
@@ -33,7 +34,7 @@ WITHOUT = {"cache", "storage", "download"}  # the fuzzer's own, and what talks t
 COMMANDS: list[tuple[Main, type[CommandOptions]]] = [
     (train.cli.main, TrainOptions),
     (sweeps.cli.main, SweepOptions),
-    (extract.cli.main, extract.cli.ExtractOptions),
+    (extract.cli.main, extract.options.ExtractOptions),
     (train.report.cli.main, train.report.cli.ReportOptions),
 ]
 

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from hist_cache.checked import check_entries, check_fields, shortened
+from hist_cache.checked import check_entries, check_fields
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import as_version_0_1, from_version_0_1, short_hash
 from hist_cache.runs import RUN_ANEW
+from hist_cache.texts import shortened
 from train.data import Transform
 from train.experiments.protocols import Protocol
 from train.finetune.encoder import Finetuning
@@ -126,7 +127,7 @@ class Setting:
                 raise TypeError(f"{key!r} is {values[key]!r}")
         plain: dict[str, Any] = {key: values[key] for key in PLAIN_ENTRIES}
         if isinstance(values["slides"], str):
-            raise TypeError(f"'slides' is {shortened(values['slides'])}")
+            raise TypeError(f"'slides' is {shortened(repr(values['slides']))}")
         setting = cls(
             **plain,
             model_name=name,

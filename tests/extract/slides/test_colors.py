@@ -81,7 +81,7 @@ def test_accepted_kinds_are_what_the_formula_says(tmp_path: Path, kind: str) -> 
     for i, layout in enumerate(LAYOUTS):
         tifffile.imwrite(tmp_path / f"{i}.tif", pixels, **options, **layout)
         image = open_image("S", tmp_path / f"{i}.tif")
-        assert image.reader.startswith("tifffile")
+        assert image.reader_name.startswith("tifffile")
         assert np.abs(whole(image) - expected).max() <= (1 if "16 bits" in kind or "alpha" in kind else 0.5)
         np.testing.assert_array_equal(image.overview(), whole(image))
 
@@ -154,7 +154,7 @@ def test_webp_agrees_with_pillow(tmp_path: Path, pixels: np.ndarray, expected: n
     options: dict[str, Any] = {"compression": "webp", "compressionargs": {"lossless": lossless}, "photometric": "rgb"}
     tifffile.imwrite(tmp_path / "a.tif", pixels, tile=(64, 64), **options)
     image = open_image("S", tmp_path / "a.tif")
-    assert image.reader.startswith("tifffile")
+    assert image.reader_name.startswith("tifffile")
     if lossless:
         assert np.abs(whole(image) - expected).max() <= 1
     with tifffile.TiffFile(tmp_path / "a.tif") as file:

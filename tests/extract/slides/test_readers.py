@@ -30,7 +30,7 @@ def pixels() -> np.ndarray:
 def test_lossless_tiff(tmp_path: Path, pixels: np.ndarray, options: dict) -> None:
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", **options)
     image = open_image("S", tmp_path / "a.tif")
-    assert image.reader == "tifffile"
+    assert image.reader_name == "tifffile"
     np.testing.assert_array_equal(whole(image), pixels)
     assert make_thumbnail(image).shape == pixels.shape
 

@@ -282,7 +282,7 @@ def aperio(path: Path, **options: Any) -> None:
 def test_a_vendors_kind_is_left_to_openslide(tmp_path: Path) -> None:
     aperio(tmp_path / "a.svs")
     image = open_image("S", tmp_path / "a.svs")
-    assert image.reader == "openslide"
+    assert image.reader_name == "openslide"
     y, cb, cr = (PIXELS[..., i].astype(np.float64) - (0, 128, 128)[i] for i in range(3))
     expected = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], axis=-1).clip(0, 255)
     assert np.abs(image.read_tile(0, 0) - expected).max() <= 2
