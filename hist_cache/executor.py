@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from hist_cache.errors import HistError, InputError, WriteError
+from hist_cache.errors import HistError, InputError, WriteError, one_line
 
 _T = TypeVar("_T")  # a task
 _R = TypeVar("_R")  # its result
@@ -60,12 +60,31 @@ class Failure(Generic[_T]):
     Attributes:
         task: The task.
         error: What went wrong.
-        reason: Whether the task failed, its process died or was told to stop, or no process was left to do it.
+        reason: Whether the task failed, as can be expected or with an error that nobody expects, its process died or
+            was told to stop, or no process was left to do it.
     """
 
     task: _T
     error: HistError
-    reason: Literal["failed", "died", "stopped", "not run"] = "failed"
+    reason: Literal["failed", "unexpected", "died", "stopped", "not run"] = "failed"
+
+
+def unexpected_failure(task: _T, problem: str, cause: BaseException) -> Failure[_T]:
+    """Return a task's failure by an error that nobody expects.
+
+    Args:
+        task: The task.
+        problem: The error in one line, as `problem_of` has it.
+        cause: What a traceback shows.
+    """
+    error = HistError(f"{problem}; --debug shows where it happened")
+    error.__cause__ = cause
+    return Failure(task, error, "unexpected")
+
+
+def problem_of(error: BaseException) -> str:
+    """Return an error that nobody expects in one line."""
+    return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
 
 
 class Executor(Protocol):
@@ -83,7 +102,7 @@ class SerialExecutor:
     """Does one task after the other in this process.
 
     Args:
-        stop_at_failure: Raise the first `HistError` instead of going on with the other tasks.
+        stop_at_failure: Raise the first error instead of going on with the other tasks.
     """
 
     def __init__(self, stop_at_failure: bool = False) -> None:
@@ -109,6 +128,12 @@ class SerialExecutor:
                 if self._stop_at_failure or isinstance(error, InputError | WriteError):  # others would meet the same
                     raise
                 failures.append(Failure(task, error))
+            except BrokenPipeError:  # nobody reads any more what is shown
+                raise
+            except Exception as error:
+                if self._stop_at_failure:
+                    raise
+                failures.append(unexpected_failure(task, problem_of(error), error))
             else:
                 events.on_result(task, result)
         return failures

@@ -13,8 +13,10 @@ from hist_cache.files import write_text
 log = logging.getLogger(__name__)
 
 MASK = "***"
-# In a text a URL ends at a quote or bracket of the JSON or HTML around it, at the next option, or with the line. A
-# password may hold white space, so rather too much of a line is masked than too little.
+# In a text only URLs of PostgreSQL are looked for: `http://localhost:80 for PCC@50` holds no password. One ends at a
+# quote or bracket of the JSON or HTML around it, at the next option, or with the line. A password may hold white space,
+# so rather too much of a line is masked than too little.
+_URL = re.compile(r"""postgres(?:ql)?(?:\+\w+)?://(?:\\.|(?! --)[^\n"<>\\])*""", re.IGNORECASE)
 _IN_TEXT = (
     re.compile(r"""(://[^:/?#@\s"'<>]*):(?:\\.|(?! --)[^\n"<>\\])*@"""),
     re.compile(r"""([?&][^=&\s"<>]*)=(?:(?! --)[^&\n"<>])*"""),
@@ -23,15 +25,15 @@ _IN_WORD = (re.compile(r"(://[^:/?#@]*):.*@", re.DOTALL), re.compile(r"([?&][^=&
 
 
 def mask_passwords(text: str) -> str:
-    """Replace the passwords in the URLs of a text by ***, for everything that is written or shown.
+    """Replace the passwords in the URLs of PostgreSQL in a text by ***, for everything that is written or shown.
 
     They may stand after the user's name, or in a parameter such as `?password=`, whose name may be percent-encoded.
     """
-    return _masked(text, *_IN_TEXT)
+    return _URL.sub(lambda url: _masked(url[0], *_IN_TEXT), text)
 
 
 def mask_command(words: Iterable[str]) -> str:
-    """Return a command line without passwords; nothing but its end ends a URL in a word."""
+    """Return a command line without passwords in URLs of any kind; nothing but its end ends a URL in a word."""
     return " ".join(_masked(word, *_IN_WORD) if "://" in word else word for word in words)
 
 

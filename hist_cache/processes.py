@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from hist_cache.commands import claim_packages
 from hist_cache.console import hush
 from hist_cache.errors import HistError, WriteError
-from hist_cache.executor import Events, Failure, Worker
+from hist_cache.executor import Events, Failure, Worker, problem_of, unexpected_failure
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -206,6 +206,10 @@ class ProcessExecutor:
         self._starting.clear()
 
 
+class WorkerTraceback(Exception):
+    """The traceback of an error in another process, as text."""
+
+
 def _ending(exit_code: int | None) -> str:
     """How a process ended: its exit code, or the name of the signal that killed it."""
     if exit_code is not None and exit_code < 0:
@@ -220,6 +224,9 @@ def _failure(task: _T, kind: str, content: Any) -> Failure[_T]:
         return Failure(task, HistError(f"its process died ({content}); out of memory?"), "died")
     if kind == "stopped":
         return Failure(task, HistError("its process was told to stop"), "stopped")
+    if kind == "unexpected":
+        problem, text = content
+        return unexpected_failure(task, problem, WorkerTraceback(text))
     return Failure(task, HistError(content))
 
 
@@ -244,8 +251,8 @@ def _live(pipe: Connection, own: list[int]) -> None:
                 pipe.send(("cannot write", error))
             except HistError as error:
                 pipe.send(("failed", str(error)))
-            except Exception:
-                pipe.send(("failed", traceback.format_exc()))
+            except Exception as error:
+                pipe.send(("unexpected", (problem_of(error), traceback.format_exc())))
 
 
 def _end_with_parent() -> None:
@@ -275,7 +282,7 @@ def _get_ready(pipe: Connection, own: list[int]) -> Worker[Any, Any] | None:
     except (EOFError, ConnectionError):
         raise
     except Exception as error:  # whatever a module raises that is imported
-        pipe.send(("failed", f"{type(error).__name__}: {error}"))
+        pipe.send(("failed", problem_of(error)))
         return None
     pipe.send(("ready", None))
     return worker

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hist_cache.errors import InputError
-from hist_cache.passwords import clean_files, mask_passwords
+from hist_cache.passwords import clean_files, mask_command
 from hist_cache.runs import CONFIG
 from sweeps.file_study import JOURNAL, JournalStudy
 from sweeps.storage import StudyStorage
@@ -61,7 +61,7 @@ def in_database(plan: StudyPlan) -> bool:
         return False
     if url.split(":")[0].split("+")[0] not in ("postgresql", "postgres"):
         raise InputError(
-            f"--storage {mask_passwords(url)}: give postgresql://USER@HOST/DATABASE with the password in PGPASSWORD or "
+            f"--storage {mask_command([url])}: give postgresql://USER@HOST/DATABASE with the password in PGPASSWORD or "
             "~/.pgpass, or leave it out for a file in the study's folder"
         )
     return True

@@ -97,7 +97,7 @@ def run_trials_in_processes(
     for failure in failures:
         if failure.reason == "died":
             log.warning(f"worker {failure.task + 1} of {workers}: {failure.error}; its trial is left to the others")
-    return [failure.error for failure in failures if failure.reason == "failed"]
+    return [failure.error for failure in failures if failure.reason in ("failed", "unexpected")]
 
 
 def start_trial_worker(setup: TrialWorkerSetup) -> TrialWorkerSetup:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hist_cache.console import fail, hush, out, say
@@ -75,8 +78,11 @@ def train(options: TrainOptions) -> int:
     with keeping(lambda: kept(jobs)):
         failures = run_left(left, options, workspace, device, workers)
     for failure in failures:
+        if options.debug:
+            sys.stderr.writelines(traceback.format_exception(failure.error))
         fail(describe_failure(failure))
     if distributed.rank() == 0 and any(job.done for job in jobs):
+        remove_leftover_checkpoints(jobs)
         print_results(jobs, genes_to_plot, options.table)
     distributed.destroy()
     return 1 if failures else 0
@@ -113,17 +119,24 @@ def kept(jobs: list[Job]) -> str:
     return f"{sum(job.done for job in jobs)} of {len(jobs)} folds" + (f", {stopped} checkpoints" if stopped else "")
 
 
+def remove_leftover_checkpoints(jobs: list[Job]) -> None:
+    """Remove the checkpoints of finished folds, which were killed between their last two steps."""
+    from hist_cache.runs import CHECKPOINT
+
+    for job in jobs:
+        if job.done:
+            with suppress(OSError):  # nobody needs the file, so it may stay where nothing can be removed
+                (job.folder / CHECKPOINT).unlink(missing_ok=True)
+
+
 def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -> None:
     """Write the summary of each setting that has finished folds, and print the tables of all."""
-    from hist_cache.runs import CHECKPOINT, Fold, Run
+    from hist_cache.runs import Run
     from train.experiments.outputs import write_summary
     from train.report.paper_tables import results_tables
     from train.report.results import read_results
     from train.report.table import to_rich
 
-    for fold in (Fold(job.folder) for job in jobs if job.done):
-        if fold.stopped:  # killed between its last two steps
-            (fold.folder / CHECKPOINT).unlink()
     folders = [folder for folder in dict.fromkeys(job.folder.parent for job in jobs) if Run(folder).folds]
     for folder in folders:
         write_summary(folder)

@@ -32,6 +32,9 @@ from tests.fuzzing import fuzz
         (json.dumps({"a": 'postgresql://me:s"e\\t@h/d', "b": "c@d"}), '{"a": "postgresql://me:***@h/d", "b": "c@d"}'),
         ("postgresql://me@host/db", "postgresql://me@host/db"),
         ("hist-train --cache a:b@c", "hist-train --cache a:b@c"),
+        ("postgres://me:s1@h/d", "postgres://me:***@h/d"),
+        ("see http://localhost:6006 for PCC@50", "see http://localhost:6006 for PCC@50"),
+        ("{src: url('http://a.b:80/x')} @page {}", "{src: url('http://a.b:80/x')} @page {}"),
         ('{"url": "http://localhost:80/x", "by": "me@host"}', '{"url": "http://localhost:80/x", "by": "me@host"}'),
     ],
 )

@@ -19,8 +19,11 @@ COPIES = 4  # of all weights: themselves, their gradients, and two moments of Ad
 
 def check_model_fits(setting: Setting, device: torch.device) -> None:
     """`HistError` where the weights of a setting's model, and what training keeps beside them, exceed the memory."""
-    with torch.device("meta"):  # nothing is allocated
-        needed = COPIES * sum(p.numel() * p.element_size() for p in make_model(setting).parameters())
+    try:
+        with torch.device("meta"):  # nothing is allocated
+            needed = COPIES * sum(p.numel() * p.element_size() for p in make_model(setting).parameters())
+    except Exception:  # a user's model may need values to be made, such as weights from a file: then nothing is known
+        return
     is_gpu = device.type == "cuda"
     there = torch.cuda.get_device_properties(device).total_memory if is_gpu else free_memory()
     if needed > there:

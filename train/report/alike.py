@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 
 from train.experiments.protocols import decided_by, protocol_names
 from train.report.fold_result import FoldResult
 from train.report.results import RunResult
-from train.report.run_settings import TRUTH, model_settings, phrase
+from train.report.run_settings import NOT_RECORDED, TRUTH, model_settings, phrase
 
 FOLLOWS = {  # a setting, and those that may change it without being another difference
     "cache": ("encoder",),
@@ -39,7 +40,18 @@ def _pair_key(fold: FoldResult) -> tuple[object, ...]:
 
 def same_tests(runs: Sequence[RunResult]) -> bool:
     """Whether all runs are tested on the same slides, spots and genes, so that the best of them can be named."""
-    return all(run.shares(runs[0], TRUTH) and _tests(run) == _tests(runs[0]) for run in runs)
+    same_truth = not any(truth_differences(one, other) for one, other in combinations(runs, 2))
+    return same_truth and all(_tests(run) == _tests(runs[0]) for run in runs)
+
+
+def truth_differences(run: RunResult, other: RunResult) -> list[str]:
+    """Names of the settings that decide what is predicted, and in which two runs differ."""
+    return [k for k in TRUTH if _differ(run.settings[k], other.settings[k])]
+
+
+def _differ(value: object, other: object) -> bool:
+    """Whether two values of a setting differ; one that was not recorded may be any."""
+    return value != other and NOT_RECORDED not in (value, other)
 
 
 def _tests(run: RunResult) -> Counter[tuple[object, ...]]:
@@ -53,7 +65,7 @@ def setting_differences(run: RunResult, other: RunResult) -> list[str]:
     """
     own = set() if run.model == other.model else {*model_settings(run.setting.model)}
     values = {k: (run.settings[k], other.settings[k]) for k in run.settings if k in other.settings and k not in own}
-    differing = [k for k, (a, b) in values.items() if a != b]
+    differing = [k for k, (a, b) in values.items() if _differ(a, b)]
     of_protocol = _decided(run) & _decided(other) if "protocol" in differing else set()
     return [k for k in differing if k not in of_protocol and not _follows(k, values[k], differing)]
 
@@ -100,6 +112,10 @@ def comparison_notes(run: RunResult, other: RunResult) -> list[str]:
             f"{run.label} against {other.label}: {count} of {total} splits compared; the others are of other slides, "
             "spots or genes, or not finished"
         )
+    for one, another in ((run, other), (other, run)):
+        if one.settings["counts"] == NOT_RECORDED != another.settings["counts"]:
+            why = "the contents of its slides were not recorded (version 0.1) and are taken for those of now"
+            notes.append(f"{one.label}: {why}")
     return notes
 
 

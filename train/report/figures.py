@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hist_cache.runs import GEOMETRY, MAPS, TRAINING, readable_file
+from train.report.alike import truth_differences
 from train.report.plots import plot_ablation, plot_gene, plot_gene_distributions, plot_gene_panel
 from train.report.results import Results, RunResult
-from train.report.run_settings import TRUTH
 from train.report.significance import REFERENCE
 from train.report.table import Table, slug
 
@@ -139,7 +139,7 @@ class ReportFigures:
         def predicts_the_same(run: RunResult) -> bool:
             other = run.folds[0]
             same_fold = other.test_slides == fold.test_slides and other.fold.panel == fold.fold.panel
-            return run.shares(main, TRUTH) and same_fold
+            return same_fold and not truth_differences(run, main)
 
         alike = [r for r in self.runs if r is not main and predicts_the_same(r)]
         return {r.label: r.folds[0].fold.predictions for r in (main, *alike)}

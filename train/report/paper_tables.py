@@ -142,7 +142,7 @@ def metrics_table(
     notes += [P_NOTE] if any(cell.value is not None for cell in p_cells) else []
     notes += without_reference(results, runs, reference)
     notes += [] if marks else [NO_BEST_NOTE]
-    notes += [note for run in runs if run.label in chosen for note in comparison_notes(run, chosen[run.label])]
+    notes += dict.fromkeys(n for run in runs if run.label in chosen for n in comparison_notes(run, chosen[run.label]))
     notes += [PUBLISHED_NOTE] if any(row.kind in ("published", METHOD) for row in rows) else []
     notes += published_notes(runs) if scope == "pooled" else []
     notes += [f"LEAK: {run.label}: {leak}" for run in runs for leak in run.leaks]

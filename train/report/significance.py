@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hist_cache.errors import InputError
-from train.report.alike import fold_pairs, setting_differences
+from train.report.alike import fold_pairs, setting_differences, truth_differences
 from train.report.results import Results, RunResult
-from train.report.run_settings import TRUTH
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,10 +119,18 @@ def without_reference(results: Results, runs: Sequence[RunResult], against: str 
     for run in runs:
         if run.label not in chosen and run not in candidates:
             nearest = min(candidates, key=lambda c: _distance(run, c))
-            names = [key.replace("_", " ") for key in TRUTH if not run.shares(nearest, (key,))]
-            why = f"what is predicted differs in {', '.join(names)}" if names else "embeddings of a tuned encoder"
-            reasons.append(f"{run.label}: no p against {nearest.label}: {why}")
+            reasons.append(f"{run.label}: no p against {nearest.label}: {_why_unlike(run, nearest)}")
     return reasons
+
+
+def _why_unlike(run: RunResult, other: RunResult) -> str:
+    """Why two runs are not compared."""
+    for one in (run, other):
+        if one.leaks:
+            return f"the adapter of {one.label} has seen test slides"
+    if names := [name.replace("_", " ") for name in truth_differences(run, other)]:
+        return f"what is predicted differs in {', '.join(names)}"
+    return f"{(run if run.is_tuned else other).label} has embeddings of a tuned encoder"
 
 
 def _central(runs: list[RunResult]) -> RunResult:
@@ -133,7 +140,8 @@ def _central(runs: list[RunResult]) -> RunResult:
 
 def _are_alike(one: RunResult, other: RunResult) -> bool:
     """Whether they predict the same truth, on encoders both or neither fine-tuned before, and saw no test slide."""
-    return one.shares(other, TRUTH) and one.is_tuned == other.is_tuned and not one.leaks and not other.leaks
+    honest = not one.leaks and not other.leaks
+    return honest and one.is_tuned == other.is_tuned and not truth_differences(one, other)
 
 
 def _distance(run: RunResult, other: RunResult) -> tuple[bool, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -24,10 +25,12 @@ from hist_cache.errors import HistError, InputError
 from hist_cache.runs import Fold
 from tests.commands import Command
 from tests.conftest import HIST_TRAIN, TINY_ENCODER, write_slide
+from tests.train.models.toy import ToyConfig, ToyModel
 from train.cli import main
 from train.experiments.claims import claim_fold
 from train.experiments.outputs import load_model
 from train.metrics import divergence
+from train.models import registry
 
 Run = Callable[..., tuple[int, str]]
 SMALL = ("--width", 8, "--depth", 1, "--epochs", 2, "--batch-size", 16, "--n-genes", 20, "--lr", 1e-3)
@@ -97,6 +100,43 @@ def test_damaged_results_of_the_default_setting_in_a_sweep(
     )
     assert code == 2, text
     assert "fold0/metrics.json: " in one_line(text)
+
+
+def test_a_leftover_checkpoint_that_cannot_be_removed(
+    cache: Path, finished: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fold was killed between its last two steps; its folder has become read-only since."""
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    left = the_fold(tmp_path) / "checkpoint.pt"
+    left.write_bytes(b"")
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        code, text = run_command(main, *argv_of(cache))
+    assert code == 0, text
+    assert left.exists()
+    assert run_command(main, *argv_of(cache))[0] == 0
+    assert not left.exists()
+
+
+def test_a_model_that_cannot_be_made_without_values(
+    cache: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is not known beforehand, as of a user's model that reads weights from a file."""
+    monkeypatch.setitem(registry._ENTRIES, "scaled", registry.ModelEntry("scaled", "a toy", ScaledModel, ToyConfig))
+    code, text = run_command(main, "--cache", cache, "--model", "scaled", "--split", cache.parent / "s.json", *SMALL[4:])
+    assert code == 0, text
+
+
+class ScaledModel(ToyModel):
+    """A toy whose making needs a value of its weights."""
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__(config)
+        self.scale = float(self.layers[0].weight.std().item())
 
 
 def test_a_damaged_model_is_not_loaded(finished: Path, tmp_path: Path) -> None:

@@ -99,6 +99,40 @@ def test_a_protocol_is_one_difference_with_all_that_it_decides(tmp_path: Path) -
     assert setting_differences(runs["paper", 1.0, "tangent"], usual) == ["clip_norm"]
 
 
+DIGESTS = {slide: {"counts": "c" * 64, "embeddings": "e" * 64} for slide in ("S0", "S1", "S2")}
+
+
+def test_runs_of_version_0_1_are_compared_with_new_ones(tmp_path: Path) -> None:
+    """They recorded no contents of slides, which may be the same; two that recorded different ones are not compared."""
+    other_counts = DIGESTS | {"S0": {"counts": "0" * 64, "embeddings": "e" * 64}}
+    write_run(tmp_path, FULL)
+    write_run(tmp_path, OTHER, change=NO_HEA | {"digests": DIGESTS})
+    results = read_results([tmp_path])
+    full, no_hea = results.runs
+    assert same_tests(results.runs)
+    assert setting_differences(full, no_hea) == []
+    for number in (None, 4):
+        [table, *_] = tables(results, number)
+        p = next(row for row in table.rows if row.kind == "p").cells[0].value
+        assert p == pytest.approx(ttest_rel(OTHER, FULL).pvalue)
+        assert sum("contents of its slides were not recorded" in note for note in table.notes) == 1
+        assert not any("no best is marked" in note for note in table.notes)
+    write_run(tmp_path, OTHER, change={"variant.name": "clip", "digests": other_counts})
+    assert not same_tests(read_results([tmp_path]).runs)
+
+
+def test_a_leak_is_the_reason_for_no_p(tmp_path: Path) -> None:
+    tuned = {"cache.lora": "a" * 64}
+    write_run(tmp_path, FULL, change=tuned)
+    write_run(tmp_path, OTHER, change=NO_HEA | tuned | {"leak": "tests S1, which the adapter was trained on"})
+    write_run(tmp_path, OTHER, change={"variant.name": "clip"})
+    [table, *_] = tables(read_results([tmp_path]), None)
+    reasons = [note for note in table.notes if ": no p against" in note]
+    assert len(reasons) == 2
+    assert any("LEAK" in reason and reason.endswith("has seen test slides") for reason in reasons)
+    assert any("clip" in reason and reason.endswith("has embeddings of a tuned encoder") for reason in reasons)
+
+
 def test_two_settings_of_one_method(tmp_path: Path) -> None:
     write_run(tmp_path, FULL)
     write_run(tmp_path, OTHER, change={"model.alpha": 0.3, "loop.epochs": 50, "loop.lr": 0.1, "loop.patience": 3})
