@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote
 
+from hist_cache.errors import WriteError
 from hist_cache.files import write_text
 
 log = logging.getLogger(__name__)
@@ -50,12 +51,26 @@ def clean_files(paths: Iterable[Path]) -> None:
     A file that cannot be read or written stays as it is: whoever needs it finds out why.
     """
     for path in paths:
+        masked = _clean_text(path)
+        if masked is None:
+            continue
         try:
-            text = path.read_text(encoding="utf-8")
-            masked = mask_passwords(text)
-            if masked == text:
-                continue
             write_text(path, masked)
-        except (OSError, ValueError):
+        except (OSError, WriteError):
             continue
         log.warning(f"{path} held the password of a database: it is removed; choose another, others may have read it")
+
+
+def holds_password(path: Path) -> bool:
+    """Tell whether a text file holds the password of a database."""
+    return _clean_text(path) is not None
+
+
+def _clean_text(path: Path) -> str | None:
+    """Return the text of a file without passwords; None where it holds none, or cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    masked = mask_passwords(text)
+    return None if masked == text else masked

@@ -61,7 +61,6 @@ class Fold:
     @property
     def config(self) -> dict[str, Any]:
         """The settings of the fold: options, split, patients and provenance."""
-        clean_files([self.folder / CONFIG])
         return read_object(self.folder / CONFIG)
 
     @property
@@ -127,15 +126,21 @@ class Run:
 
 
 def load_run(path: str | Path) -> Run:
-    """Open the folder of a run.
+    """Open the folder of a run, and remove passwords of databases from its files, which earlier versions wrote there.
 
     Raises:
         InputError: The folder holds no finished fold.
     """
     run = Run(Path(path))
+    clean_run(run.folder)
     if not run.folds:
         raise InputError(f"{path}: no finished run here (looked for fold*/{METRICS})")
     return run
+
+
+def clean_run(folder: Path) -> None:
+    """Remove passwords of databases from the settings of a run's folds."""
+    clean_files(fold / CONFIG for fold in fold_folders(folder))
 
 
 def fold_folders(run: Path) -> list[Path]:

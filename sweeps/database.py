@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 AWAY_S, RETRY_S = 60.0, 1.0  # how long an operation is tried again, and how often
+CONNECTION: dict[str, Any] = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10}  # in seconds
 # Operations of Optuna's storage: each is one transaction, or can be done twice.
 OPERATIONS = (
     *("create_new_study", "set_study_user_attr", "set_study_system_attr", "get_study_id_from_name"),
@@ -142,8 +143,7 @@ def _patient(name: str) -> Callable[..., Any]:
 
 
 for _name in OPERATIONS:
-    if hasattr(RDBStorage, _name):  # names of private ones differ between versions
-        setattr(PatientStorage, _name, _patient(_name))
+    setattr(PatientStorage, _name, _patient(_name))  # a name that a later version changes is an error here
 
 
 def read_url(text: str) -> tuple[URL, dict[str, str]]:
@@ -172,6 +172,16 @@ def read_url(text: str) -> tuple[URL, dict[str, str]]:
         raise InputError(f"--storage: {MASK} stands for the password; give the password, or set PGPASSWORD")
     query = {name: value for name, value in url.query.items() if name not in secrets}
     return URL.create(url.drivername, url.username, None, url.host, url.port, url.database, query), secrets
+
+
+def make_engine(url: URL, secrets: Mapping[str, str]) -> sqlalchemy.Engine:
+    """Return an engine that waits for a connection, or for a server that has gone, as long as `CONNECTION` says."""
+    return sqlalchemy.create_engine(url, connect_args=CONNECTION | dict(secrets), pool_pre_ping=True)
+
+
+def title_of(url: URL) -> str:
+    """Return a database's URL as messages name it."""
+    return url.set(drivername="postgresql").render_as_string(hide_password=True)
 
 
 def check_connection(engine: sqlalchemy.Engine, title: str) -> None:

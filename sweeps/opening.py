@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hist_cache.errors import InputError
-from hist_cache.passwords import clean_files, mask_command
+from hist_cache.passwords import clean_files, holds_password, mask_command
 from hist_cache.runs import CONFIG
 from sweeps.file_study import JOURNAL, JournalStudy
 from sweeps.storage import StudyStorage
@@ -37,14 +37,11 @@ def check_storage(plan: StudyPlan) -> None:
         InputError: Where the storage cannot be used, or `--resume` finds no study.
     """
     if in_database(plan):
-        import sqlalchemy
-
-        from sweeps.database import check_connection, read_url
+        from sweeps.database import check_connection, make_engine, read_url, title_of
 
         url, secrets = read_url(str(plan.options.storage))
-        title = url.set(drivername="postgresql").render_as_string()
-        engine = sqlalchemy.create_engine(url, connect_args=secrets)
-        check_connection(engine, title)
+        engine = make_engine(url, secrets)
+        check_connection(engine, title_of(url))
         engine.dispose()
     elif plan.options.resume and not (plan.folder / JOURNAL).exists():
         raise InputError(f"--resume: no study in {plan.folder}; leave it out to begin one")
@@ -68,7 +65,13 @@ def in_database(plan: StudyPlan) -> bool:
 
 
 def clean_study(plan: StudyPlan) -> None:
-    """Remove passwords from the files that earlier versions wrote into the folders of the study and of its runs."""
+    """Remove passwords from the files that earlier versions wrote.
+
+    Where the study's own files hold one, its final test and reports wrote it into folders of runs too. Those are
+    cleaned first, so that a command that is stopped meanwhile does not leave them behind.
+    """
     folder, runs = plan.folder, plan.runs / plan.dataset
-    clean_files([*folder.glob("*.json"), *folder.glob("*.html")])
-    clean_files([*runs.glob(f"*/fold*/{CONFIG}"), *runs.glob("*/*.html"), *runs.glob("*.html")])
+    own = [*folder.glob("*.json"), *folder.glob("*.html")]
+    if any(map(holds_password, own)):
+        clean_files([*runs.glob(f"*/fold*/{CONFIG}"), *runs.glob("*/*.html"), *runs.glob("*.html")])
+    clean_files(own)

@@ -16,7 +16,18 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from hist_cache.errors import InputError
-from sweeps.database import RETRY_S, DatabaseAway, Patience, PatientStorage, brief, check_connection, read_url
+from sweeps.database import (
+    CONNECTION,
+    RETRY_S,
+    DatabaseAway,
+    Patience,
+    PatientStorage,
+    brief,
+    check_connection,
+    make_engine,
+    read_url,
+    title_of,
+)
 from sweeps.storage import StudyStorage
 from sweeps.study import StudyPlan
 from sweeps.waiting import LOCK_S, LockLost, StorageLost
@@ -27,7 +38,6 @@ log = logging.getLogger(__name__)
 # every HEARTBEAT_S seconds, and counts as lost when it has not done so for GRACE_S seconds, which is longer than a
 # worker waits for the database.
 HEARTBEAT_S, GRACE_S = 10, 90
-CONNECT_S = 10
 OPENINGS = 5  # how often a study is opened where the connection is lost meanwhile
 LOCK_TIMEOUT_S = 10
 LOCK_NOT_AVAILABLE = "55P03"
@@ -48,9 +58,9 @@ class PostgresStudy(StudyStorage):
             InputError: Also where the URL is wrong, or the database cannot be reached or used.
         """
         self.url, secrets = read_url(str(plan.options.storage))
-        self.title = self.url.set(drivername="postgresql").render_as_string(hide_password=True)
-        self._connect_args = {"connect_timeout": CONNECT_S, "keepalives_idle": 30, "keepalives_interval": 10} | secrets
-        self.engine = sqlalchemy.create_engine(self.url, connect_args=self._connect_args, pool_pre_ping=True)
+        self.title = title_of(self.url)
+        self._connect_args = CONNECTION | secrets
+        self.engine = make_engine(self.url, secrets)
         self.patience = Patience(self.title, plan.options.command)
         try:
             if not joins:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hist_cache.fingerprint import provenance
 from hist_cache.passwords import clean_files, mask_command, mask_passwords
 from tests.fuzzing import fuzz
+from tests.small import files_up_to
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,15 @@ def test_no_password_is_left_in_a_command_nor_in_a_file(rest: str, in_query: boo
         assert "S3CRET" not in mask_passwords(written)
     as_typed = f"postgresql://me:{password}@h/d"
     assert "S3CRET" not in mask_command(["hist-sweep", "--storage", as_typed, f"--storage={text}"])
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_is(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    text = json.dumps({"command": "hist-sweep --storage postgresql://me:secret@h/d"})
+    config.write_text(text)
+    with files_up_to(0):
+        clean_files([config])
+    assert config.read_text() == text
 
 
 def test_files_of_earlier_versions_are_cleaned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

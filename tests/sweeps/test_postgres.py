@@ -81,11 +81,13 @@ def test_a_password_is_written_nowhere(
     caplog: pytest.LogCaptureFixture
 ) -> None:  # fmt: skip
     caplog.set_level(logging.DEBUG)
-    old = tmp_path / "runs/tiny/full-0/fold0/config.json"
-    old.parent.mkdir(parents=True)
-    old.write_text(json.dumps({"provenance": {"command": "hist-sweep --storage postgresql://k:s3cr%25t@h/d"}}))
+    for name in ("full-0/fold0/config.json", "sweep-old/study.json"):  # of an earlier version
+        old = tmp_path / "runs/tiny" / name
+        old.parent.mkdir(parents=True)
+        old.write_text(json.dumps({"provenance": {"command": "hist-sweep --storage postgresql://k:s3cr%25t@h/d"}}))
     url = role.replace("keeper@", "keeper:s3cr%25t@") + "?sslpassword=s3cr%25t"
-    argv = ["--cache", cache, "--dataset", "tiny", *SMALL, "--trials", 1, "--jobs", 1, "--storage", url, "--debug"]
+    argv = ["--cache", cache, "--dataset", "tiny", *SMALL, "--name", "old", "--trials", 1, "--jobs", 1]
+    argv += ["--storage", url, "--debug"]
     monkeypatch.setattr("sys.argv", ["hist-sweep", *map(str, argv)])
     code, text = run_command(main, *argv)
     assert code == 0, text

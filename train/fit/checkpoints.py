@@ -7,14 +7,14 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hist_cache.errors import HistError, InputError
+from hist_cache.errors import HistError, InputError, one_line
 from hist_cache.files import atomic_file
 from train import distributed
 from train.data import Inputs
@@ -24,6 +24,7 @@ HEAD = b"hist-cache checkpoint 1\n"
 ZIP_HEAD = b"PK\x03\x04"  # of a checkpoint of version 0.1
 STATE_AT = len(HEAD) + 64 + 1  # where that begins which the check sum is of
 ENCODER = "encoder.module."  # before the names of an encoder's adapters, among a model's weights
+STORED_NAMES = {"best_watched": "best_mse"}  # names in a checkpoint that are not those of the fields
 
 
 @dataclass
@@ -33,14 +34,14 @@ class Progress:
     Attributes:
         epoch: Epochs that were run.
         best_epoch: The epoch with the least validation MSE (loss, with `stop_on` "loss"), from 0; -1 before the first.
-        best_mse: That MSE, or loss.
+        best_watched: That MSE, or loss.
         best: Its weights.
         history: What was logged, a row an epoch.
     """
 
     epoch: int = 0
     best_epoch: int = -1
-    best_mse: float = float("inf")
+    best_watched: float = float("inf")
     best: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -90,18 +91,19 @@ class Checkpoint:
         if distributed.rank() > 0:
             return
         state = {
-            "progress": vars(progress),
+            "progress": {STORED_NAMES.get(name, name): value for name, value in vars(progress).items()},
             "model": trained_state(model, inputs),
             "optimizer": optimizer.state_dict(),
             "order": order.get_state(),
             "rng": states,
             "cuda_rng": cuda_states,
         }
+        made_for = json.dumps(self.made_for).encode() + b"\n"
         content = io.BytesIO()
-        content.write(json.dumps(self.made_for).encode() + b"\n")
-        content.write(_serialized(state))
+        torch.save(state, content)
         with atomic_file(self.path) as file:
-            file.write(_head_of(content.getvalue()) + content.getvalue())
+            for part in (_head_of(made_for, content.getbuffer()), made_for, content.getbuffer()):
+                file.write(part)
 
     def load(
         self, model: Model, inputs: Inputs, optimizer: torch.optim.AdamW, order: torch.Generator
@@ -128,24 +130,33 @@ class Checkpoint:
             torch.set_rng_state(state["rng"][distributed.rank()].cpu())
             if state["cuda_rng"] and torch.cuda.is_available():
                 torch.cuda.set_rng_state(state["cuda_rng"][distributed.rank()].cpu())
-            return Progress(**state["progress"])
+            stored = state["progress"]
+            return Progress(**{f.name: stored[STORED_NAMES.get(f.name, f.name)] for f in fields(Progress)})
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise self._error(f"cannot be continued ({str(error).splitlines()[0]})") from error
+            raise self._error(f"cannot be continued ({one_line(error)})") from error
 
     def check(self) -> bool:
         """Whether the file says what it was made for, which is then this run; a damaged file is left to `load`.
+
+        Of a file for this run no more than that is read.
 
         Raises:
             InputError: It was made for another run.
         """
         try:
-            content = self._content()
-        except HistError:
-            return True
-        if content is None or content[0] is None:
+            with self.path.open("rb") as file:
+                head = file.read(STATE_AT)
+                if head.startswith(ZIP_HEAD):
+                    return False
+                if changes := differing(json.loads(file.readline()), self.made_for):
+                    self._content()  # a damaged file may name other values than were written
+                    raise InputError(str(self._error(f"was made for another run: {'; '.join(changes)}")))
+        except FileNotFoundError:
             return False
-        if changes := differing(content[0], self.made_for):
-            raise InputError(str(self._error(f"was made for another run: {'; '.join(changes)}")))
+        except InputError:
+            raise
+        except (HistError, ValueError, TypeError, AttributeError, RecursionError):
+            return True
         return True
 
     def read(self, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]] | None:
@@ -159,21 +170,21 @@ class Checkpoint:
         try:
             state = torch.load(io.BytesIO(content[1]), map_location=device, weights_only=True)
         except Exception as error:  # torch raises errors of many kinds; which ones, it does not say
-            raise self._error(f"cannot be read ({str(error).splitlines()[0]})") from error
+            raise self._error(f"cannot be read ({one_line(error)})") from error
         return content[0] or {}, state
 
     def _content(self) -> tuple[dict[str, Any] | None, bytes] | None:
         """What the file was made for, None by version 0.1, and the bytes of its state; None where there is no file."""
         try:
-            content = self.path.read_bytes()
+            with self.path.open("rb") as file:
+                head = file.read(STATE_AT)
+                if head.startswith(ZIP_HEAD):
+                    return None, self._checked_zip(head + file.read())
+                made_for, state = file.readline(), file.read()
         except FileNotFoundError:
             return None
-        if content.startswith(ZIP_HEAD):
-            return None, self._checked_zip(content)
-        rest = content[STATE_AT:]
-        if content[:STATE_AT] != _head_of(rest):
+        if head != _head_of(made_for, state):
             raise self._error("is damaged")
-        made_for, _, state = rest.partition(b"\n")
         return json.loads(made_for), state
 
     def _checked_zip(self, content: bytes) -> bytes:
@@ -191,15 +202,12 @@ class Checkpoint:
         return HistError(f"{self.path}: {problem}; delete it to start over, or give another --runs folder")
 
 
-def _head_of(content: bytes) -> bytes:
-    """The first two lines of a checkpoint."""
-    return HEAD + hashlib.sha256(content).hexdigest().encode() + b"\n"
-
-
-def _serialized(state: dict[str, Any]) -> bytes:
-    content = io.BytesIO()
-    torch.save(state, content)
-    return content.getvalue()
+def _head_of(*parts: bytes | memoryview) -> bytes:
+    """The first two lines of a checkpoint whose other parts are these."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return HEAD + digest.hexdigest().encode() + b"\n"
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

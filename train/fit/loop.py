@@ -151,8 +151,8 @@ def fit(
             if config.stop_on == "loss":
                 row["val_loss"] = validation_loss(model, data, val, config.batch_size, micro_batch)
             row["seconds"] = time.monotonic() - started
-            if row[config.watched] < progress.best_mse:
-                progress.best_mse, progress.best_epoch = row[config.watched], progress.epoch
+            if row[config.watched] < progress.best_watched:
+                progress.best_watched, progress.best_epoch = row[config.watched], progress.epoch
                 progress.best = {k: v.detach().clone() for k, v in trained_state(model, inputs).items()}
             progress.history.append(row)
             progress.epoch += 1

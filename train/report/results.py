@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
-from hist_cache.runs import CONFIG, METRICS, Fold, fold_folders
+from hist_cache.runs import CONFIG, METRICS, Fold, clean_run, fold_folders
 from train.experiments.protocols import protocol_names
 from train.experiments.setting import Setting
 from train.leaks import is_tuned, leak_sentences
@@ -207,6 +207,7 @@ def read_run(folder: Path) -> RunResult:
     Raises:
         InputError: A file cannot be read, or is of another version.
     """
+    clean_run(folder)
     folders = fold_folders(folder)
     folds = tuple(read_fold(path) for path in folders if Fold(path).finished)
     for fold in folds[1:]:

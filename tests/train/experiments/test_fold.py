@@ -127,7 +127,9 @@ def test_a_model_that_cannot_be_made_without_values(
 ) -> None:
     """Its memory is not known beforehand, as of a user's model that reads weights from a file."""
     monkeypatch.setitem(registry._ENTRIES, "scaled", registry.ModelEntry("scaled", "a toy", ScaledModel, ToyConfig))
-    code, text = run_command(main, "--cache", cache, "--model", "scaled", "--split", cache.parent / "s.json", *SMALL[4:])
+    code, text = run_command(
+        main, "--cache", cache, "--model", "scaled", "--split", cache.parent / "s.json", *SMALL[4:]
+    )
     assert code == 0, text
 
 

@@ -30,7 +30,7 @@ def parts() -> tuple:  # type: ignore[type-arg]
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
-    Checkpoint(path, MADE_FOR).save(Progress(epoch=3, best_epoch=1, best_mse=0.5), *parts())
+    Checkpoint(path, MADE_FOR).save(Progress(epoch=3, best_epoch=1, best_watched=0.5), *parts())
     return path
 
 
@@ -51,12 +51,29 @@ def test_what_was_written(written: Path, written_by_0_1: Path) -> None:
                 parameter.zero_()
         progress = checkpoint.load(model, *others)
         assert progress is not None
-        assert (progress.epoch, progress.best_epoch, progress.best_mse) == (3, 1, 0.5)
+        assert (progress.epoch, progress.best_epoch, progress.best_watched) == (3, 1, 0.5)
         expected = parts()[0].state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert Checkpoint(written, MADE_FOR).check()
     assert not Checkpoint(written_by_0_1, MADE_FOR).check(), "it does not say"
+    stored = Checkpoint(written).read(torch.device("cpu"))
+    assert stored is not None
+    assert stored[1]["progress"]["best_mse"] == 0.5, "as version 0.1 named it"
     assert Checkpoint(written.with_name("none.pt")).load(*parts()) is None
+
+
+def test_to_ask_what_a_checkpoint_was_made_for_reads_no_weights(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = written.read_bytes()
+    cut = Checkpoint(written.with_name("cut.pt"), MADE_FOR)
+    cut.path.write_bytes(content[:-100])
+    assert cut.check(), "left to load"
+    damaged = Checkpoint(written.with_name("other.pt"), MADE_FOR)
+    damaged.path.write_bytes(content.replace(b'"seed": 1', b'"seed": 2', 1))
+    assert damaged.check(), "left to load, though it names another seed"
+    with pytest.raises(HistError, match="is damaged"):
+        damaged.load(*parts())
+    monkeypatch.setattr("train.fit.checkpoints._head_of", None)
+    assert Checkpoint(written, MADE_FOR).check()
 
 
 @pytest.mark.fuzz

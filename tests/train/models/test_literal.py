@@ -186,7 +186,7 @@ def test_early_stopping_watches_what_it_is_told():
         progress = fit(model, data, data.rows(("A",)), data.rows(("B",)), config, None)
         watched = [row[config.watched] for row in progress.history]
         assert progress.best_epoch == int(np.argmin(watched))
-        assert progress.best_mse == min(watched)
+        assert progress.best_watched == min(watched)
         histories[stop_on] = progress
         if stop_on == "loss":
             again = validation_loss(model, data, data.rows(("B",)), config.batch_size)

@@ -123,11 +123,11 @@ def test_runs_of_version_0_1_are_compared_with_new_ones(tmp_path: Path) -> None:
 
 def test_a_leak_is_the_reason_for_no_p(tmp_path: Path) -> None:
     tuned = {"cache.lora": "a" * 64}
-    write_run(tmp_path, FULL, change=tuned)
+    write_run(tmp_path, FULL, change=tuned | {"leak": ""})
     write_run(tmp_path, OTHER, change=NO_HEA | tuned | {"leak": "tests S1, which the adapter was trained on"})
     write_run(tmp_path, OTHER, change={"variant.name": "clip"})
-    [table, *_] = tables(read_results([tmp_path]), None)
-    reasons = [note for note in table.notes if ": no p against" in note]
+    printed = tables(read_results([tmp_path]), None)
+    reasons = sorted({note for table in printed for note in table.notes if ": no p against" in note})
     assert len(reasons) == 2
     assert any("LEAK" in reason and reason.endswith("has seen test slides") for reason in reasons)
     assert any("clip" in reason and reason.endswith("has embeddings of a tuned encoder") for reason in reasons)
