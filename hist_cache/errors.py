@@ -91,6 +91,11 @@ def one_line(error: BaseException, longest: int = 300) -> str:
     return text if len(text) <= longest else f"{text[:longest]} ..."
 
 
+def kind_and_text(error: BaseException) -> str:
+    """Return an exception's type and text in one line; its type where it has no text."""
+    return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
+
+
 def slide_failure(slide: str, file: object, error: Exception) -> HistError:
     """Return what was raised for one slide as that slide's failure, so that the other slides go on.
 
@@ -101,7 +106,6 @@ def slide_failure(slide: str, file: object, error: Exception) -> HistError:
     """
     if isinstance(error, HistError):
         return error
-    problem = f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
-    failure = SlideError(slide, file, problem, "--debug shows where it happened")
+    failure = SlideError(slide, file, kind_and_text(error), "--debug shows where it happened")
     failure.__cause__ = error
     return failure

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
-from hist_cache.errors import HistError, InputError, WriteError, one_line
+from hist_cache.errors import HistError, InputError, WriteError, kind_and_text
 
 _T = TypeVar("_T")  # a task
 _R = TypeVar("_R")  # its result
@@ -74,17 +74,12 @@ def unexpected_failure(task: _T, problem: str, cause: BaseException) -> Failure[
 
     Args:
         task: The task.
-        problem: The error in one line, as `problem_of` has it.
+        problem: The error in one line, as `kind_and_text` has it.
         cause: What a traceback shows.
     """
     error = HistError(f"{problem}; --debug shows where it happened")
     error.__cause__ = cause
     return Failure(task, error, "unexpected")
-
-
-def problem_of(error: BaseException) -> str:
-    """Return an error that nobody expects in one line."""
-    return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
 
 
 class Executor(Protocol):
@@ -133,7 +128,7 @@ class SerialExecutor:
             except Exception as error:
                 if self._stop_at_failure:
                     raise
-                failures.append(unexpected_failure(task, problem_of(error), error))
+                failures.append(unexpected_failure(task, kind_and_text(error), error))
             else:
                 events.on_result(task, result)
         return failures

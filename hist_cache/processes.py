@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 from hist_cache.commands import claim_packages
 from hist_cache.console import hush
-from hist_cache.errors import HistError, WriteError
-from hist_cache.executor import Events, Failure, Worker, problem_of, unexpected_failure
+from hist_cache.errors import HistError, WriteError, kind_and_text
+from hist_cache.executor import Events, Failure, Worker, unexpected_failure
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -252,7 +252,7 @@ def _live(pipe: Connection, own: list[int]) -> None:
             except HistError as error:
                 pipe.send(("failed", str(error)))
             except Exception as error:
-                pipe.send(("unexpected", (problem_of(error), traceback.format_exc())))
+                pipe.send(("unexpected", (kind_and_text(error), traceback.format_exc())))
 
 
 def _end_with_parent() -> None:
@@ -282,7 +282,7 @@ def _get_ready(pipe: Connection, own: list[int]) -> Worker[Any, Any] | None:
     except (EOFError, ConnectionError):
         raise
     except Exception as error:  # whatever a module raises that is imported
-        pipe.send(("failed", problem_of(error)))
+        pipe.send(("failed", kind_and_text(error)))
         return None
     pipe.send(("ready", None))
     return worker
