@@ -22,9 +22,9 @@ import torch
 from scipy.sparse import random as random_sparse
 from torch.utils.data import DataLoader, Dataset
 
-from hist_cache.cache import CachedSlide, read_slide, write_slide
-from hist_cache.cached_slide import find_problem, zero_rows
+from hist_cache.cached_slide import CachedSlide, find_problem, zero_rows
 from hist_cache.fingerprint import Fingerprint, array_digest
+from hist_cache.slide_file import read_slide, write_slide
 from train.data import Batch, SpotData
 from train.fit.batches import read_batch
 from train.fit.config import FitConfig

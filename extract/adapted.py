@@ -13,12 +13,13 @@ from extract.embeddings import embed_slide
 from extract.encoders.adapters import adapter_digest, merge_adapter, read_adapter_slides
 from extract.encoders.encoder import Encoder
 from extract.pipeline import start_pipeline
-from extract.plan import Request, earlier_fingerprint, plan_extraction
+from extract.plan import Request, earlier_header, plan_extraction
 from extract.scheduler import check_plan, run_plan
-from hist_cache.cache import Cache, neighborhoods, read_fingerprint
+from hist_cache.cache import Cache
 from hist_cache.console import progress
 from hist_cache.errors import HistError, StaleCacheError
 from hist_cache.fingerprint import CropRule, differences, identity_hash
+from hist_cache.slide_file import read_fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +44,8 @@ def adapted_cache(plain: Cache, adapter: Path) -> Cache:
 
 def slides_to_embed(cache: Cache, slides: Sequence[str], sizes: Sequence[int]) -> list[str]:
     """List the slides that a cache lacks, or has damaged, or without niches of one of the sizes."""
-    paths = {slide: cache.path(slide) for slide in slides}
-    return [
-        slide
-        for slide, path in paths.items()
-        if earlier_fingerprint(path) is None or not set(sizes) <= set(neighborhoods(path))
-    ]
+    headers = {slide: earlier_header(cache.path(slide)) for slide in slides}
+    return [slide for slide, header in headers.items() if header is None or not set(sizes) <= set(header.sizes)]
 
 
 def check_slides_to_embed(

@@ -14,12 +14,11 @@ from extract.plan import Request, Task
 from extract.scheduler import Finish, Loaded
 from extract.slides.crops import Crops, plan_crops
 from extract.slides.image import make_thumbnail
-from hist_cache.cache import CachedSlide, as_stored, read_slide, write_slide
-from hist_cache.cached_slide import find_problem
+from hist_cache.cached_slide import CachedSlide
 from hist_cache.console import Meter
-from hist_cache.errors import SlideError
 from hist_cache.fingerprint import Fingerprint
 from hist_cache.lattice import RINGS, find_lattice, ring_neighbors
+from hist_cache.slide_file import read_slide, write_slide
 from hist_cache.token_files import SPOT
 
 log = logging.getLogger(__name__)
@@ -39,15 +38,10 @@ def embed_slide(
         fingerprint: What the file is made from.
 
     Returns:
-        A function that writes the cache file.
-
-    Raises:
-        SlideError: What was computed is nothing that could be trained on, such as the same embedding for all spots.
+        A function that writes the cache file. It refuses what could not be trained on, such as the same embedding for
+        all spots (`write_slide`).
     """
-    slide = embed(task, loaded, request, pipeline, meter)
-    if problem := find_problem(as_stored(slide)):
-        raise SlideError(task.files.id, task.path, f"would be written with something wrong: {problem}")
-    return partial(write_slide, task.path, slide, fingerprint)
+    return partial(write_slide, task.path, embed(task, loaded, request, pipeline, meter), fingerprint)
 
 
 def embed(task: Task, loaded: Loaded, request: Request, pipeline: Pipeline, meter: Meter) -> CachedSlide:

@@ -9,11 +9,12 @@ from typing import Any, Literal
 
 from extract.identity import crop_sides_um, slide_identity
 from extract.slides.readers import open_image
-from hist_cache.cache import neighborhoods, read_fingerprint, slide_files
+from hist_cache.cache import slide_files
 from hist_cache.console import size
 from hist_cache.errors import DamagedCacheError, HistError, SlideError, slide_failure
-from hist_cache.fingerprint import Fingerprint, differences
+from hist_cache.fingerprint import differences
 from hist_cache.memory import free_memory
+from hist_cache.slide_file import CacheHeader, read_fingerprint, read_header
 from hist_cache.slides import SlideFiles, find_slide
 from hist_cache.spots import count_spots
 from hist_cache.token_files import token_path
@@ -96,10 +97,11 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     """
     files = find_slide(request.data_root, slide, request.any_scale)
     path = request.path(folder, slide)
-    cached, damage = _read_earlier(path)
-    if cached is None:
+    header, damage = _read_earlier(path)
+    if header is None:
         check_crop_memory(files, request.sizes, request.min_spot_um)
         return Task(files, path, "new", request.sizes, count_spots(files), damage)
+    cached = header.fingerprint
     image = open_image(slide, files.image)
     try:
         identity, _ = slide_identity(files, image, cached)
@@ -112,10 +114,10 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
             f"stale: {'; '.join(different)}",
             "delete it to extract again, or give another --cache",
         )
-    missing = tuple(k for k in request.sizes if k not in neighborhoods(path))
+    missing = tuple(k for k in request.sizes if k not in header.sizes)
     if missing:
         check_crop_memory(files, missing, request.min_spot_um)
-    return Task(files, path, "add" if missing else "complete", missing, count_spots(files))
+    return Task(files, path, "add" if missing else "complete", missing, header.spots)
 
 
 def check_crop_memory(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float) -> None:
@@ -142,8 +144,8 @@ def check_crop_memory(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: fl
         )
 
 
-def earlier_fingerprint(path: Path) -> Fingerprint | None:
-    """Read what an earlier file was made from; None where there is none, or one so damaged that it is made again.
+def earlier_header(path: Path) -> CacheHeader | None:
+    """Read what an earlier file states; None where there is none, or one so damaged that it is made again.
 
     Raises:
         HistError: The file cannot be opened, has another format or is another slide's.
@@ -151,12 +153,12 @@ def earlier_fingerprint(path: Path) -> Fingerprint | None:
     return _read_earlier(path)[0]
 
 
-def _read_earlier(path: Path) -> tuple[Fingerprint | None, str]:
-    """Return what an earlier file was made from, and how it is damaged."""
+def _read_earlier(path: Path) -> tuple[CacheHeader | None, str]:
+    """Return what an earlier file states, and how it is damaged."""
     if not path.exists():
         return None, ""
     try:
-        return read_fingerprint(path), ""
+        return read_header(path), ""
     except DamagedCacheError as error:
         return None, error.problem
 

@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from extract.identity import slide_identity
-from extract.plan import ExtractionPlan, Request, Task, earlier_fingerprint, plan_slide
+from extract.plan import ExtractionPlan, Request, Task, earlier_header, plan_slide
 from extract.slides.image import Image
 from extract.slides.readers import open_image
 from hist_cache.console import duration
@@ -84,8 +84,8 @@ def load(task: Task, any_scale: bool = False) -> Loaded:
     spots, image = open_slide(task, any_scale)
     # New tokens can use the digests that were taken for the slide's embeddings.
     path = task.path if task.state == "add" else task.path.with_name(f"{task.files.id}.h5")
-    earlier = earlier_fingerprint(path)
-    return Loaded(spots, image, *slide_identity(task.files, image, earlier))
+    earlier = earlier_header(path)
+    return Loaded(spots, image, *slide_identity(task.files, image, earlier.fingerprint if earlier else None))
 
 
 def check_plan(plan: ExtractionPlan, request: Request) -> list[HistError]:

@@ -6,10 +6,11 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from hist_cache.cache import Cache, neighborhoods, partial_files, read_fingerprint
+from hist_cache.cache import Cache, partial_files
 from hist_cache.console import size
 from hist_cache.datasets import Dataset
 from hist_cache.errors import HistError
+from hist_cache.slide_file import read_header
 from hist_cache.token_files import stale_reasons, token_files
 from hist_cache.verify import problem_of, verify_slide, verify_tokens
 
@@ -78,8 +79,8 @@ def show_file(path: Path, verify: Callable[[Path], list[str]] | None) -> bool:
     """
     try:
         problems = verify(path) if verify else []
-        sizes = ",".join(map(str, neighborhoods(path)))
-        date = read_fingerprint(path).provenance.get("date", "?")
+        header = read_header(path)
+        sizes, date = ",".join(map(str, header.sizes)), header.fingerprint.provenance.get("date", "?")
         mark = "  ok" if verify and not problems else ""
         log.info(f"  {path.stem}  niches {sizes}  {disk_size([path])}  {date}{mark}")
     except HistError as error:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hist_cache.cache import Cache, CachedSlide, open_cache
+    from hist_cache.cache import Cache, open_cache
+    from hist_cache.cached_slide import CachedSlide
     from hist_cache.runs import Run, load_run
 
 __all__ = ["Cache", "CachedSlide", "Run", "load_run", "open_cache"]

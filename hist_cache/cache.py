@@ -1,157 +1,28 @@
-"""The cache: one HDF5 file per slide with its embeddings, neighbours and counts (docs/cache-format.md).
+"""The cache: folders with an HDF5 file for each slide, and which of them is opened (docs/cache-format.md).
 
-A file is `<cache>/<dataset>/<encoder>-<8 hex digits of the fingerprint>/<slide>.h5`. It is renamed to this name when it
-is complete; the attribute `complete` and a digest of every array allow a second check. The same folder may have
-`<slide>.tokens<block>.h5` (`hist_cache.token_files`), which has the same fingerprint and is not a slide of its own.
+A file is `<cache>/<dataset>/<encoder>-<8 hex digits of the fingerprint>/<slide>.h5` (`hist_cache.slide_file`). It gets
+this name when it is complete. The same folder may have `<slide>.tokens<block>.h5` (`hist_cache.token_files`), which has
+the same fingerprint and is not a slide of its own.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import h5py
-import numpy as np
-from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-
-from hist_cache.cache_file import SCHEMA as SCHEMA
-from hist_cache.cache_file import TOKEN_FILE as TOKEN_FILE
-from hist_cache.cache_file import complete, new_file
-from hist_cache.cache_file import open_complete as open_complete
-from hist_cache.cached_slide import CachedSlide as CachedSlide
-from hist_cache.cached_slide import find_problem, zero_rows
+from hist_cache.cache_file import TOKEN_FILE
+from hist_cache.cached_slide import CachedSlide
 from hist_cache.datasets import check_dataset_name
 from hist_cache.errors import DamagedCacheError, HistError, InputError, StaleCacheError, WriteError
 from hist_cache.files import PARTIAL, write_json
-from hist_cache.fingerprint import Fingerprint, array_digest, differences, identity_hash, wrong_facts
+from hist_cache.fingerprint import Fingerprint, differences, identity_hash, wrong_facts
+from hist_cache.slide_file import read_fingerprint, read_slide
 
 log = logging.getLogger(__name__)
 
 LAST = "last.json"  # name of the file that says which dataset was extracted last
-FORMAT_ATTRIBUTES = (
-    "schema",
-    "fingerprint",
-    "digests",
-    "complete",
-    "sealed",
-)  # attributes that do not describe the slide
-
-
-def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> None:
-    """Write one complete cache file.
-
-    Args:
-        path: The file; there is never an incomplete file of this name.
-        slide: The arrays to write.
-        fingerprint: What the slide was made from.
-
-    Raises:
-        HistError: The arrays do not fit together, or would not be read again (see `find_problem`).
-        WriteError: The disk is full, or nothing can be written there for another reason.
-    """
-    slide = as_stored(slide)
-    if problem := find_problem(slide):
-        raise HistError(f"{path}: cannot be written: {problem}")
-    arrays: dict[str, NDArray[Any]] = {
-        "barcodes": np.array(slide.barcodes, dtype=object),
-        "coords": slide.coords,
-        "array": slide.array,
-        "embeddings": slide.embeddings,
-        "counts/data": slide.counts.data,
-        "counts/indices": slide.counts.indices,
-        "counts/indptr": slide.counts.indptr.astype(np.int64),
-        "genes": np.array(slide.genes, dtype=object),
-        "thumbnail": slide.thumbnail,
-    }
-    arrays |= {f"niche/{size}": niche for size, niche in sorted(slide.niches.items())}
-    arrays |= {f"neighbors/{size}": rows for size, rows in sorted(slide.neighbors.items())}
-    with new_file(path) as (file, _):
-        for name, array in arrays.items():
-            if array.dtype == object:
-                file.create_dataset(name, data=array, dtype=h5py.string_dtype("utf-8"))
-            else:
-                packed = array.size and name.startswith(("counts/", "thumbnail"))
-                compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if packed else {}
-                file.create_dataset(name, data=array, **compression)
-        for size, rows in slide.neighbors.items():
-            file[f"neighbors/{size}"].attrs["K"] = rows.shape[1]
-        complete(file, slide.attributes, fingerprint, {name: array_digest(array) for name, array in arrays.items()})
-
-
-def as_stored(slide: CachedSlide) -> CachedSlide:
-    """Return a slide with the types of the file; `HistError` where that would change counts."""
-    with np.errstate(invalid="ignore"):
-        counts = slide.counts.astype(np.int32)
-    if (counts.data != slide.counts.data).any():
-        raise HistError("counts are not whole numbers, or too large for 32 bits")
-    return replace(
-        slide,
-        coords=slide.coords.astype(np.float64),
-        array=slide.array.astype(np.int32),
-        embeddings=slide.embeddings.astype(np.float16),
-        counts=counts,
-        niches={size: niche.astype(np.float16) for size, niche in slide.niches.items()},
-        neighbors={size: rows.astype(np.int32) for size, rows in slide.neighbors.items()},
-    )
-
-
-def read_fingerprint(path: Path) -> Fingerprint:
-    """Read what a file of a cache was made from."""
-    with open_complete(path) as file:
-        return file.fingerprint
-
-
-def neighborhoods(path: Path) -> list[int]:
-    """List the neighbourhood sizes of a file of a cache, sorted."""
-    with open_complete(path) as file:
-        return file.sizes
-
-
-def read_slide(path: Path, sizes: list[int] | None = None) -> CachedSlide:
-    """Read a slide from its cache file. Each array is compared with its digest, and checked for what it must mean.
-
-    Args:
-        path: The cache file.
-        sizes: Neighbourhood sizes to read; None means all that the file has.
-
-    Raises:
-        InputError: The file has no niches of one of the sizes.
-        DamagedCacheError: An array is not what was written, or has values that mean nothing.
-        HistError: The file cannot be opened, has another format or is another slide's.
-    """
-    with open_complete(path) as file:
-        for size in sizes or []:
-            if size not in file.sizes:
-                raise InputError(f"{path}: no niches of {size} neighbours; run hist-extract --neighbors {size}")
-        sizes = file.sizes if sizes is None else sizes
-        barcodes, genes = file.texts("barcodes"), file.texts("genes")
-        counts = csr_matrix((len(barcodes), len(genes)), dtype=np.int32)
-        # Given to the constructor, arrays that do not fit would end in an error of SciPy.
-        counts.data, counts.indices, counts.indptr = (file.array(f"counts/{n}") for n in ("data", "indices", "indptr"))
-        slide = CachedSlide(
-            barcodes=barcodes,
-            coords=file.array("coords"),
-            array=file.array("array"),
-            embeddings=file.array("embeddings"),
-            counts=counts,
-            genes=genes,
-            thumbnail=file.array("thumbnail"),
-            niches={k: file.array(f"niche/{k}") for k in sizes},
-            neighbors={k: file.array(f"neighbors/{k}") for k in sizes},
-            attributes={k: v for k, v in file.attributes.items() if k not in FORMAT_ATTRIBUTES},
-            digests=file.digests,
-            image=str(file.fingerprint.slide.get("image", "")),
-        )
-    if problem := find_problem(slide):
-        raise DamagedCacheError(path, problem)
-    if zeros := zero_rows(slide):
-        log.warning(f"{path}: all zero: {zeros}")
-    counts = slide.counts  # the constructor gives both kinds of indices the same type
-    return replace(slide, counts=csr_matrix((counts.data, counts.indices, counts.indptr), shape=counts.shape))
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,10 @@ neither size nor time of a file, and the check takes a small share of the time t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +23,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hist_cache.errors import DamagedCacheError, HistError, StaleCacheError
+from hist_cache.errors import DamagedCacheError, HistError, StaleCacheError, one_line
 from hist_cache.files import atomic_file
 from hist_cache.fingerprint import Fingerprint, array_digest
 from hist_cache.seal import check_seal, seal
@@ -29,7 +31,9 @@ from hist_cache.seal import check_seal, seal
 SCHEMA = 1  # version of the file format
 TOKEN_FILE = re.compile(r"(?P<slide>.+)\.tokens(?P<block>\d+)\.h5")
 ATTRIBUTES = "attributes"  # name of the attributes' digest among those of the arrays; 0.1 wrote none
-SEALED = "sealed"  # attribute that says whether a seal follows; without it, nobody misses one
+HDF5_ERRNO = re.compile(r"errno = ([1-9]\d*)")  # in the text of an error of HDF5
+NO_SUCH_PLACE = {errno.EINVAL, errno.EOVERFLOW, errno.EFBIG}  # answers to reading at a place that no file has
+SEALED = "sealed"  # attribute that says whether a seal follows; files without it may have none
 MAX_COMPRESSION = 1032  # that deflate can reach, so the largest array that a file of some size can hold is known
 
 
@@ -70,6 +74,11 @@ class CacheFile:
         return sorted(int(name.removeprefix("niche/")) for name in self.digests if name.startswith("niche/"))
 
     @property
+    def spots(self) -> int:
+        """Number of spots."""
+        return len(self.dataset("barcodes"))
+
+    @property
     def fingerprint(self) -> Fingerprint:
         """What the file was made from."""
         return Fingerprint.from_json(self.attributes["fingerprint"])
@@ -98,7 +107,7 @@ class CacheFile:
         try:
             values: NDArray[Any] = dataset[:]
         except (OSError, RuntimeError) as error:
-            raise DamagedCacheError(self.path, f"{name} cannot be read ({error})") from error
+            raise read_error(self.path, error, f"{name} cannot be read ({one_line(error)})") from error
         if array_digest(values) != self.digests.get(name):
             raise DamagedCacheError(self.path, f"{name} has other values than when it was written")
         return values
@@ -128,7 +137,7 @@ def open_complete(path: Path) -> Iterator[CacheFile]:
 
     Raises:
         DamagedCacheError: The file is not readable or not complete, or what is read is not what was written.
-        HistError: The file cannot be opened, has another format or is another slide's.
+        HistError: The disk does not answer, or the file has another format or is another slide's.
     """
     if path.exists() and not path.is_file():
         raise HistError(f"{path}: not a file; remove it")
@@ -136,17 +145,38 @@ def open_complete(path: Path) -> Iterator[CacheFile]:
         sealed = check_seal(path)
         hdf5 = h5py.File(path, "r", locking=False)
     except OSError as error:
-        if error.errno:  # the system's word: no permission, no such file, a disk that does not answer
-            raise HistError(f"{path}: cannot be opened ({error})") from error
-        raise DamagedCacheError(path, f"not a readable cache file ({error})") from error
+        raise read_error(path, error, f"not a readable cache file ({one_line(error)})") from error
     with hdf5:
         try:
             yield CacheFile(path, hdf5, sealed)
-        except HistError:
+        except (HistError, MemoryError):
             raise
         except Exception as error:  # of any type, where the bytes that HDF5 reads are not what it wrote
-            reason = (str(error).splitlines() or [""])[0]
-            raise DamagedCacheError(path, f"damaged ({type(error).__name__}: {reason})") from error
+            reason = f"damaged ({type(error).__name__}: {one_line(error)})"
+            raise read_error(path, error, reason) from error
+
+
+def read_error(path: Path, error: Exception, problem: str) -> HistError:
+    """Return the error of a file that cannot be read: damaged, unless the system says that the disk is to blame.
+
+    Args:
+        path: The file.
+        error: What was raised.
+        problem: What is wrong if the file is damaged.
+    """
+    if number := system_error(error):
+        return HistError(f"{path}: cannot be read ({os.strerror(number)})")
+    return DamagedCacheError(path, problem)
+
+
+def system_error(error: Exception) -> int:
+    """Return the number of the system's error, such as a disk that does not answer; 0 if it is none.
+
+    HDF5 states it in its text only where reading fails. Damaged bytes can make HDF5 read at places that no file has.
+    """
+    stated = HDF5_ERRNO.search(str(error))
+    number = int(getattr(error, "errno", None) or (stated[1] if stated else 0))
+    return 0 if number in NO_SUCH_PLACE else number
 
 
 def attributes_digest(attributes: Mapping[str, Any]) -> str:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hist_cache.errors import SlideError, one_line
+from hist_cache.first_reading import first_reader
 from hist_cache.memory import free_memory
 from hist_cache.slides import SlideFiles
 from hist_cache.texts import bad_name
-from hist_cache.trial import trial_reader
 
 MAX_OBJECTS = 100_000  # in a part of a file
 TABLE_PARTS = ("X", "obs", "var", "obsm")  # of a table, that are read
@@ -29,10 +29,16 @@ class TableError(Exception):
 
 
 @contextmanager
-def open_table(files: SlideFiles) -> Iterator[h5py.File]:
-    """Open a slide's h5ad; whatever is raised while it is read becomes a `SlideError`."""
+def open_table(files: SlideFiles, only_shape: bool = False) -> Iterator[h5py.File]:
+    """Open a slide's h5ad; whatever is raised while it is read becomes a `SlideError`.
+
+    Args:
+        files: The slide.
+        only_shape: Whether no more of it is read than the shape of its counts, which takes no time.
+    """
     try:
-        if problem := trial_reader().problem(files.table, TABLE_PARTS):
+        parts = TABLE_PARTS[:1] if only_shape else TABLE_PARTS
+        if problem := first_reader().problem(files.table, parts, values=not only_shape):
             raise TableError(problem, "copy or download it again")
         with h5py.File(files.table, "r", locking=False) as file:
             yield file

@@ -46,7 +46,7 @@ def check_seal(path: Path) -> bool:
 
     Raises:
         DamagedCacheError: They do not agree.
-        OSError: The file cannot be opened.
+        OSError: The file cannot be opened or read.
     """
     with path.open("rb") as file:
         size = file.seek(0, 2)
@@ -56,10 +56,12 @@ def check_seal(path: Path) -> bool:
             return False
         end = size - FOOTER.size - FOOTER.unpack(footer)[0]
         try:
+            if end < 0:
+                raise ValueError("the footer states more than there is")
             file.seek(end)
             stated = json.loads(file.read(size - FOOTER.size - end))
             sound = _digest(file, end, stated["values"]) == stated["sha256"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             sound = False
     if not sound:
         raise DamagedCacheError(path, "has other bytes than when it was written")

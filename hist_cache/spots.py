@@ -58,7 +58,7 @@ def count_spots(files: SlideFiles) -> int:
     Raises:
         SlideError: The file cannot be read.
     """
-    with open_table(files) as file:
+    with open_table(files, only_shape=True) as file:
         return _shape(file)[0]
 
 

@@ -19,11 +19,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hist_cache.cache import Cache, neighborhoods, read_fingerprint
+from hist_cache.cache import Cache
 from hist_cache.cache_file import TOKEN_FILE, CacheFile, open_complete
 from hist_cache.cached_slide import not_finite
 from hist_cache.errors import DamagedCacheError, HistError, InputError, StaleCacheError
 from hist_cache.fingerprint import Fingerprint, differences
+from hist_cache.slide_file import read_fingerprint, read_header
 
 TOKEN_TYPE = np.dtype("<f2")  # float16, little-endian
 SPOT = "spot"  # name of the tokens of spot crops
@@ -68,7 +69,10 @@ def stale_reasons(path: Path) -> list[str]:
     """
     match = TOKEN_FILE.fullmatch(path.name)
     slide_file = path.with_name(f"{match['slide'] if match else path.stem}.h5")
-    own, expected = read_fingerprint(path), read_fingerprint(slide_file)
+    return _stale_reasons(read_fingerprint(path), read_fingerprint(slide_file), slide_file)
+
+
+def _stale_reasons(own: Fingerprint, expected: Fingerprint, slide_file: Path) -> list[str]:
     changes = differences(own.common, expected.common) + differences(own.slide, expected.slide)
     return [f"stale beside {slide_file.name}: {'; '.join(changes)}"] if changes else []
 
@@ -233,19 +237,22 @@ def open_tokens(cache: Cache, slide: str, block: int, sizes: Sequence[int] = (6,
         HistError: The file is not complete or not readable.
     """
     path = token_path(cache.folder, slide, block)
-    command = extract_command(cache.dataset, read_fingerprint(cache.path(slide)), block, sizes)
+    slide_file = cache.path(slide)
+    expected = read_fingerprint(slide_file)
+    command = extract_command(cache.dataset, expected, block, sizes)
     if not path.exists():
         raise InputError(f"{path}: no such file; run {command}")
     try:
-        sizes_in_file, reasons = neighborhoods(path), stale_reasons(path)
+        header = read_header(path)
+        reasons = _stale_reasons(header.fingerprint, expected, slide_file)
     except HistError as error:
         raise HistError(f"{error}: {command}") from None
     if reasons:
         raise StaleCacheError(f"{path}: {reasons[0]}; delete it and run {command}")
-    if missing := sorted(set(sizes) - set(sizes_in_file)):
+    if missing := sorted(set(sizes) - set(header.sizes)):
         raise InputError(f"{path}: no tokens of niches of {missing[0]} neighbours; run {command}")
     tokens = Tokens(path)
-    if problem := _misfit(tokens, cache.path(slide), block):
+    if problem := _misfit(tokens, slide_file, block):
         tokens.close()
         raise StaleCacheError(f"{path}: {problem}; delete it, run {command}")
     return tokens

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import h5py
 
-from hist_cache.cache import read_slide
 from hist_cache.cache_file import CacheFile, open_complete
 from hist_cache.errors import DamagedCacheError, HistError
 from hist_cache.fingerprint import Fingerprint, identity_hash
+from hist_cache.slide_file import read_slide
 from hist_cache.token_files import CROP_DIGESTS, Tokens
 
 

@@ -39,6 +39,7 @@ STAIRS = {
         "codestreams",
         "directories",
         "tiff",
+        "openslide_program",
         "vendors",
         "readers",
         "crops",

@@ -12,7 +12,8 @@ import torch
 from scipy.sparse import csr_matrix, diags
 from torch import Tensor, nn
 
-from hist_cache.cache import Cache, CachedSlide
+from hist_cache.cache import Cache
+from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import DamagedCacheError, HistError, InputError
 from hist_cache.panels import columns
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from extract.encoders.adapter_slides import UNKNOWN, AdapterSlides
-from hist_cache.cache import CachedSlide
+from hist_cache.cached_slide import CachedSlide
 from hist_cache.datasets import dataset_named, patient_names
 from hist_cache.splits import Split, patient_leaks
 from train.workspace import Workspace

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from hist_cache.cache import Cache, CachedSlide
+from hist_cache.cache import Cache
+from hist_cache.cached_slide import CachedSlide
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences

@@ -8,69 +8,20 @@ from __future__ import annotations
 
 import json
 import queue
-import signal
-import struct
-import subprocess
-import sys
-import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from extract.slides.colors import on_white
 from extract.slides.image import THUMBNAIL_PX, ImageError, check_memory
-from hist_cache.errors import one_line
-from hist_cache.memory import free_memory
+from hist_cache.child_process import ChildAnswerError, ChildEndedError, ChildProcess, child_memory
 
 OPENSLIDE_TILE = 1024  # px; OpenSlide does not tell the file's own tiles, and reads large regions fastest
-PATIENCE_S = 120  # for one answer
+OPENSLIDE_PROGRAM = Path(__file__).with_name("openslide_program.py")
+PATIENCE_S = 300.0  # for one answer
 LEAST_MEMORY = 2 << 30  # bytes of addresses that a process may take at least
-ANSWER_HEAD = struct.Struct("<?q")  # of an answer: whether it is an error, and its bytes
-
-# What a process does: it tells of the file, then answers each line (x, y, level, width, height) with pixels: RGB, or
-# RGBA where some are transparent.
-SERVE = """
-import json, signal, struct, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-path, memory = sys.argv[1], int(sys.argv[2])
-try:
-    import resource
-    limit = resource.getrlimit(resource.RLIMIT_AS)[1]
-    if limit == resource.RLIM_INFINITY or memory < limit:
-        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
-except ImportError:  # Windows
-    pass
-
-def answer(make):
-    try:
-        failed, data = False, make()
-    except Exception as error:
-        failed, data = True, (str(error) or type(error).__name__).encode()
-    out.write(struct.pack("<?q", failed, len(data)))
-    out.write(data)
-    out.flush()
-
-def hello():
-    global numpy, openslide, slide
-    import numpy, openslide
-    vendor = openslide.OpenSlide.detect_format(path)
-    if vendor in (None, "generic-tiff"):
-        return b"[]"
-    slide = openslide.OpenSlide(path)
-    return json.dumps(slide.level_dimensions).encode()
-
-def region():
-    pixels = numpy.asarray(slide.read_region((x, y), level, (width, height)))
-    opaque = pixels[..., 3].min(initial=255) == 255
-    return memoryview(numpy.ascontiguousarray(pixels[..., :3] if opaque else pixels)).cast("B")
-
-out = sys.stdout.buffer
-answer(hello)
-for line in sys.stdin:
-    x, y, level, width, height = map(int, line.split())
-    answer(region)
-"""
 
 
 class Server:
@@ -78,19 +29,18 @@ class Server:
 
     Args:
         path: The image file.
+
+    Raises:
+        ImageError: OpenSlide cannot read it.
     """
 
     def __init__(self, path: Path) -> None:
-        self._late = False
-        memory = max(LEAST_MEMORY, int(free_memory() / 2))
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", SERVE, str(path), str(memory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        with _image_errors():
+            self._process = ChildProcess(OPENSLIDE_PROGRAM, str(path), memory=child_memory(LEAST_MEMORY))
         try:
-            self.levels: list[tuple[int, int]] = [(int(w), int(h)) for w, h in json.loads(self._answer(""))]
+            with _image_errors():
+                levels = json.loads(self._process.ask([], PATIENCE_S))
+            self.levels: list[tuple[int, int]] = [(int(w), int(h)) for w, h in levels]
         except BaseException:
             self.close()
             raise
@@ -101,53 +51,25 @@ class Server:
         Returns:
             (height, width, 3) uint8, transparent area white.
         """
-        data = self._answer(f"{x} {y} {level} {width} {height}\n")
+        with _image_errors():
+            data = self._process.ask([x, y, level, width, height], PATIENCE_S)
         pixels = np.frombuffer(data, dtype=np.uint8).reshape(height, width, -1)
         return pixels if pixels.shape[-1] == 3 else on_white(pixels[..., :3], pixels[..., 3:], associated=False)
 
-    def _answer(self, request: str) -> bytes:
-        """Ask, and wait for the answer, but not without end."""
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        timer = threading.Timer(PATIENCE_S, self._give_up)
-        timer.start()
-        try:
-            stdin.write(request.encode())
-            stdin.flush()
-            head = stdout.read(ANSWER_HEAD.size)
-            failed, n_bytes = ANSWER_HEAD.unpack(head) if len(head) == ANSWER_HEAD.size else (False, -1)
-            data = stdout.read(n_bytes) if n_bytes >= 0 else b""
-        except BrokenPipeError:
-            n_bytes, data = -1, b""
-        finally:
-            timer.cancel()
-        if len(data) != n_bytes:
-            raise ImageError(self._end())
-        if failed:
-            error = OSError(data.decode(errors="replace"))
-            raise ImageError(f"not a readable image ({one_line(error)})")
-        return data
-
-    def _give_up(self) -> None:
-        self._late = True
-        self._process.kill()
-
-    def _end(self) -> str:
-        """Return how the process ended."""
-        code = self._process.wait()
-        if self._late:
-            return f"OpenSlide does not answer within {PATIENCE_S} s"
-        return f"OpenSlide ends with {signal.Signals(-code).name if code < 0 else f'code {code}'} on it"
-
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with suppress(BrokenPipeError):
-                    stream.close()
-        self._process.wait()
+        self._process.close()
+
+
+@contextmanager
+def _image_errors() -> Iterator[None]:
+    """Make errors of the process those of the image."""
+    try:
+        yield
+    except ChildAnswerError as error:
+        raise ImageError(f"not a readable image ({error})") from error
+    except ChildEndedError as error:
+        raise ImageError(f"OpenSlide {error}") from error
 
 
 class OpenSlideImage:

@@ -11,8 +11,8 @@ from filelock import FileLock
 
 import extract.scheduler
 from extract.cli import main
-from hist_cache.cache import read_slide
 from hist_cache.errors import WriteError
+from hist_cache.slide_file import read_slide
 from hist_cache.token_files import token_path
 from hist_cache.verify import verify_slide, verify_tokens
 from tests.commands import Command

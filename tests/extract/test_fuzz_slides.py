@@ -114,7 +114,7 @@ def root(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with pytest.MonkeyPatch.context() as patch:
         load = functools.cache(extract.encoders.registry.load_encoder)
         patch.setattr("extract.encoders.registry.load_encoder", load)
-        patch.setattr("hist_cache.trial.TRIAL_S", 3)
+        patch.setattr("hist_cache.first_reading.READER_PATIENCE_S", 3)
         patch.setattr("extract.pipeline.crops_per_second", lambda pipeline: 1.0)
         patch.chdir(folder.parent)
         yield folder

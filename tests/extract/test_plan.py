@@ -27,3 +27,20 @@ def test_a_cache_of_version_0_1_is_continued(tmp_path: Path) -> None:
     assert plan.tasks == []
     with pytest.raises(SlideError, match='stale: spot_crop_um "spot diameter, at least 112" -> "spot diameter"'):
         raise plan.failed[0]
+
+
+def test_a_complete_cache_is_planned_without_its_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the files are those of the fingerprint, the cache knows all that a plan needs of them."""
+    root = unpack_version_0_1(tmp_path)
+    cache = Cache(root / "cache/tiny/timm-test_vit-466e3250")
+    request = Request(root / "hest", (6, 18), 112.0, cache.fingerprint().common)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("the table is opened")
+
+    monkeypatch.setattr("hist_cache.h5ad.first_reader", refuse)
+    plan = plan_extraction(request, cache.slides, cache.folder)
+    assert plan.failed == []
+    assert [task.spots for task in plan.tasks] == [len(cache.read(slide)) for slide in cache.slides]
+    plan = plan_extraction(request, cache.slides, tmp_path / "new")
+    assert ["the table is opened" in str(error) for error in plan.failed] == [True] * 3

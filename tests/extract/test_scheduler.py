@@ -15,7 +15,8 @@ import pytest
 
 import extract.embeddings
 from extract.cli import main
-from hist_cache.cache import Cache, open_cache, read_slide
+from hist_cache.cache import Cache, open_cache
+from hist_cache.slide_file import read_slide
 from hist_cache.slides import slides_on_disk
 from hist_cache.verify import verify_slide
 from tests.commands import Command

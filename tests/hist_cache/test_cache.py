@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from scipy.sparse import random as random_sparse
 
 from hist_cache import open_cache
-from hist_cache.cache import Cache, CachedSlide, read_slide, remember_last, write_slide
+from hist_cache.cache import Cache, remember_last
 from hist_cache.cache_file import attributes_digest
+from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import HistError, InputError, StaleCacheError
 from hist_cache.files import atomic_write
 from hist_cache.fingerprint import Fingerprint, array_digest, differences, identity_hash
+from hist_cache.slide_file import read_slide, write_slide
 from hist_cache.verify import verify_slide
 
 COMMON: dict[str, Any] = {

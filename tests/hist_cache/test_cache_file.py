@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
-from hist_cache.cache import Cache, read_fingerprint, read_slide
+from hist_cache.cache import Cache
 from hist_cache.errors import DamagedCacheError, HistError, StaleCacheError
+from hist_cache.slide_file import read_fingerprint, read_slide
 from hist_cache.token_files import Tokens, open_tokens, token_path
 from tests.fuzzing import FACTOR
 from tests.hist_cache.test_cache import folder, make, write
@@ -192,11 +195,42 @@ def test_what_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "S.h5").mkdir()
     with pytest.raises(HistError, match=r"S\.h5: not a file; remove it"):
         read_slide(tmp_path / "S.h5")
-    with pytest.raises(HistError, match=r"T\.h5: cannot be opened \(.*No such file"):
+    with pytest.raises(HistError, match=r"T\.h5: cannot be read \(No such file"):
         read_slide(tmp_path / "T.h5")
     (tmp_path / "U.h5").touch()
     with pytest.raises(DamagedCacheError, match=r"U\.h5: not a readable cache file"):
         read_slide(tmp_path / "U.h5")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), MemoryError),
+        (OSError(errno.EIO, "Input/output error"), r"S\.h5: cannot be read \(Input/output error\)$"),
+        (OSError(errno.ESTALE, "Stale file handle"), r"S\.h5: cannot be read \(Stale file handle\)$"),
+        (OSError("Can't read data (file read failed: errno = 5, error message = 'Input'"), r"cannot be read \(Input"),
+        (OSError("Can't read data (file read failed: errno = 22, error message = 'Inv'"), DamagedCacheError),
+        (OSError("Can't read data (wrong B-tree signature)"), DamagedCacheError),
+    ],
+)
+@pytest.mark.parametrize("place", ["hist_cache.seal._digest", "h5py.Dataset.__getitem__"])
+def test_a_disk_that_does_not_answer_and_too_little_memory_are_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception, expected: object
+) -> None:
+    """Damaged files are deleted; what only cannot be read now must not be."""
+    cache = cached(tmp_path)
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises((HistError, MemoryError)) as caught:
+        read_slide(cache.path("S"))
+    if isinstance(expected, str):
+        assert caught.type is HistError
+        assert re.search(expected, str(caught.value))
+    else:
+        assert caught.type is expected
 
 
 def test_the_error_survives_a_worker_process() -> None:

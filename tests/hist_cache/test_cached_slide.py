@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from hist_cache.cache import read_slide, write_slide
 from hist_cache.errors import DamagedCacheError, HistError
 from hist_cache.fingerprint import Fingerprint
+from hist_cache.slide_file import read_slide, write_slide
 from hist_cache.verify import verify_slide
 from tests.hist_cache.test_cache import COMMON, folder, make, rewrite, write
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hist_cache.cache import Cache, open_cache, read_fingerprint
+from hist_cache.cache import Cache, open_cache
 from hist_cache.fingerprint import (
     CropRule,
     Fingerprint,
@@ -16,6 +16,7 @@ from hist_cache.fingerprint import (
     from_version_0_1,
     identity_hash,
 )
+from hist_cache.slide_file import read_fingerprint
 from hist_cache.verify import verify_slide
 
 VERSION_0_1 = Path(__file__).resolve().parents[1] / "data/version_0_1.tar.xz"

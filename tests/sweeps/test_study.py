@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 
 import train.cli
 from hist_cache import load_run
-from hist_cache.cache import read_fingerprint, read_slide, write_slide
 from hist_cache.options import parse
+from hist_cache.slide_file import read_fingerprint, read_slide, write_slide
 from sweeps.cli import main
 from sweeps.objective import fold_data, run_trial
 from sweeps.opening import open_study

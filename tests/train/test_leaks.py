@@ -16,8 +16,8 @@ import train.report.cli
 from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.adapters import OWNER, read_adapter_slides
 from hist_cache import open_cache
-from hist_cache.cache import read_slide
 from hist_cache.runs import Fold, Run
+from hist_cache.slide_file import read_slide
 from tests.conftest import TINY_ENCODER, write_slide
 from train.cli import main
 

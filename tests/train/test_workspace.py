@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
 
-from hist_cache.cache import CachedSlide, open_cache, read_fingerprint, read_slide, write_slide
+from hist_cache.cache import open_cache
+from hist_cache.cached_slide import CachedSlide
 from hist_cache.fingerprint import Fingerprint
+from hist_cache.slide_file import read_fingerprint, read_slide, write_slide
 from tests.hist_cache.test_cache import COMMON, folder, make, rewrite
 from train.cli import main
 

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from hist_cache import runs as files
-from hist_cache.cache import CachedSlide
+from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import HistError
 from hist_cache.files import check_room, remove_partial_files, write_error, write_h5ad, write_json
 from hist_cache.runs import Fold

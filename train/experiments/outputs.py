@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from hist_cache import runs as files
-from hist_cache.cache import CachedSlide
+from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import InputError
 from hist_cache.files import atomic_write, write_json, write_text
 from hist_cache.fingerprint import provenance

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from hist_cache.cache import CachedSlide
+from hist_cache.cached_slide import CachedSlide
 from hist_cache.console import progress
 from hist_cache.executor import Events, Failure, Report, SerialExecutor, Worker
 from hist_cache.files import atomic_file

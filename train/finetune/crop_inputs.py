@@ -19,11 +19,13 @@ from extract.pipeline import Pipeline, Precision, start_pipeline
 from extract.slides.batches import CropTransform
 from extract.slides.crops import Crops, plan_crops
 from extract.slides.readers import open_image
-from hist_cache.cache import Cache, open_complete, read_fingerprint
+from hist_cache.cache import Cache
+from hist_cache.cache_file import open_complete
 from hist_cache.console import Meter, progress, size
 from hist_cache.errors import SlideError
 from hist_cache.files import check_room, write_error
 from hist_cache.fingerprint import CropRule, differences
+from hist_cache.slide_file import read_fingerprint
 from hist_cache.slides import SlideFiles, find_slide
 from hist_cache.token_files import SPOT
 from train.data import SpotData, SpotNiche

@@ -1,0 +1,34 @@
+"""The program of `extract.slides.vendors`: it has a slide open in OpenSlide, and answers requests with pixels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import openslide
+
+
+def main(path: str) -> Callable[[list[int]], bytes | memoryview]:
+    """Open a slide.
+
+    Args:
+        path: The image file.
+
+    Returns:
+        What answers requests: an empty one with the sizes of the levels as JSON, none where OpenSlide knows no vendor
+        of the file; (x, y, level, width, height) with pixels, RGB, or RGBA where some are transparent.
+    """
+    vendor = openslide.OpenSlide.detect_format(path)
+    slide = None if vendor in (None, "generic-tiff") else openslide.OpenSlide(path)
+
+    def respond(request: list[int]) -> bytes | memoryview:
+        if not request:
+            return json.dumps([] if slide is None else slide.level_dimensions).encode()
+        assert slide is not None
+        x, y, level, width, height = request
+        pixels = np.asarray(slide.read_region((x, y), level, (width, height)))
+        opaque = pixels[..., 3].min(initial=255) == 255
+        return np.ascontiguousarray(pixels[..., :3] if opaque else pixels).data.cast("B")
+
+    return respond
