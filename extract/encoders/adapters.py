@@ -127,9 +127,15 @@ def merge_adapter(encoder: Encoder, folder: Path) -> Encoder:
 
     Returns:
         The merged encoder; its `lora` is the digest of the adapter, its `adapter_slides` those that are known.
+
+    Raises:
+        InputError: As of `load_adapter`, or the merged weights are not finite.
     """
     adapted = load_adapter(encoder, folder)
-    module = adapted.model.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
+    try:
+        module = adapted.model.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
+    except ValueError as error:
+        raise InputError(f"{folder}: peft cannot merge this adapter ({first_line(error)}); train it again") from error
     return replace(encoder, module=module, lora=adapter_digest(folder), adapter_slides=read_adapter_slides(folder))
 
 

@@ -181,6 +181,17 @@ def test_damaged_adapters_are_refused(tmp_path: Path, damage: Callable[[Path], o
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_an_adapter_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "a")
+    tensors = load_file(tmp_path / "a" / TENSORS)
+    save_file({key: tensor * float("nan") for key, tensor in tensors.items()}, tmp_path / "a" / TENSORS)
+    saved(tmp_path / "b")
+    changed(SETTINGS, lora_alpha=float("inf"))(tmp_path / "b")
+    for name in "ab":
+        with pytest.raises(InputError, match=f"{name}: peft cannot merge this adapter .*; train it again"):
+            merge_adapter(tiny("uni"), tmp_path / name)
+
+
 def test_a_failed_save_leaves_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved(tmp_path / "a")
     before = adapter_digest(tmp_path / "a")
