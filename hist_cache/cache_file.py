@@ -33,7 +33,7 @@ TOKEN_FILE = re.compile(r"(?P<slide>.+)\.tokens(?P<block>\d+)\.h5")
 ATTRIBUTES = "attributes"  # name of the attributes' digest among those of the arrays; 0.1 wrote none
 HDF5_ERRNO = re.compile(r"errno = ([1-9]\d*)")  # in the text of an error of HDF5
 NO_SUCH_PLACE = {errno.EINVAL, errno.EOVERFLOW, errno.EFBIG}  # answers to reading at a place that no file has
-SEALED = "sealed"  # attribute that says whether a seal follows; files without it may have none
+SEALED = "sealed"  # attribute that says whether a seal follows; of files without it, none is expected
 MAX_COMPRESSION = 1032  # that deflate can reach, so the largest array that a file of some size can hold is known
 
 

@@ -74,6 +74,7 @@ class DamagedCacheError(HistError):
     """A cache file that nobody can use: cut off, with other bits than were written, or with values that mean nothing.
 
     Attributes:
+        path: The file.
         problem: What is wrong, without the file's name.
     """
 

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +89,20 @@ class Tokens:
         shape: (T, W), tokens of a crop and values of a token.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, whole: bool = False) -> None:
         """Open a file.
+
+        Args:
+            path: The file.
+            whole: Read all crops of a file of version 0.1 now, to compare them with its digest; they are not compared
+                otherwise, because such a file has one digest for all of them.
 
         Raises:
             HistError: The file is not readable, is not complete or was repacked by another program.
         """
         self.path = path
         self._offsets: dict[str, NDArray[np.int64]] = {}  # name -> (N,) byte offsets of the crops in the file
-        self._digests: dict[str, NDArray[np.uint8]] = {}  # name -> (N, 32) digests of the crops
+        self._digests: dict[str, NDArray[np.uint8]] = {}  # name -> (N, 32) digests of the crops; 0.1 wrote none
         self._checked: dict[str, NDArray[np.bool_]] = {}  # name -> (N,) whether a crop was compared with its digest
         with open_complete(path) as file:
             self.block = int(file.attributes["block"])
@@ -108,7 +114,10 @@ class Tokens:
                 if dataset.shape != (len(self), *self.shape):
                     raise DamagedCacheError(path, f"{name} has the shape {dataset.shape} for {len(self)} spots")
                 self._offsets[name] = _chunk_offsets(path, dataset)
-                self._digests[name] = _crop_digests(file, name)
+                if f"{CROP_DIGESTS}/{name}" in file.hdf5 or whole:
+                    self._digests[name] = _crop_digests(file, name)
+                else:
+                    _note_unchecked(path.parent)
                 self._checked[name] = np.zeros(len(self), dtype=bool)
         self._descriptor = os.open(path, os.O_RDONLY)
 
@@ -154,7 +163,8 @@ class Tokens:
         return out
 
     def _check(self, name: str, row: int, crop: NDArray[np.float16]) -> None:
-        if hashlib.sha256(crop.data).digest() != self._digests[name][row].tobytes():
+        stated = self._digests.get(name)
+        if stated is not None and hashlib.sha256(crop.data).digest() != stated[row].tobytes():
             raise DamagedCacheError(self.path, f"{name} has other values than when it was written (crop {row})")
         if not_finite(crop).any():
             raise DamagedCacheError(self.path, f"{name} has NaN or infinite tokens (crop {row})")
@@ -194,6 +204,15 @@ def _chunk_offsets(path: Path, data: h5py.Dataset) -> NDArray[np.int64]:
     return offsets
 
 
+@cache
+def _note_unchecked(folder: Path) -> None:
+    """Warn, once for a folder."""
+    log.warning(
+        f"{folder}: tokens of version 0.1 have no digests of single crops, so they are used without a check; "
+        "hist-extract --verify checks them"
+    )
+
+
 def _crop_digests(file: CacheFile, name: str) -> NDArray[np.uint8]:
     """Return the (N, 32) digests of the crops; for a file of version 0.1 they are taken now, of all that it holds.
 
@@ -205,7 +224,6 @@ def _crop_digests(file: CacheFile, name: str) -> NDArray[np.uint8]:
     if stored in file.hdf5:
         sums: NDArray[np.uint8] = file.dataset(stored)[:]
     else:
-        log.info(f"{file.path}: {name}: written by version 0.1, so it is checked as a whole")
         sums = np.stack([np.frombuffer(hashlib.sha256(crop).digest(), dtype=np.uint8) for crop in tokens])
     if crops_digest(tokens.shape, sums) != file.digests.get(name):
         raise DamagedCacheError(file.path, f"{name} has other values than when it was written")

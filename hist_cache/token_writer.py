@@ -124,7 +124,7 @@ def _open_earlier(path: Path) -> AbstractContextManager[Tokens | None]:
     """Open the file that is to be replaced; None where there is none, or where it is damaged."""
     if path.exists():
         with suppress(DamagedCacheError):
-            return Tokens(path)
+            return Tokens(path, whole=True)
     return nullcontext()
 
 

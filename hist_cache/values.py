@@ -54,7 +54,7 @@ class Interval:
             raise InputError(f"{name} {_shown(str(value))}: must be {self.wanted(value)}")
 
     def wanted(self, value: object) -> str:
-        """Say what a value should have been; the limit that goes without saying is said to one above it."""
+        """Say what a value should have been. MOST and LARGEST are named only where the value is above them."""
         is_open = self.most in (MOST, LARGEST)
         return (
             f"{self}, {self.most:g} at most"

@@ -39,7 +39,7 @@ def verify_tokens(path: Path) -> list[str]:
     try:
         with open_complete(path) as file:
             problems, fingerprint = _unlisted(file), file.fingerprint
-        with Tokens(path) as tokens:
+        with Tokens(path, whole=True) as tokens:
             for name in tokens.names:
                 try:
                     for row in range(len(tokens)):

@@ -19,6 +19,7 @@ from hist_cache.cache import Cache
 from hist_cache.errors import DamagedCacheError, HistError, StaleCacheError
 from hist_cache.slide_file import read_fingerprint, read_slide
 from hist_cache.token_files import Tokens, open_tokens, token_path
+from hist_cache.verify import verify_tokens
 from tests.fuzzing import FACTOR
 from tests.hist_cache.test_cache import folder, make, write
 from tests.hist_cache.test_token_files import FINGERPRINT, values
@@ -132,18 +133,24 @@ def test_tokens_that_are_no_numbers(tmp_path: Path, value: float) -> None:
         tokens.read("spot", [0, 1])
 
 
-def test_files_of_0_1_are_read_and_their_arrays_checked(tmp_path: Path) -> None:
+def test_files_of_0_1_are_read_and_their_arrays_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """All crops of a token file have one digest, so only --verify, which reads all of them, can compare them."""
     cache = cached(tmp_path)
     tokens = token_path(cache.folder, "S", 13)
     before = slide_values(cache), token_values(cache)
     for path in (cache.path("S"), tokens):
         as_written_by_0_1(path)
     assert (slide_values(cache), token_values(cache)) == before
-    for path, read, array in ((cache.path("S"), slide_values, "embeddings"), (tokens, token_values, "niche/6")):
+    assert verify_tokens(tokens) == []
+    for path, array in ((cache.path("S"), "embeddings"), (tokens, "niche/6")):
         with h5py.File(path, "r+") as file:
             file[array][1] = 0
-        with pytest.raises(DamagedCacheError, match=f"{path.name}: {array} has other values than when it was written"):
-            read(cache)
+    with pytest.raises(DamagedCacheError, match=r"S\.h5: embeddings has other values than when it was written"):
+        slide_values(cache)
+    assert verify_tokens(tokens) == ["niche/6 has other values than when it was written"]
+    token_values(cache)
+    notes = [r.getMessage() for r in caplog.records if "without a check; hist-extract --verify" in r.getMessage()]
+    assert len(notes) == 1, "said once, not for each file and name"
 
 
 @pytest.mark.parametrize(("name", "value"), [("patient", "P2"), ("um_per_px", 0.25), ("more", 1)])
