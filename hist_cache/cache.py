@@ -17,7 +17,7 @@ from hist_cache.cached_slide import CachedSlide
 from hist_cache.datasets import check_dataset_name
 from hist_cache.errors import DamagedCacheError, HistError, InputError, StaleCacheError, WriteError
 from hist_cache.files import PARTIAL, write_json
-from hist_cache.fingerprint import Fingerprint, differences, identity_hash, wrong_facts
+from hist_cache.fingerprint import Fingerprint, differences, encoder_slug, identity_hash, wrong_facts
 from hist_cache.slide_file import read_fingerprint, read_slide
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
     if encoder is not None:
         if exact := [f for f in folders if f.name == encoder]:
             return Cache(exact[0])
-        folders = [f for f in folders if f.name.rsplit("-", 1)[0] == encoder]
+        folders = [f for f in folders if f.name.rsplit("-", 1)[0] in (encoder, encoder_slug(encoder))]
     if not folders:
         what = f"{dataset} with {encoder}" if encoder else dataset
         raise InputError(f"{path}: no cache of {what}; run hist-extract --dataset {dataset}")

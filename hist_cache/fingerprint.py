@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import socket
 import sys
 import time
@@ -145,6 +146,11 @@ def identity_hash(common: dict[str, Any]) -> str:
         common: The common identity in either form; both have the same hash.
     """
     return short_hash(as_version_0_1(common))
+
+
+def encoder_slug(name: str) -> str:
+    """The name of an encoder as it begins the name of a cache's folder: `timm:vit_tiny` -> `timm-vit_tiny`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
 def short_hash(settings: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from hist_cache.files import write_text
 log = logging.getLogger(__name__)
 
 MASK = "***"
+_SECRET = re.compile("passwd|password|pwd|secret|scram_")  # in the name of a parameter
 # In a text only URLs of PostgreSQL are looked for: `http://localhost:80 for PCC@50` holds no password. One ends at a
 # quote or bracket of the JSON or HTML around it, at the next option, or with the line. A password may hold white space,
 # so rather too much of a line is masked than too little.
@@ -38,9 +39,14 @@ def mask_command(words: Iterable[str]) -> str:
     return " ".join(_masked(word, *_IN_WORD) if "://" in word else word for word in words)
 
 
+def names_secret(parameter: str) -> bool:
+    """Tell whether a parameter of a URL holds a secret, by its name."""
+    return _SECRET.search(parameter.lower()) is not None
+
+
 def _masked(text: str, after_user: re.Pattern[str], parameter: re.Pattern[str]) -> str:
     def masked(match: re.Match[str]) -> str:
-        return f"{match[1]}={MASK}" if "password" in unquote(match[1]).lower() else match[0]
+        return f"{match[1]}={MASK}" if names_secret(unquote(match[1])) else match[0]
 
     return parameter.sub(masked, after_user.sub(rf"\1:{MASK}@", text))
 
@@ -69,6 +75,8 @@ def holds_password(path: Path) -> bool:
 def _clean_text(path: Path) -> str | None:
     """Return the text of a file without passwords; None where it holds none, or cannot be read."""
     try:
+        if not path.is_file():  # a pipe, to which nobody may ever write
+            return None
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError):
         return None

@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hist_cache.errors import InputError
 from hist_cache.passwords import clean_files
+from hist_cache.texts import read_text
 
 if TYPE_CHECKING:
     import anndata
@@ -77,7 +80,7 @@ class Fold:
     def panel(self) -> list[str]:
         """Names of the predicted genes."""
         with readable_file(self.folder / PANEL) as path:
-            return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+            return read_text(path).rstrip("\n").split("\n")
 
     @property
     def history(self) -> pd.DataFrame:
@@ -96,11 +99,11 @@ class Fold:
         """
         import anndata
 
+        panel = self.panel
         with readable_file(self.folder / PREDICTIONS) as path:
             table = anndata.read_h5ad(path)
-            for place, names in (("layers", ["truth"]), ("obs", ["slide"]), ("obsm", ["spatial"])):
-                if missing := [name for name in names if name not in getattr(table, place)]:
-                    raise ValueError(f"no {missing[0]} in {place}")
+            if problem := _problem_of_predictions(table, panel):
+                raise ValueError(problem)
             return table
 
 
@@ -161,7 +164,7 @@ def read_object(path: Path) -> dict[str, Any]:
         InputError: It cannot be read, or holds something else.
     """
     with readable_file(path):
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        values = json.loads(read_text(path), parse_constant=_refuse_constant)
     if not isinstance(values, dict):
         raise InputError(f"{path}: holds no object but {type(values).__name__}; {RUN_ANEW}")
     return values
@@ -171,6 +174,28 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
 
 
+def _problem_of_predictions(table: anndata.AnnData, panel: list[str]) -> str:
+    """Say what maps and tables need of predictions and do not find; "" where all is there."""
+    needed = (("layers", "truth"), ("obs", "slide"), ("obsm", "spatial"), ("uns", "spatial"), ("uns", "expression"))
+    for place, name in needed:
+        if name not in getattr(table, place):
+            return f"no {name} in {place}"
+    if not table.n_obs:
+        return "no spots in it"
+    if list(table.var_names) != panel:
+        return f"its genes are not those of {PANEL}"
+    if not all(isinstance(values, np.ndarray) for values in (table.X, table.layers["truth"])):
+        return "its expression is no array"
+    spatial, pictures = np.asarray(table.obsm["spatial"]), table.uns["spatial"]
+    if spatial.shape != (table.n_obs, 2) or spatial.dtype.kind not in "fiu" or not np.isfinite(spatial).all():
+        return "obsm/spatial holds no x and y of each spot"
+    for slide in table.obs["slide"].unique():
+        picture = pictures.get(slide) if isinstance(pictures, dict) else None
+        if not isinstance(picture, dict) or not {"images", "scalefactors"} <= set(picture):
+            return f"no picture of {slide} in uns/spatial"
+    return ""
+
+
 @contextmanager
 def readable_file(path: Path) -> Iterator[Path]:
     """Turn whatever a reader raises on a damaged file into one line.
@@ -178,6 +203,8 @@ def readable_file(path: Path) -> Iterator[Path]:
     Readers of HDF5 and CSV raise errors of many kinds, which no list would name in full.
     """
     try:
+        if path.exists() and not path.is_file():  # a folder, or a pipe that nobody may ever write to
+            raise ValueError("not a file")
         yield path
     except Exception as error:
         lines = str(error).splitlines() or [""]

@@ -20,7 +20,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from hist_cache.errors import InputError
-from hist_cache.passwords import MASK, mask_passwords
+from hist_cache.passwords import MASK, mask_passwords, names_secret
 from sweeps.waiting import StorageLost
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,11 @@ def read_url(text: str) -> tuple[URL, dict[str, str]]:
         ) from None
     if "@" in (url.host or "") or any(c.isspace() for c in text):
         raise InputError("--storage: write @ in a password as %40, a space as %20, or give it in PGPASSWORD")
-    secrets = {name: str(value) for name, value in url.query.items() if "password" in name.lower()}
+    if unknown := sorted(set(url.query) - known_parameters()):  # such as passwd, whose value nobody would mask
+        raise InputError(f"--storage: {unknown[0][:20]!r} is no parameter of a connection; see PostgreSQL's manual")
+    if any("password" in str(part).lower() for part in (url.host, url.database, *url.query.values())):
+        raise InputError("--storage: give a password as ?password=... or &password=..., or in PGPASSWORD")
+    secrets = {name: str(value) for name, value in url.query.items() if names_secret(name)}
     if url.password is not None:
         secrets["password"] = url.password
     if MASK in secrets.values():
@@ -182,6 +186,13 @@ def make_engine(url: URL, secrets: Mapping[str, str]) -> sqlalchemy.Engine:
 def title_of(url: URL) -> str:
     """Return a database's URL as messages name it."""
     return url.set(drivername="postgresql").render_as_string(hide_password=True)
+
+
+def known_parameters() -> set[str]:
+    """Names of the parameters that PostgreSQL's own library knows."""
+    from psycopg.pq import Conninfo
+
+    return {option.keyword.decode() for option in Conninfo.get_defaults()}
 
 
 def check_connection(engine: sqlalchemy.Engine, title: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hist_cache.errors import InputError
-from hist_cache.passwords import clean_files, holds_password, mask_command
+from hist_cache.passwords import clean_files, holds_password
 from hist_cache.runs import CONFIG
 from sweeps.file_study import JOURNAL, JournalStudy
 from sweeps.storage import StudyStorage
@@ -57,9 +57,9 @@ def in_database(plan: StudyPlan) -> bool:
     if url is None:
         return False
     if url.split(":")[0].split("+")[0] not in ("postgresql", "postgres"):
-        raise InputError(
-            f"--storage {mask_command([url])}: give postgresql://USER@HOST/DATABASE with the password in PGPASSWORD or "
-            "~/.pgpass, or leave it out for a file in the study's folder"
+        raise InputError(  # without its value, where a password may stand anywhere
+            "--storage: not the URL of a PostgreSQL database; give postgresql://USER@HOST/DATABASE with the password "
+            "in PGPASSWORD or ~/.pgpass, or leave it out for a file in the study's folder"
         )
     return True
 

@@ -7,7 +7,6 @@ order, so together they give exactly what the whole forward pass gives (in float
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from extract.encoders.adapter_slides import AdapterSlides
 from hist_cache.errors import InputError
+from hist_cache.fingerprint import encoder_slug
 
 Interpolation = Literal["bilinear", "bicubic"]
 RGB = tuple[float, float, float]
@@ -89,7 +89,7 @@ class Encoder:
     @property
     def slug(self) -> str:
         """The name as part of a file name: `timm:vit_small_patch16_224` -> `timm-vit_small_patch16_224`."""
-        return re.sub(r"[^A-Za-z0-9._-]+", "-", self.name)
+        return encoder_slug(self.name)
 
 
 def count_blocks(encoder: Encoder) -> int:

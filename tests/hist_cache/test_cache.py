@@ -180,6 +180,10 @@ def test_open_cache_chooses_and_says_what_it_cannot(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"several caches \(demo-.*, uni-.*\)"):
         open_cache(tmp_path, "demo")
     assert open_cache(tmp_path, "demo", "uni").folder == two
+    timm = folder(tmp_path, COMMON | {"encoder": "timm:vit_a"})
+    timm = timm.with_name(f"timm-vit_a-{timm.name[-8:]}")
+    write(timm / "A.h5")
+    assert open_cache(tmp_path, "demo", "timm:vit_a").folder == timm, "as it was named to hist-extract"
     remember_last(tmp_path, Cache(one))
     assert open_cache(tmp_path).folder == one
     assert open_cache(one).slides == ["A"]

@@ -28,6 +28,7 @@ from tests.small import files_up_to
         ("postgresql://:pa/ss?w#d@host", "postgresql://:***@host"),
         ("postgresql://host/db?user=me&password=secret&x=1", "postgresql://host/db?user=me&password=***&x=1"),
         ("postgresql://host/db?pass%77ord=secret", "postgresql://host/db?pass%77ord=***"),
+        ("postgresql://host/db?passwd=secret&x=1", "postgresql://host/db?passwd=***&x=1"),
         ("postgresql://host/db?sslPassword=secret", "postgresql://host/db?sslPassword=***"),
         ("<p>postgresql://h/d?user=me&amp;password=secret</p>", "<p>postgresql://h/d?user=me&amp;password=***</p>"),
         (json.dumps({"a": 'postgresql://me:s"e\\t@h/d', "b": "c@d"}), '{"a": "postgresql://me:***@h/d", "b": "c@d"}'),

@@ -230,6 +230,11 @@ def test_other_neighbours_and_panels_in_one_study(cache: Path, tmp_path: Path) -
         (("--objective", "pcc@200"), "a panel of 20 genes has pcc@10, mse, mae"),
         (("--storage", "postgresql://nobody:secret@127.0.0.1:1/none"), "127.0.0.1:1/none: cannot be reached"),
         (("--storage", "sqlite:///study.db"), "give postgresql://USER@HOST/DATABASE with the password in PGPASSWORD"),
+        (
+            ("--storage", "no:secret@127.0.0.1:1/d"),
+            "--storage: not the URL of a PostgreSQL database; give postgresql://",
+        ),
+        (("--storage", "host=h user=u password=secret"), "--storage: not the URL of a PostgreSQL database"),
         (("--resume",), "--resume: no study in"),
         (("--name", "a/b"), "--name a/b: letters, digits"),
         (("--finetune-lora",), "hist-sweep searches on the cache"),

@@ -183,7 +183,9 @@ def map_tensors(file: Path, device: torch.device) -> SpotData:
 
 def describe_failure(failure: Failure[Job]) -> str:
     """A failure as one line, which names the fold where the error does not."""
-    return str(failure.error) if failure.reason == "failed" else f"{failure.task.title}: {failure.error}"
+    text, job = str(failure.error), failure.task
+    named = failure.reason == "failed" and any(str(name) in text for name in (job.folder, job.title))
+    return text if named else f"{job.title}: {text}"
 
 
 def run_with_progress(

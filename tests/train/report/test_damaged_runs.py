@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 
 from hist_cache.errors import InputError
+from hist_cache.runs import load_run
 from tests.fuzzing import fuzz
 from tests.train.report.fake_runs import CONFIG, write_run
 from train.report.cli import main
@@ -111,6 +115,38 @@ def test_a_file_that_is_missing_or_damaged(run_command: Run, tmp_path: Path, nam
         assert code == 2 or (name == "maps.png" and content is None), text
         assert "Traceback" not in text
         assert code == 0 or f"fold0/{name}" in text.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "config.json", "panel.txt", "predictions.h5ad"])
+def test_a_pipe_to_which_nobody_writes(run_command: Run, tmp_path: Path, name: str) -> None:
+    file = write_run(tmp_path / "runs", (0.7,), predictions=True) / "fold0" / name
+    file.unlink()
+    os.mkfifo(file)
+    code, text = run_command(main, "runs")
+    assert code == 2, text
+    assert f"fold0/{name}: not readable (ValueError: not a file)" in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda table: table.obsm.update(spatial=table.obsm["spatial"] * np.nan), "holds no x and y of each spot"),
+        (lambda table: table.obsm.update(spatial=table.obsm["spatial"][:, :1]), "holds no x and y of each spot"),
+        (lambda table: table.obs.insert(0, "old", table.obs.pop("slide")), "no slide in obs"),
+        (lambda table: table.obs.__setitem__("slide", "OTHER"), "no picture of OTHER in uns/spatial"),
+        (lambda table: table.uns.clear(), "no spatial in uns"),
+        (lambda table: table.uns.update(spatial=3), "no picture of "),
+        (lambda table: setattr(table, "var_names", ["A"] * table.n_vars), "its genes are not those of panel.txt"),
+        (lambda table: setattr(table, "X", csr_matrix(table.X)), "its expression is no array"),
+    ],
+)
+def test_predictions_with_something_else_in_them(tmp_path: Path, damage: Callable[[Any], None], says: str) -> None:
+    fold = load_run(write_run(tmp_path, (0.7,), predictions=True)).folds[0]
+    table = fold.predictions
+    damage(table)
+    table.write_h5ad(fold.folder / "predictions.h5ad")
+    with pytest.raises(InputError, match=f"predictions.h5ad: not readable .*{says}"):
+        _ = fold.predictions
 
 
 def test_folders_that_are_no_folds_are_left_alone(run_command: Run, tmp_path: Path) -> None:
