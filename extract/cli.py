@@ -150,7 +150,7 @@ def fill(
     from extract.plan import plan_extraction
     from extract.scheduler import check_plan, run_plan
     from extract.tokens import announce_tokens, compute_tokens, plan_tokens
-    from hist_cache.files import check_room
+    from hist_cache.disk_room import check_room
 
     plan = plan_extraction(request, slides, folder)
     for error in plan.failed:

@@ -30,8 +30,8 @@ from extract.plan import ExtractionPlan, Request, Task, plan_extraction
 from extract.scheduler import Finish, Loaded, run_plan
 from hist_cache.cache import Cache
 from hist_cache.console import Meter, progress, size
+from hist_cache.disk_room import check_room, free_bytes
 from hist_cache.errors import HistError, InputError, SlideError, StaleCacheError
-from hist_cache.files import check_room, free_bytes
 from hist_cache.fingerprint import CropRule, Fingerprint, differences
 from hist_cache.token_files import SPOT, token_bytes, token_names
 from hist_cache.token_writer import TokenWriter, write_tokens

@@ -9,20 +9,14 @@ import json
 import os
 import re
 import secrets
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import psutil
-
-from hist_cache.console import size
 from hist_cache.errors import WriteError
-
-if TYPE_CHECKING:
-    import anndata
+from hist_cache.living import may_be_at_work
 
 PARTIAL = ".partial"  # ending of a file that is being written
 HOST = re.sub(r"[^A-Za-z0-9-]", "_", socket.gethostname())
@@ -120,43 +114,10 @@ class LateErrorFile(io.FileIO):
         return self.tell() if size is None else size
 
 
-def write_h5ad(path: Path, table: anndata.AnnData) -> None:
-    """Write a table of anndata, compressed, as its own `write_h5ad` does, with `atomic_file`."""
-    import h5py
-    from anndata.io import write_elem
-
-    table.strings_to_categoricals()
-    with atomic_file(path) as raw, h5py.File(raw, "w") as file:
-        write_elem(file, "/", table, dataset_kwargs={"compression": "gzip"})
-        file.pop("raw", None)  # new versions of anndata write that there is none, which old ones cannot read
-
-
 def write_error(error: OSError, place: Path | str) -> WriteError:
     """Return the error that says which folder cannot be written to, why, and what to do."""
     reason = error.strerror or str(error)
     return WriteError(place, reason, "make room" if error.errno in FULL else "give a folder that can be written to")
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free bytes on the disk of a folder, which need not exist yet."""
-    existing = next(f for f in (folder, *folder.absolute().parents) if f.exists())
-    return shutil.disk_usage(existing).free
-
-
-def check_room(folder: Path, needed: int, purpose: str, advice: str = "make room") -> None:
-    """Check that a disk has room, before anything is computed.
-
-    Args:
-        folder: Where files will be written; it need not exist yet.
-        needed: Bytes that will be written at least.
-        purpose: What for.
-        advice: What the user can do.
-
-    Raises:
-        WriteError: There is less room.
-    """
-    if needed > (free := free_bytes(folder)):
-        raise WriteError(folder, f"{size(needed)} needed for {purpose}, {size(free)} free", advice)
 
 
 def partial_files_of(path: Path) -> list[Path]:
@@ -176,7 +137,7 @@ def _writer_may_live(partial_path: Path) -> bool:
     writer = WRITER.search(partial_path.name)
     if writer is None:
         return False  # of version 0.1, whose writers held a lock
-    return writer["host"] != HOST or psutil.pid_exists(int(writer["pid"]))
+    return writer["host"] != HOST or may_be_at_work(int(writer["pid"]), partial_path)
 
 
 def sync(path: Path) -> None:

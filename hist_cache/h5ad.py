@@ -1,20 +1,28 @@
-"""Parts of an h5ad file that somebody else has made: no links to other files, no more than the memory holds."""
+"""h5ad files: parts of one that somebody else has made, and the writing of one.
+
+What is read has no links to other files, and is no larger than the memory holds.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from hist_cache.errors import SlideError, one_line
+from hist_cache.files import atomic_file
 from hist_cache.first_reading import first_reader
 from hist_cache.memory import free_memory
 from hist_cache.slides import SlideFiles
 from hist_cache.texts import bad_name
+
+if TYPE_CHECKING:
+    import anndata
 
 MAX_OBJECTS = 100_000  # in a part of a file
 TABLE_PARTS = ("X", "obs", "var", "obsm")  # of a table, that are read
@@ -117,3 +125,13 @@ def table_names(file: h5py.File, frame: str, n: int) -> list[str]:
     if problem := bad_name(names):
         raise TableError(f"{frame}_names have {problem}")
     return names
+
+
+def write_h5ad(path: Path, table: anndata.AnnData) -> None:
+    """Write a table of anndata, compressed, as its own `write_h5ad` does, with `atomic_file`."""
+    from anndata.io import write_elem
+
+    table.strings_to_categoricals()
+    with atomic_file(path) as raw, h5py.File(raw, "w") as file:
+        write_elem(file, "/", table, dataset_kwargs={"compression": "gzip"})
+        file.pop("raw", None)  # new versions of anndata write that there is none, which old ones cannot read

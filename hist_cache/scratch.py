@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
 from filelock import FileLock, Timeout
+
+from hist_cache.living import may_be_at_work
 
 LOCK = ".lock"  # locked as long as the folder is in use; the operating system unlocks it when its process dies
 UNLOCKED_S = 24 * 3600  # age at which folders are removed that name no process and have no lock: those of version 0.1
@@ -44,7 +45,7 @@ def remove_leftovers(prefix: str) -> None:
             file = folder / LOCK
             if not file.exists():
                 maker = re.search(rf"{prefix}(\d+)-", folder.name)
-                dead = maker is not None and not psutil.pid_exists(int(maker[1]))
+                dead = maker is not None and not may_be_at_work(int(maker[1]), folder)
                 if dead or time.time() - folder.stat().st_mtime > UNLOCKED_S:
                     shutil.rmtree(folder)
                 continue

@@ -22,12 +22,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 from filelock import FileLock
 from optuna.storages.journal import JournalFileBackend
 
 from hist_cache.errors import InputError
 from hist_cache.files import HOST
+from hist_cache.living import began
 from sweeps.waiting import SAY_AFTER_S, StorageLost
 
 log = logging.getLogger(__name__)
@@ -39,18 +39,6 @@ CLOCK_S = 5  # how much a clock that is set right may change when a process bega
 NAMELESS_S = 2.0  # the same for a lock that Optuna made
 _HOLDER = re.compile(r"(?P<host>[A-Za-z0-9_-]+)\.(?P<pid>\d+)\.(?P<began>\d+)\.[0-9a-f]+")
 _held: set[str] = set()  # the locks that this process holds
-
-
-def began(pid: int) -> int | None:
-    """When a process of this machine began, in seconds; None where it does not live.
-
-    With the number alone, another process that got the same number later would pass for it.
-    """
-    with suppress(psutil.Error):
-        process = psutil.Process(pid)
-        if process.status() != psutil.STATUS_ZOMBIE:
-            return round(process.create_time())
-    return None
 
 
 class JournalLock:

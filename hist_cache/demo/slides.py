@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hist_cache.errors import InputError
-from hist_cache.files import atomic_write, write_h5ad, write_json
+from hist_cache.files import atomic_write, write_json
+from hist_cache.h5ad import write_h5ad
 
 DEMO_IDS = ("DEMO1", "DEMO2", "DEMO3", "DEMO4", "DEMO5", "DEMO6")
 PITCH_UM = 100.0

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
+from hist_cache.disk_room import check_room
 from hist_cache.errors import WriteError
-from hist_cache.files import HOST, atomic_file, atomic_write, check_room, partial_files_of, write_json, write_text
+from hist_cache.files import HOST, atomic_file, atomic_write, partial_files_of, write_json, write_text
 from tests.conftest import REPOSITORY
 from tests.small import files_up_to
 
@@ -58,8 +60,11 @@ def test_what_a_dead_writer_left_is_removed_and_what_a_living_one_writes_is_not(
     elsewhere = tmp_path / "a[1].txt.another-host-1-0123abcd.partial"
     living = tmp_path / f"a[1].txt.{HOST}-{os.getpid()}-0123abcd.partial"
     of_version_0_1 = tmp_path / "a[1].txt.partial"
-    for leftover in (elsewhere, living, of_version_0_1):
+    number_taken_again = tmp_path / f"a[1].txt.{HOST}-{os.getpid()}-76543210.partial"
+    for leftover in (elsewhere, living, of_version_0_1, number_taken_again):
         leftover.write_text("half")
+    long_ago = time.time() - 3 * 24 * 3600
+    os.utime(number_taken_again, (long_ago, long_ago))
     write_text(file, "whole")
     assert sorted(tmp_path.iterdir()) == sorted([file, elsewhere, living])
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from optuna.storages.journal import JournalFileBackend, JournalStorage
 
 from hist_cache.errors import InputError
+from hist_cache.living import began
 from sweeps import journal
 from sweeps.file_study import JOURNAL
-from sweeps.journal import Journal, began
+from sweeps.journal import Journal
 from sweeps.sampling import set_up_optuna
 from sweeps.waiting import StorageLost
 from tests.commands import Command

@@ -14,8 +14,10 @@ import torch
 
 from hist_cache import runs as files
 from hist_cache.cached_slide import CachedSlide
+from hist_cache.disk_room import check_room
 from hist_cache.errors import HistError
-from hist_cache.files import check_room, remove_partial_files, write_error, write_h5ad, write_json
+from hist_cache.files import remove_partial_files, write_error, write_json
+from hist_cache.h5ad import write_h5ad
 from hist_cache.runs import Fold
 from hist_cache.splits import Split
 from train import distributed

@@ -22,8 +22,9 @@ from extract.slides.readers import open_image
 from hist_cache.cache import Cache
 from hist_cache.cache_file import open_complete
 from hist_cache.console import Meter, progress, size
+from hist_cache.disk_room import check_room
 from hist_cache.errors import SlideError
-from hist_cache.files import check_room, write_error
+from hist_cache.files import write_error
 from hist_cache.fingerprint import CropRule, differences
 from hist_cache.slide_file import read_fingerprint
 from hist_cache.slides import SlideFiles, find_slide
