@@ -1,5 +1,7 @@
 """Metrics against scipy and scikit-learn, and the baselines."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -93,6 +95,11 @@ def test_baselines() -> None:
     ridge.prepare(data, rows[:200], rows[200:250], seed=0)
     predicted = ridge.predict(Images(spot[250:], niche[250:], rows[250:])).numpy()
     assert summarize(predicted, y[250:])["pcc@10"] > 0.99
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        alone = RidgeModel(RidgeConfig(embedding_width=20, n_genes=25))
+        alone.prepare(data, rows[:1], rows[200:250], seed=0)
+    assert alone.predict(Images(spot[250:], niche[250:], rows[250:])).numpy() == pytest.approx(np.tile(y[0], (50, 1)))
     assert permuted(predicted, y[250:], seed=0)["pcc@10"] < 0.5
     mean_baseline = train_mean(y[:200], y[250:])
     assert mean_baseline["pcc@10"] == 0

@@ -60,7 +60,8 @@ class RidgeModel(PreparedModel):
         scaler = StandardScaler()
         pca = PCA(min(COMPONENTS, *x_train.shape), random_state=seed)
         try:
-            z_train = pca.fit_transform(scaler.fit_transform(x_train))
+            with np.errstate(invalid="ignore"):  # one train spot has no variance, and needs none
+                z_train = pca.fit_transform(scaler.fit_transform(x_train))
         except (np.linalg.LinAlgError, ValueError) as error:
             raise HistError(
                 f"ridge: the principal components of the embeddings cannot be computed ({str(error).splitlines()[0]}); "

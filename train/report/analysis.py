@@ -203,7 +203,8 @@ def region_metrics(table: anndata.AnnData, region: pd.Series, genes: list[str]) 
             j = panel.index(gene)
             rows.append((name, gene, int(spots.sum()), pcc[j], mse[j], mae[j]))
         rows.append((name, ALL_GENES, int(spots.sum()), pcc.mean(), mse.mean(), mae.mean()))
-    return pd.DataFrame(rows, columns=["region", "gene", "n_spots", "pcc", "mse", "mae"])
+    frame = pd.DataFrame(rows, columns=["region", "gene", "n_spots", "pcc", "mse", "mae"])
+    return frame.astype({"n_spots": int, "pcc": float, "mse": float, "mae": float})  # also without rows
 
 
 def run_regions(run: RunResult, column: str, genes: list[str], data_root: Path | None) -> pd.DataFrame:

@@ -160,6 +160,9 @@ def test_regions_from_the_slides_joined_by_barcode(results: Results, tmp_path: P
         regions(table, "many", None)
     with pytest.raises(InputError, match="NOGENE: not in the run's gene panel"):
         region_metrics(table, pd.Series("x", index=table.obs_names), ["NOGENE"])
+    too_small = region_metrics(table, pd.Series(table.obs_names, index=table.obs_names), ["GENE7"])
+    assert too_small.empty
+    assert [kind.kind for kind in too_small.dtypes[2:]] == ["i", "f", "f", "f"], "such frames are joined with others"
 
 
 def test_slides_are_means_over_the_folds_that_test_them(results: Results) -> None:

@@ -133,7 +133,7 @@ def test_a_pipe_to_which_nobody_writes(run_command: Run, tmp_path: Path, name: s
         (lambda table: table.obsm.update(spatial=table.obsm["spatial"] * np.nan), "holds no x and y of each spot"),
         (lambda table: table.obsm.update(spatial=table.obsm["spatial"][:, :1]), "holds no x and y of each spot"),
         (lambda table: table.obs.insert(0, "old", table.obs.pop("slide")), "no slide in obs"),
-        (lambda table: table.obs.__setitem__("slide", "OTHER"), "no picture of OTHER in uns/spatial"),
+        (lambda table: setattr(table, "obs", table.obs.assign(slide="OTHER")), "no picture of OTHER in uns/spatial"),
         (lambda table: table.uns.clear(), "no spatial in uns"),
         (lambda table: table.uns.update(spatial=3), "no picture of "),
         (lambda table: setattr(table, "var_names", ["A"] * table.n_vars), "its genes are not those of panel.txt"),
