@@ -75,8 +75,8 @@ def get_dataset(name: str) -> Dataset:
     matches = difflib.get_close_matches(name.lower(), dataset_names(), n=1)
     raise InputError(
         f"no dataset {name!r}"
-        + (f", did you mean {matches[0]}?" if matches else "")
-        + f" There are {', '.join(dataset_names())};"
+        + (f", did you mean {matches[0]}?" if matches else ";")
+        + f" there are {', '.join(dataset_names())};"
         " other slides are named by --ids"
     )
 

@@ -97,6 +97,13 @@ def kind_and_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {one_line(error)}" if str(error) else type(error).__name__
 
 
+def reading_advice(error: BaseException) -> tuple[str, str]:
+    """Return why a file cannot be read, in one line, and what the user can do."""
+    if isinstance(error, PermissionError):  # the texts of h5py are much longer
+        return "permission denied", "let yourself read it"
+    return one_line(error), "copy or download it again"
+
+
 def slide_failure(slide: str, file: object, error: Exception) -> HistError:
     """Return what was raised for one slide as that slide's failure, so that the other slides go on.
 
@@ -107,6 +114,8 @@ def slide_failure(slide: str, file: object, error: Exception) -> HistError:
     """
     if isinstance(error, HistError):
         return error
+    if isinstance(error, PermissionError):
+        return SlideError(slide, error.filename or file, *reading_advice(error))
     failure = SlideError(slide, file, kind_and_text(error), "--debug shows where it happened")
     failure.__cause__ = error
     return failure

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hist_cache.errors import SlideError, one_line
+from hist_cache.errors import SlideError, reading_advice
 from hist_cache.files import atomic_file
 from hist_cache.first_reading import first_reader
 from hist_cache.memory import free_memory
@@ -53,8 +53,8 @@ def open_table(files: SlideFiles, only_shape: bool = False) -> Iterator[h5py.Fil
     except TableError as error:
         raise SlideError(files.id, files.table, error.problem, error.advice) from error
     except Exception as error:  # HDF5, h5py and anndata raise errors of almost any kind for a damaged file
-        problem = f"cannot be read ({one_line(error)})"
-        raise SlideError(files.id, files.table, problem, "copy or download it again") from error
+        reason, advice = reading_advice(error)
+        raise SlideError(files.id, files.table, f"cannot be read ({reason})", advice) from error
 
 
 def table_part(file: h5py.File, *path: str) -> Any:

@@ -23,6 +23,7 @@ MAX_PIXEL_SIZE_ERROR = 0.05  # relative difference between embedded and estimate
 # are interchanged (110 and 150), so that the pixel size made from them is wrong too.
 USUAL = {"pixel_size_um_estimated": (0.05, 10.0), "inter_spot_dist": (5.0, 1000.0), "spot_diameter": (5.0, 1000.0)}
 HEST_ID = re.compile(r"(INT|MEND|MISC|NCBI|SPA|TENX|ZEN)\d+")  # of slides that --download can fetch
+UNKNOWN = ("", "nan", "none", "null")  # values that programs write where there is none
 ANY_SCALE = "correct it, or give --any-scale if it is right"
 BINS = "pool such bins into spots and state the spots' size, or give --any-scale if it is right"
 
@@ -131,7 +132,7 @@ def read_patient(slide: str, file: Path, metadata: dict[str, Any]) -> str | None
     patient = metadata.get("patient")
     if isinstance(patient, int | float) and not isinstance(patient, bool) and math.isfinite(patient):
         patient = str(patient)
-    if not isinstance(patient, str) or not patient:
+    if not isinstance(patient, str) or patient.strip().lower() in UNKNOWN:
         return None
     if problem := bad_name([patient]):
         raise SlideError(slide, file, f"patient is {problem}")
@@ -139,13 +140,11 @@ def read_patient(slide: str, file: Path, metadata: dict[str, Any]) -> str | None
 
 
 def _positive(metadata: dict[str, Any], key: str, error: partial[SlideError]) -> float | None:
-    """Return a number above 0 from the metadata, or None if it is missing, null, NaN or empty."""
+    """Return a number above 0 from the metadata, or None if it is unknown."""
     stated = metadata.get(key)
-    if stated is None or stated == "" or (isinstance(stated, float) and math.isnan(stated)):
+    if stated is None or str(stated).strip().lower() in UNKNOWN:
         return None
     number = _number(stated)
-    if number is None and str(stated).strip().lower() == "nan":
-        return None
     if number is None or number <= 0:
         shown = str(stated) if isinstance(stated, float) else ascii(stated)
         raise error(f"{key} is {shown[:40]}", "it must be a number above 0, in um")

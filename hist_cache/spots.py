@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -184,11 +184,21 @@ def _array_indices(file: h5py.File, n: int) -> NDArray[np.int32] | None:
     return values.astype(np.int32)
 
 
-def _raw_counts(file: h5py.File, shape: tuple[int, int]) -> csr_matrix:
+def _read_matrix(file: h5py.File) -> Any:
+    """Return X as anndata reads it: an array or a sparse matrix."""
     import anndata
+
+    stored = table_part(file, "X")
+    data = stored.get("data") if isinstance(stored, h5py.Group) else None
+    if isinstance(data, h5py.Dataset) and not data.dtype.isnative:
+        raise TableError("X is a sparse matrix in another byte order", "write it in the byte order of this machine")
+    return anndata.io.read_elem(stored)
+
+
+def _raw_counts(file: h5py.File, shape: tuple[int, int]) -> csr_matrix:
     from scipy.sparse import csr_matrix, issparse
 
-    x = anndata.io.read_elem(table_part(file, "X"))
+    x = _read_matrix(file)
     if not issparse(x):
         x = np.asarray(x)
     if x.shape != shape or x.dtype.kind not in "biuf":

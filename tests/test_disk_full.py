@@ -184,7 +184,7 @@ def test_a_complete_cache_on_a_read_only_disk(cache: Path, run_command: Run, dis
     assert "3 slides complete" in text
     code, text = run_command(extract.cli.main, *argv, "--neighbors", 18)
     assert code == 1
-    assert "Read-only file system; give a folder that can be written to; kept: 0 of 3 slides" in error_line(text)
+    assert "cannot be written to; give a folder that can be written to; kept: " in error_line(text)
     code, text = run_command(train.cli.main, "--cache", cache, "--runs", folder / "runs", *TRAIN, "--jobs", 2)
     assert code == 2
     assert "cannot be written (Read-only file system)" in error_line(text)

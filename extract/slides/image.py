@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from hist_cache.console import size
-from hist_cache.errors import SlideError, one_line
+from hist_cache.errors import SlideError, reading_advice
 from hist_cache.memory import free_memory
 
 WHITE = 255
@@ -120,8 +120,8 @@ def slide_error(slide: str, path: Path, problem: str, error: Exception) -> Slide
     """
     if isinstance(error, ImageError):
         return SlideError(slide, path, f"{problem} ({error.problem})" if problem else error.problem, error.advice)
-    problem = f"{problem or 'not a readable image'} ({one_line(error)})"
-    return SlideError(slide, path, problem, "copy or download it again")
+    reason, advice = reading_advice(error)
+    return SlideError(slide, path, f"{problem or 'not a readable image'} ({reason})", advice)
 
 
 def check_size(width: int, height: int) -> None:

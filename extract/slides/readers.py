@@ -92,7 +92,7 @@ class PlainImage:
         with _pillow, warnings.catch_warnings(action="ignore"):
             limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None
             try:
-                picture = PIL.Image.open(io.BytesIO(data), formats=[kind])
+                picture = _open_picture(data, kind)
                 self._check(picture, data)
                 transparent = "A" in picture.getbands() or "transparency" in picture.info
                 if transparent and "A" not in picture.getbands():
@@ -125,6 +125,15 @@ class PlainImage:
 
     def close(self) -> None:
         """Do nothing, because the file is closed already."""
+
+
+def _open_picture(data: bytes, kind: str) -> Any:
+    import PIL.Image
+
+    try:
+        return PIL.Image.open(io.BytesIO(data), formats=[kind])
+    except PIL.UnidentifiedImageError:  # its text names an object in memory
+        raise ImageError(f"not a {kind}", "name it by its format, or copy or download it again") from None
 
 
 def _flatten(pixels: np.ndarray) -> np.ndarray:

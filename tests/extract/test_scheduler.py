@@ -83,6 +83,10 @@ def test_dry_run_status_and_verify(hest_root: Path, run_command: Run, tmp_path: 
     assert "120 crops" in text
     assert "would take about" in text
     assert not (tmp_path / "cache").exists()
+    image = hest_root / "wsis/TINY1.tif"
+    code, text = run_command(main, *options(hest_root, "--dry-run", "--cache", image))
+    assert code == 1
+    assert f"error: {image}: no folder; give a folder that can be written to" in text
     assert run_command(main, "--ids", IDS, "--status")[1].strip().endswith("no cache")
     run_command(main, *options(hest_root))
     path = cache_of(tmp_path).path("TINY2")

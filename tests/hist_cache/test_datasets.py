@@ -88,7 +88,7 @@ def test_real_presets_train_at_the_papers_width_and_the_demo_small():
 def test_an_unknown_name_is_answered_with_the_nearest():
     with pytest.raises(InputError, match=r"did you mean kidney\?.*kidney_papilla.*--ids"):
         get_dataset("Kidny")
-    with pytest.raises(InputError, match="no dataset 'default'"):
+    with pytest.raises(InputError, match="no dataset 'default'; there are kidney"):
         get_dataset("default")
 
 

@@ -101,6 +101,19 @@ def test_room_is_checked_beforehand(tmp_path: Path) -> None:
         check_room(tmp_path / "there", 10**18, "everything")
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file/below"):
+        with pytest.raises(WriteError, match=r"/file: no folder; give a folder that can be written to"):
+            check_room(folder, 1, "nothing much")
+    monkeypatch.setattr("hist_cache.disk_room.os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(WriteError, match=f"{tmp_path}: cannot be written to; give a folder"):
+        check_room(tmp_path / "not/yet/there", 1, "nothing much")
+    check_room(tmp_path, 0, "nothing: all is complete")
+
+
 def test_where_nothing_can_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match="file/a: Not a directory; give a folder that can be written to"):

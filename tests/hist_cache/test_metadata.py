@@ -86,7 +86,8 @@ def test_one_flag_accepts_any_scale_but_no_nonsense(hest_root: Path) -> None:
 
 
 def test_a_patient_may_be_a_number(hest_root: Path) -> None:
-    for stated, patient in ((7, "7"), ("P", "P"), (None, None), (float("nan"), None), ("", None), ([], None)):
+    for stated, patient in ((7, "7"), ("P", "P"), (None, None), (float("nan"), None), ("", None), ([], None),
+                            ("nan", None), ("None", None), (" null", None), ("Nancy", "Nancy")):  # fmt: skip
         change(hest_root, {"patient": stated})
         assert find_slide(hest_root, "TINY1").patient == patient
 

@@ -70,6 +70,8 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "indptr goes back": (lambda f: put_at(f, "X/indptr", 3, 0), "no valid sparse matrix"),
     "indptr behind the data": (lambda f: put_at(f, "X/indptr", -1, 10**6), "X"),
     "indices of another length": (lambda f: put(f, "X/indices", f["X/indices"][:-5]), "X"),
+    "sparse in another byte order": (
+        lambda f: put(f, "X/data", f["X/data"][:].astype(f["X/data"].dtype.newbyteorder())), "another byte order"),
     "no data": (lambda f: f["X"].__delitem__("data"), "cannot be read"),
     "no shape": (lambda f: f["X"].attrs.__delitem__("shape"), "X states no number of spots"),
     "a scalar shape": (lambda f: f["X"].attrs.__setitem__("shape", 30), "X states no number of spots"),

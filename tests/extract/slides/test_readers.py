@@ -8,7 +8,7 @@ import tifffile
 
 from extract.slides.image import WHITE, make_thumbnail
 from extract.slides.readers import open_image
-from hist_cache.errors import SlideError
+from hist_cache.errors import SlideError, slide_failure
 from tests.conftest import SHARED, needs_shared
 
 
@@ -71,6 +71,40 @@ def test_damaged_files_get_one_line(tmp_path: Path, pixels: np.ndarray, spoil, s
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(SlideError, match=r"SLIDE7: .*copy or download it again"):
         whole(open_image("SLIDE7", path))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind", "says"),
+    [
+        (".jpg", "PNG", "not a JPEG; name it by its format"),
+        (".png", "TIFF", "not a PNG; name it by its format"),
+        (".tif", "JPEG", "not a TIFF file"),
+    ],
+)
+def test_pictures_under_the_name_of_another_format(
+    tmp_path: Path, pixels: np.ndarray, suffix: str, kind: str, says: str
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    PIL.Image.fromarray(pixels).save(path, format=kind)
+    with pytest.raises(SlideError, match=f"SLIDE7: {path}: {says}"):
+        open_image("SLIDE7", path)
+
+
+def test_a_picture_that_may_not_be_read(tmp_path: Path, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb")
+
+    def refuse(file: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(file))  # tests run as root, who may read anything
+
+    monkeypatch.setattr("extract.slides.tiff.check_directories", refuse)
+    with pytest.raises(SlideError, match=r"a\.tif: not a readable image \(permission denied\); let yourself read it$"):
+        open_image("SLIDE7", path)
+
+
+def test_a_file_that_may_not_be_read_is_named_wherever_it_was_met() -> None:
+    failure = slide_failure("SLIDE7", "SLIDE7.h5", PermissionError(13, "Permission denied", "wsis/SLIDE7.tif"))
+    assert str(failure) == "SLIDE7: wsis/SLIDE7.tif: permission denied; let yourself read it"
 
 
 def test_a_damaged_tile_is_named(tmp_path: Path, pixels: np.ndarray) -> None:
