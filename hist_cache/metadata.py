@@ -23,7 +23,7 @@ MAX_PIXEL_SIZE_ERROR = 0.05  # relative difference between embedded and estimate
 # are interchanged (110 and 150), so that the pixel size made from them is wrong too.
 USUAL = {"pixel_size_um_estimated": (0.05, 10.0), "inter_spot_dist": (5.0, 1000.0), "spot_diameter": (5.0, 1000.0)}
 HEST_ID = re.compile(r"(INT|MEND|MISC|NCBI|SPA|TENX|ZEN)\d+")  # of slides that --download can fetch
-UNKNOWN = ("", "nan", "none", "null")  # values that programs write where there is none
+NOT_STATED = ("", "nan", "none", "null")  # values that programs write where there is none
 ANY_SCALE = "correct it, or give --any-scale if it is right"
 BINS = "pool such bins into spots and state the spots' size, or give --any-scale if it is right"
 
@@ -132,7 +132,7 @@ def read_patient(slide: str, file: Path, metadata: dict[str, Any]) -> str | None
     patient = metadata.get("patient")
     if isinstance(patient, int | float) and not isinstance(patient, bool) and math.isfinite(patient):
         patient = str(patient)
-    if not isinstance(patient, str) or patient.strip().lower() in UNKNOWN:
+    if not isinstance(patient, str) or patient.strip().lower() in NOT_STATED:
         return None
     if problem := bad_name([patient]):
         raise SlideError(slide, file, f"patient is {problem}")
@@ -142,7 +142,7 @@ def read_patient(slide: str, file: Path, metadata: dict[str, Any]) -> str | None
 def _positive(metadata: dict[str, Any], key: str, error: partial[SlideError]) -> float | None:
     """Return a number above 0 from the metadata, or None if it is unknown."""
     stated = metadata.get(key)
-    if stated is None or str(stated).strip().lower() in UNKNOWN:
+    if stated is None or str(stated).strip().lower() in NOT_STATED:
         return None
     number = _number(stated)
     if number is None or number <= 0:
