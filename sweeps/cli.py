@@ -41,6 +41,7 @@ def sweep(options: SweepOptions) -> int:
         announce_leaks,
         announce_splits,
         check_finetuning,
+        check_may_write,
         check_study_leaks,
     )
     from train.experiments.grid import with_table
@@ -59,6 +60,7 @@ def sweep(options: SweepOptions) -> int:
     say_plan(plan)
     if options.dry_run:
         check_storage(plan)
+        check_may_write(plan.folder)
         return 0
     storage = open_study(plan, must_exist=options.resume)
     try:

@@ -7,18 +7,41 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from optuna.storages import BaseStorage
-from optuna.storages.journal import JournalStorage
+from optuna.storages.journal import BaseJournalBackend, JournalStorage
 from optuna.trial import FrozenTrial
 
 from hist_cache.errors import InputError
-from sweeps.journal import Journal
-from sweeps.storage import StudyStorage
+from sweeps.journal import Journal, JournalCopy
+from sweeps.storage import StudyStorage, check_stored, no_study
 from sweeps.study import StudyPlan
 from sweeps.waiting import hold
 
 JOURNAL = "journal.log"
 WORKERS = "workers"  # folder with one file for each worker, locked as long as the worker runs
 STUDY_LOCK = "study.lock"
+
+
+def check_journal(plan: StudyPlan) -> None:
+    """Check the study in its journal file, where there is one, and write nothing.
+
+    Raises:
+        InputError: It is damaged or of other settings, or `--resume` finds none.
+    """
+    file = plan.folder / JOURNAL
+    if file.exists():
+        check_stored(plan, str(file), _read_journal(JournalCopy(file), str(file)))
+    elif plan.options.resume:
+        raise no_study(plan, plan.folder)
+
+
+def _read_journal(backend: BaseJournalBackend, title: str) -> JournalStorage:
+    try:
+        return JournalStorage(backend)
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
+        # Its lines are whole, but one does not follow from those before it.
+        raise InputError(
+            f"{title}: damaged ({type(error).__name__}: {error}); restore it, or move it away to begin anew"
+        ) from None
 
 
 class JournalStudy(StudyStorage):
@@ -28,7 +51,7 @@ class JournalStudy(StudyStorage):
         """Open or create the study, as `StudyStorage` does, and lock this worker's file."""
         self.title = str(plan.folder / JOURNAL)
         if must_exist and not (plan.folder / JOURNAL).exists():
-            raise InputError(f"--resume: no study in {plan.folder}; leave it out to begin one")
+            raise no_study(plan, plan.folder)
         self._workers = plan.folder / WORKERS
         self._workers.mkdir(parents=True, exist_ok=True)
         super().__init__(plan, must_exist)
@@ -38,13 +61,7 @@ class JournalStudy(StudyStorage):
         return hold(FileLock(self._workers / STUDY_LOCK), "the study, where another worker asks for a trial")
 
     def _open(self) -> BaseStorage:
-        try:
-            return JournalStorage(Journal(self.plan.folder / JOURNAL))
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
-            # Its lines are whole, but one does not follow from those before it.
-            raise InputError(
-                f"{self.title}: damaged ({type(error).__name__}: {error}); restore it, or move it away to begin anew"
-            ) from None
+        return _read_journal(Journal(self.plan.folder / JOURNAL), self.title)
 
     def _enter(self) -> None:
         """Lock this worker's file, and remove those of dead workers."""

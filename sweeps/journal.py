@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 
 from hist_cache.errors import InputError
 from hist_cache.files import HOST
@@ -211,18 +211,59 @@ def repair(path: Path) -> None:
         lines = list(file)
         position = 0
         for number, line in enumerate(lines, 1):
-            if not _is_entry(line):
-                begin = line.rfind(b'{"op_code"')
-                if begin > 0 and _is_entry(line[begin:]):
-                    file.seek(position)
-                    file.write(b" " * begin)
-                    log.warning(f"{path}: line {number} began with a torn one, which is taken out")
-                elif number == len(lines):
-                    file.truncate(position)
-                    log.warning(f"{path}: cut off its last line, which is damaged")
-                else:
-                    raise InputError(f"{path}: line {number} is damaged; restore it, or move it away to begin anew")
+            begin = _entry_begin(line)
+            if begin is None and number < len(lines):
+                raise _damaged_line(path, number)
+            if begin is None:
+                file.truncate(position)
+                log.warning(f"{path}: cut off its last line, which is damaged")
+            elif begin:
+                file.seek(position)
+                file.write(b" " * begin)
+                log.warning(f"{path}: line {number} began with a torn one, which is taken out")
             position += len(line)
+
+
+class JournalCopy(BaseJournalBackend):
+    """What a journal holds now, for a look at its study that writes nothing.
+
+    Args:
+        path: Of the file.
+
+    Raises:
+        InputError: A line before the last one is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            lines = list(file)
+        self._entries: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, 1):
+            begin = _entry_begin(line)
+            if begin is not None:
+                self._entries.append(json.loads(line[begin:]))
+            elif number < len(lines):
+                raise _damaged_line(path, number)
+
+    def read_logs(self, log_number_from: int) -> list[dict[str, Any]]:
+        """Return the entries from a number on."""
+        return self._entries[log_number_from:]
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Refuse to write."""
+        raise NotImplementedError
+
+
+def _damaged_line(path: Path, number: int) -> InputError:
+    return InputError(f"{path}: line {number} is damaged; restore it, or move it away to begin anew")
+
+
+def _entry_begin(line: bytes) -> int | None:
+    """Where the entry in a line begins, which may be behind a torn one; None where there is none."""
+    if _is_entry(line):
+        return 0
+    begin = line.rfind(b'{"op_code"')
+    return begin if begin > 0 and _is_entry(line[begin:]) else None
 
 
 def _is_entry(line: bytes) -> bool:

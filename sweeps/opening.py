@@ -5,7 +5,7 @@ from __future__ import annotations
 from hist_cache.errors import InputError
 from hist_cache.passwords import clean_files, holds_password
 from hist_cache.runs import CONFIG
-from sweeps.file_study import JOURNAL, JournalStudy
+from sweeps.file_study import JournalStudy, check_journal
 from sweeps.storage import StudyStorage
 from sweeps.study import StudyPlan
 
@@ -31,20 +31,17 @@ def open_study(plan: StudyPlan, must_exist: bool = False, joins: bool = False) -
 
 
 def check_storage(plan: StudyPlan) -> None:
-    """Check what `open_study` would use, and write nothing.
+    """Check what `open_study` would, and write nothing.
 
     Raises:
-        InputError: Where the storage cannot be used, or `--resume` finds no study.
+        InputError: Where the storage cannot be used or has the study with other settings, or `--resume` finds none.
     """
     if in_database(plan):
-        from sweeps.database import check_connection, make_engine, read_url, title_of
+        from sweeps.postgres import check_database
 
-        url, secrets = read_url(str(plan.options.storage))
-        engine = make_engine(url, secrets)
-        check_connection(engine, title_of(url))
-        engine.dispose()
-    elif plan.options.resume and not (plan.folder / JOURNAL).exists():
-        raise InputError(f"--resume: no study in {plan.folder}; leave it out to begin one")
+        check_database(plan)
+    else:
+        check_journal(plan)
 
 
 def in_database(plan: StudyPlan) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 import optuna
 import sqlalchemy
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
@@ -28,7 +28,7 @@ from sweeps.database import (
     read_url,
     title_of,
 )
-from sweeps.storage import StudyStorage
+from sweeps.storage import StudyStorage, check_stored, no_study
 from sweeps.study import StudyPlan
 from sweeps.waiting import LOCK_S, LockLost, StorageLost
 
@@ -41,6 +41,27 @@ HEARTBEAT_S, GRACE_S = 10, 90
 OPENINGS = 5  # how often a study is opened where the connection is lost meanwhile
 LOCK_TIMEOUT_S = 10
 LOCK_NOT_AVAILABLE = "55P03"
+
+
+def check_database(plan: StudyPlan) -> None:
+    """Check the study in its database, where there is one, and write nothing.
+
+    Raises:
+        InputError: The database cannot be reached, the study has other settings, or `--resume` finds none.
+    """
+    url, secrets = read_url(str(plan.options.storage))
+    title, engine = title_of(url), make_engine(url, secrets)
+    check_connection(engine, title)
+    try:
+        if sqlalchemy.inspect(engine).has_table("studies"):  # else Optuna would make its tables
+            arguments = {"connect_args": CONNECTION | secrets}
+            check_stored(plan, title, RDBStorage(url.render_as_string(), arguments, skip_table_creation=True))
+        elif plan.options.resume:
+            raise no_study(plan, title)
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        raise InputError(f"--storage {title}: cannot be used ({brief(error)})") from None
+    finally:
+        engine.dispose()
 
 
 class PostgresStudy(StudyStorage):

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -63,7 +63,7 @@ class StudyStorage:
         with self.lock():
             self.optuna_storage = self._open()
             if must_exist and plan.name not in optuna.get_all_study_names(self.optuna_storage):
-                raise InputError(f"--resume: no study {plan.name} in {self.title}; leave it out to begin one")
+                raise no_study(plan, self.title)
             self.study = optuna.create_study(
                 study_name=plan.name,
                 storage=self.optuna_storage,
@@ -124,16 +124,8 @@ class StudyStorage:
                 self.study.enqueue_trial(plan.defaults, user_attrs={"default": True})
             self.study.set_user_attr("settings", plan.settings)
             self.study.set_user_attr("digests", plan.digests)
-        elif changes := differences(stored_settings, plan.settings):
-            raise InputError(
-                f"study {plan.name} in {self.title} was made with other settings: {'; '.join(changes)}; give another "
-                "--name, or those settings"
-            )
-        elif changes := describe_changes(self.study.user_attrs.get("digests", {}), plan.digests):
-            raise InputError(
-                f"study {plan.name} in {self.title} was made before its slides changed ({', '.join(changes)}); give "
-                "another --name"
-            )
+        else:
+            check_same_study(plan, self.title, self.study.user_attrs)
 
     def run_next(self, run: RunTrial) -> bool | None:
         """Run one trial, where there is one to run.
@@ -212,6 +204,49 @@ class StudyStorage:
         if not any(retry_of(t) == trial.number for t in self.study.get_trials(deepcopy=False)):
             queue_again(self.study, trial, max_retries)
         self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+
+def check_same_study(plan: StudyPlan, title: object, stored: Mapping[str, Any]) -> None:
+    """Compare a plan with a stored study.
+
+    Args:
+        plan: The study as it is asked for.
+        title: Where it is stored, in words.
+        stored: What its storage says of it.
+
+    Raises:
+        InputError: It has other settings, or its slides have changed.
+    """
+    if changes := differences(stored["settings"], plan.settings):
+        raise InputError(
+            f"study {plan.name} in {title} was made with other settings: {'; '.join(changes)}; give another --name, or "
+            "those settings"
+        )
+    if changes := describe_changes(stored.get("digests", {}), plan.digests):
+        raise InputError(
+            f"study {plan.name} in {title} was made before its slides changed ({', '.join(changes)}); give another "
+            "--name"
+        )
+
+
+def check_stored(plan: StudyPlan, title: object, storage: BaseStorage) -> None:
+    """Do what opening the study in this storage checks, and write nothing.
+
+    Raises:
+        InputError: The study has other settings, or `--resume` finds none.
+    """
+    if plan.name not in optuna.get_all_study_names(storage):
+        if plan.options.resume:
+            raise no_study(plan, title)
+        return
+    stored = optuna.load_study(study_name=plan.name, storage=storage).user_attrs
+    if "settings" in stored:  # else it was stopped before anything was decided
+        check_same_study(plan, title, stored)
+
+
+def no_study(plan: StudyPlan, title: object) -> InputError:
+    """Return the error that `--resume` finds no study."""
+    return InputError(f"--resume: no study {plan.name} in {title}; leave it out to begin one")
 
 
 def retry_of(trial: FrozenTrial) -> int | None:

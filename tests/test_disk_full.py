@@ -185,9 +185,11 @@ def test_a_complete_cache_on_a_read_only_disk(cache: Path, run_command: Run, dis
     code, text = run_command(extract.cli.main, *argv, "--neighbors", 18)
     assert code == 1
     assert "cannot be written to; give a folder that can be written to; kept: " in error_line(text)
-    code, text = run_command(train.cli.main, "--cache", cache, "--runs", folder / "runs", *TRAIN, "--jobs", 2)
+    argv = ("--cache", cache, "--runs", folder / "runs", *TRAIN, "--jobs", 2)
+    code, text = run_command(train.cli.main, *argv)
     assert code == 2
     assert "cannot be written (Read-only file system)" in error_line(text)
+    assert run_command(train.cli.main, *argv, "--dry-run")[0] == 2
 
 
 def test_what_is_complete_in_a_place_where_nothing_can_be_written(cache: Path, runs: Path, run_command: Run) -> None:

@@ -91,8 +91,11 @@ def train(options: TrainOptions) -> int:
 def check_left(left: list[Job], options: TrainOptions, workspace: Workspace, device: torch.device) -> None:
     """Open what running these folds will open beside the cache; raises what the run would end in."""
     from train.experiments.adapted import check_adapters
+    from train.experiments.announcements import check_may_write
     from train.experiments.runner import make_finetuner
 
+    if left:
+        check_may_write(left[0].folder.parents[1])
     if options.lora is not None:
         check_adapters(left, options, workspace)
     elif finetuned := [job for job in left if job.setting.finetuning]:

@@ -91,8 +91,13 @@ def test_a_password_is_written_nowhere(
     argv = ["--cache", cache, "--dataset", "tiny", *SMALL, "--name", "old", "--trials", 1, "--jobs", 1]
     argv += ["--storage", url, "--debug"]
     monkeypatch.setattr("sys.argv", ["hist-sweep", *map(str, argv)])
+    assert run_command(main, *argv, "--dry-run")[0] == 0
     code, text = run_command(main, *argv)
     assert code == 0, text
+    code, dry = run_command(main, *argv, "--weight-decay", 0.5, "--dry-run")
+    assert code == 2, dry
+    assert "made with other settings: loop.weight_decay" in dry
+    text += dry
     monkeypatch.setattr(postgres, "LOCK_S", 1)  # an error of the server, with --debug
     broken = url.replace("/postgres?", "/missing?")
     code, more = run_command(main, *argv[:-2], broken, "--debug")

@@ -223,7 +223,7 @@ def test_other_neighbours_and_panels_in_one_study(cache: Path, tmp_path: Path) -
         (("--storage", "postgresql://nobody:secret@127.0.0.1:1/none", "--dry-run"), "127.0.0.1:1/none: cannot be"),
         (("--storage", "postgresql://no:top@secret@127.0.0.1/d"), "write @ in a password as %40"),
         (("--storag", "postgresql://no:secret@127.0.0.1/d"), "unrecognized arguments: --storag postgresql://no:***@"),
-        (("--resume", "--dry-run"), "--resume: no study in"),
+        (("--resume", "--dry-run"), "--resume: no study tiny-"),
         (("--space", "gamma"), "gamma cannot be searched"),
         (("--space", "neighbors"), "no niches of 36 neighbours; run hist-extract --neighbors 36"),
         (("--trials", 0), "--trials 0: must be 1 or more"),
@@ -235,7 +235,7 @@ def test_other_neighbours_and_panels_in_one_study(cache: Path, tmp_path: Path) -
             "--storage: not the URL of a PostgreSQL database; give postgresql://",
         ),
         (("--storage", "host=h user=u password=secret"), "--storage: not the URL of a PostgreSQL database"),
-        (("--resume",), "--resume: no study in"),
+        (("--resume",), "--resume: no study tiny-"),
         (("--name", "a/b"), "--name a/b: letters, digits"),
         (("--finetune-lora",), "hist-sweep searches on the cache"),
     ],
@@ -261,6 +261,13 @@ def test_another_study_of_the_same_name_is_refused(cache: Path, tmp_path: Path, 
     code, text = run_command(main, *argv, "--weight-decay", 0.5)
     assert code == 2
     assert "made with other settings: loop.weight_decay 0.01 -> 0.5; give another --name" in text
+    journal = tmp_path / "runs/tiny/sweep-mine/journal.log"
+    torn = journal.read_bytes() + b'{"op_code"'
+    journal.write_bytes(torn)
+    assert run_command(main, *argv, "--dry-run")[0] == 0
+    dry_code, dry_text = run_command(main, *argv, "--weight-decay", 0.5, "--dry-run")
+    assert (dry_code, dry_text.splitlines()[-1]) == (2, text.splitlines()[-1])
+    assert journal.read_bytes() == torn, "a dry run repairs nothing"
 
 
 def test_a_dry_run_writes_nothing(cache: Path, tmp_path: Path, run_command: Run) -> None:
@@ -306,7 +313,8 @@ def test_a_damaged_journal_is_one_clear_line(
     journal = tmp_path / "runs/tiny/sweep-mine/journal.log"
     journal.write_bytes(b"".join(damage(journal.read_bytes().splitlines(keepends=True))))
     argv = ("--cache", cache, "--dataset", "tiny", "--name", "mine", *SMALL[:-2], "--fold", 0, "--trials", 1)
-    code, text = run_command(main, *argv)
-    assert code == 2, text
-    assert says in text
-    assert "Traceback" not in text
+    for more in ((), ("--dry-run",)):
+        code, text = run_command(main, *argv, *more)
+        assert code == 2, text
+        assert says in text
+        assert "Traceback" not in text

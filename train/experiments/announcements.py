@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,14 @@ def check_writable(folder: Path) -> None:
         if error.errno in FULL:
             raise write_error(error, folder) from error
         raise InputError(f"--runs: {folder} cannot be written ({error.strerror or error})") from None
+
+
+def check_may_write(folder: Path) -> None:
+    """`check_writable` for a dry run, which writes nothing: it asks the operating system for permission only."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "Permission denied" if there.is_dir() else "Not a directory"
+        raise InputError(f"--runs: {folder} cannot be written ({why})")
 
 
 def announce_result(job: Job, metrics: dict[str, Any]) -> None:

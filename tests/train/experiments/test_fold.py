@@ -183,6 +183,7 @@ def test_a_damaged_checkpoint(cache: Path, run_command: Run, tmp_path: Path, mon
     ("more", "code", "says"),
     [
         (["--runs", "file"], 2, "error: --runs: file/tiny cannot be written (Not a directory)"),
+        (["--runs", "file", "--dry-run"], 2, "error: --runs: file/tiny cannot be written (Not a directory)"),
         (["--runs", "/proc/none"], 2, "error: --runs: /proc/none/tiny cannot be written (No such file or directory)"),
         (["--width", 100000], 1, "give a smaller model (such as --width)"),
         (["--edge-spots", "drop"], 1, "TWO: no spot has a complete niche, so that --edge-spots drop leaves none"),
