@@ -5,7 +5,7 @@ What is read has no links to other files, and is no larger than the memory holds
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,17 +44,31 @@ def open_table(files: SlideFiles, only_shape: bool = False) -> Iterator[h5py.Fil
         files: The slide.
         only_shape: Whether no more of it is read than the shape of its counts, which takes no time.
     """
+    parts = TABLE_PARTS[:1] if only_shape else TABLE_PARTS
+    with open_parts(files.id, files.table, parts, values=not only_shape) as file:
+        yield file
+
+
+@contextmanager
+def open_parts(slide: str, path: Path, parts: Sequence[str], values: bool = True) -> Iterator[h5py.File]:
+    """Open an h5ad of which these parts will be read; whatever is raised meanwhile becomes a `SlideError`.
+
+    Args:
+        slide: ID of the slide.
+        path: The file.
+        parts: Names of groups or arrays.
+        values: Whether their values are read, too.
+    """
     try:
-        parts = TABLE_PARTS[:1] if only_shape else TABLE_PARTS
-        if problem := first_reader().problem(files.table, parts, values=not only_shape):
+        if problem := first_reader().problem(path, parts, values=values):
             raise TableError(problem, "copy or download it again")
-        with h5py.File(files.table, "r", locking=False) as file:
+        with h5py.File(path, "r", locking=False) as file:
             yield file
     except TableError as error:
-        raise SlideError(files.id, files.table, error.problem, error.advice) from error
+        raise SlideError(slide, path, error.problem, error.advice) from error
     except Exception as error:  # HDF5, h5py and anndata raise errors of almost any kind for a damaged file
         reason, advice = reading_advice(error)
-        raise SlideError(files.id, files.table, f"cannot be read ({reason})", advice) from error
+        raise SlideError(slide, path, f"cannot be read ({reason})", advice) from error
 
 
 def table_part(file: h5py.File, *path: str) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hist_cache.errors import InputError
+from hist_cache.errors import InputError, kind_and_text
 from hist_cache.passwords import clean_files
 from hist_cache.texts import read_text
 
@@ -207,7 +207,6 @@ def readable_file(path: Path) -> Iterator[Path]:
             raise ValueError("not a file")
         yield path
     except Exception as error:
-        lines = str(error).splitlines() or [""]
         raise InputError(
-            f"{path}: not readable ({type(error).__name__}: {lines[0]}); delete {path.parent} to run it again"
+            f"{path}: not readable ({kind_and_text(error)}); delete {path.parent} to run it again"
         ) from error

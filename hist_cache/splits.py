@@ -310,7 +310,7 @@ def _from_path(path: Path) -> list[Split]:
     )
 
 
-def patient_leaks(split: Split, patients: Mapping[str, str]) -> list[str]:
+def shared_patients(split: Split, patients: Mapping[str, str]) -> list[str]:
     """List the patients with slides both in test and in train or val, sorted; slides without a patient are ignored."""
     train_patients = {patients[i] for i in split.train + split.val if i in patients}
     return sorted(train_patients.intersection(patients[i] for i in split.test if i in patients))

@@ -42,7 +42,7 @@ class DatabaseAway(Exception):
     """The database does not answer just now."""
 
 
-class Patience:
+class Retrying:
     """Tries operations again while the database does not answer.
 
     Args:
@@ -108,11 +108,11 @@ class Patience:
         self._away_since, self._lost = None, False
 
 
-class PatientStorage(RDBStorage):
+class RetryingStorage(RDBStorage):
     """Optuna's storage, whose operations are tried again while the database does not answer."""
 
-    def __init__(self, patience: Patience, *args: Any, **kwargs: Any) -> None:
-        self._patience = patience
+    def __init__(self, retrying: Retrying, *args: Any, **kwargs: Any) -> None:
+        self._retrying = retrying
         super().__init__(*args, **kwargs)
 
     def set_trial_state_values(self, trial_id: int, state: TrialState, values: Any = None) -> bool:
@@ -129,21 +129,21 @@ class PatientStorage(RDBStorage):
                     raise
                 return True  # the connection was lost after the first time had arrived
 
-        return self._patience.call(once)
+        return self._retrying.call(once)
 
 
-def _patient(name: str) -> Callable[..., Any]:
+def _retried(name: str) -> Callable[..., Any]:
     operation = getattr(RDBStorage, name)
 
     @wraps(operation)
-    def call(self: PatientStorage, *args: Any, **kwargs: Any) -> Any:
-        return self._patience.call(lambda: operation(self, *args, **kwargs))
+    def call(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
+        return self._retrying.call(lambda: operation(self, *args, **kwargs))
 
     return call
 
 
 for _name in OPERATIONS:
-    setattr(PatientStorage, _name, _patient(_name))  # a name that a later version changes is an error here
+    setattr(RetryingStorage, _name, _retried(_name))  # a name that a later version changes is an error here
 
 
 def read_url(text: str) -> tuple[URL, dict[str, str]]:

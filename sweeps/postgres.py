@@ -20,8 +20,8 @@ from sweeps.database import (
     CONNECTION,
     RETRY_S,
     DatabaseAway,
-    Patience,
-    PatientStorage,
+    Retrying,
+    RetryingStorage,
     brief,
     check_connection,
     make_engine,
@@ -82,7 +82,7 @@ class PostgresStudy(StudyStorage):
         self.title = title_of(self.url)
         self._connect_args = CONNECTION | secrets
         self.engine = make_engine(self.url, secrets)
-        self.patience = Patience(self.title, plan.options.command)
+        self.retrying = Retrying(self.title, plan.options.command)
         try:
             if not joins:
                 check_connection(self.engine, self.title)
@@ -139,16 +139,16 @@ class PostgresStudy(StudyStorage):
             return connection
 
         deadline = time.monotonic() + LOCK_S + 2 * LOCK_TIMEOUT_S
-        while (connection := self.patience.call(try_to_lock)) is None:
+        while (connection := self.retrying.call(try_to_lock)) is None:
             log.warning(f"waiting for the study in {self.title}, where another worker asks for a trial")
             if time.monotonic() > deadline:
                 raise StorageLost(f"--storage {self.title}: another worker does not release the study; is it stopped?")
         return connection
 
     def _open(self) -> BaseStorage:
-        return self.patience.call(
-            lambda: PatientStorage(
-                self.patience,
+        return self.retrying.call(
+            lambda: RetryingStorage(
+                self.retrying,
                 self.url.render_as_string(),
                 engine_kwargs={"connect_args": self._connect_args, "pool_pre_ping": True},
                 heartbeat_interval=HEARTBEAT_S,
@@ -167,7 +167,7 @@ class PostgresStudy(StudyStorage):
             with self.engine.connect() as connection:
                 return float(connection.execute(uptime).scalar_one())
 
-        if self.patience.call(seconds) > 2 * HEARTBEAT_S:
+        if self.retrying.call(seconds) > 2 * HEARTBEAT_S:
             self._stale = set(self.optuna_storage._get_stale_trial_ids(self.study._study_id))  # type: ignore[attr-defined]
             super().fail_lost_trials()
 
@@ -209,7 +209,7 @@ class PostgresStudy(StudyStorage):
             with self.engine.connect() as connection:
                 connection.execute(check)
 
-        self.patience.once(ask)
+        self.retrying.once(ask)
         return self.study.get_trials(deepcopy=False)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from extract.encoders.adapter_slides import UNKNOWN, AdapterSlides
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.datasets import dataset_named, patient_names
-from hist_cache.splits import Split, patient_leaks
+from hist_cache.splits import Split, shared_patients
 from train.workspace import Workspace
 
 COUNTS = ("counts/data", "counts/indices", "counts/indptr")  # the arrays that hold a slide's counts
@@ -60,7 +60,7 @@ def adapter_leak(workspace: Workspace, adapter: AdapterSlides | None, split: Spl
     if adapter is None:
         return UNKNOWN
     patients = slide_patients(workspace, split.ids)
-    shared = patient_leaks(split, patients)
+    shared = shared_patients(split, patients)
     return "; ".join(adapter.leaks(split.test, patients, slide_contents(workspace, split.test), shared))
 
 

@@ -16,10 +16,10 @@ from hist_cache.splits import (
     from_json,
     leave_one_slide_out,
     make_splits,
-    patient_leaks,
     published_splits,
     seeded_patient_splits,
     seeded_slide_splits,
+    shared_patients,
 )
 
 AUTHORS = Path(__file__).resolve().parents[3] / "shared" / "published_splits.json"
@@ -59,13 +59,13 @@ def test_published_splits_are_draws_not_folds():
 def test_published_slide_splits_leak_every_tested_patient(name):
     patients = get_dataset(name).patients
     for split in the_published(name, "slide"):
-        assert patient_leaks(split, patients) == sorted({patients[i] for i in split.test})
+        assert shared_patients(split, patients) == sorted({patients[i] for i in split.test})
 
 
 @pytest.mark.parametrize(("name", "kind"), [("kidney", "slide"), *[(name, "patient") for name in WITH_PUBLISHED]])
 def test_the_other_published_splits_leak_none(name, kind):
     patients = get_dataset(name).patients
-    assert all(patient_leaks(split, patients) == [] for split in the_published(name, kind))
+    assert all(shared_patients(split, patients) == [] for split in the_published(name, kind))
 
 
 @pytest.mark.slow
@@ -97,7 +97,7 @@ def test_patient_draws_keep_patients_whole(ids, seed, n, data):
         train, val, test = ({patients[i] for i in part} for part in parts(split))
         assert not train & val
         assert not (train | val) & test
-        assert patient_leaks(split, patients) == []
+        assert shared_patients(split, patients) == []
 
 
 def test_patient_draws_stay_near_a_tenth():
@@ -234,8 +234,8 @@ def test_a_kind_that_is_neither_word_nor_file():
 
 def test_leaks_pass_over_unknown_patients():
     split = Split(("a", "b"), ("c",), ("d", "e"), "mine")
-    assert patient_leaks(split, {"c": "X", "d": "X", "a": "Y"}) == ["X"]
-    assert patient_leaks(split, {}) == []
+    assert shared_patients(split, {"c": "X", "d": "X", "a": "Y"}) == ["X"]
+    assert shared_patients(split, {}) == []
 
 
 @pytest.mark.parametrize(

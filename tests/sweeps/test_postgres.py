@@ -18,7 +18,7 @@ from hist_cache.errors import InputError
 from hist_cache.options import parse
 from sweeps import database, postgres
 from sweeps.cli import main
-from sweeps.database import PatientStorage, read_url
+from sweeps.database import RetryingStorage, read_url
 from sweeps.opening import check_storage, open_study
 from sweeps.options import SweepOptions
 from sweeps.study import StudyPlan
@@ -31,7 +31,7 @@ Run = Callable[..., tuple[int, str]]
 
 @pytest.mark.parametrize("name", database.OPERATIONS)
 def test_every_operation_is_tried_again(name: str) -> None:
-    assert getattr(PatientStorage, name) is not getattr(PatientStorage.__mro__[1], name)
+    assert getattr(RetryingStorage, name) is not getattr(RetryingStorage.__mro__[1], name)
 
 
 @pytest.mark.parametrize(

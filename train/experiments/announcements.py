@@ -16,7 +16,7 @@ from hist_cache.errors import InputError
 from hist_cache.files import FULL, write_error
 from hist_cache.fingerprint import CropRule
 from hist_cache.options import flag, folder_option
-from hist_cache.splits import patient_leaks
+from hist_cache.splits import shared_patients
 from train.experiments import protocols
 from train.experiments.jobs import Job
 from train.experiments.run_folders import changed_contents
@@ -155,17 +155,17 @@ def check_resumable(jobs: list[Job]) -> None:
 
 def announce_splits(jobs: list[Job], patients: dict[str, str]) -> None:
     """Log each split once; then warn of the patients that parts of a split share."""
-    leaks: dict[str, list[str]] = {}
+    shared_in: dict[str, list[str]] = {}
     for split in dict.fromkeys(job.split for job in jobs):
         folds = ", ".join(str(i) for i in sorted({job.fold for job in jobs if job.split == split}))
         log.info(
             f"fold {folds}: train {len(split.train)}, validate {', '.join(split.val)}, test {', '.join(split.test)}"
         )
-        if shared := patient_leaks(split, patients):
-            leaks.setdefault(", ".join(shared), []).append(folds)
-    for shared_by, where in leaks.items():
+        if shared := shared_patients(split, patients):
+            shared_in.setdefault(", ".join(shared), []).append(folds)
+    for names, where in shared_in.items():
         log.warning(
-            f"fold {', '.join(where)}: {shared_by} in train and test: the metrics are optimistic "
+            f"fold {', '.join(where)}: {names} in train and test: the metrics are optimistic "
             "(--split patient avoids it)"
         )
 

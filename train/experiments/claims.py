@@ -7,12 +7,15 @@ that this costs time and nothing else.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from hist_cache.errors import HistError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -30,8 +33,8 @@ def claim_fold(folder: Path) -> Iterator[None]:
             raise HistError(
                 f"{folder}: another command is training this fold; when that has ended, the same command shows it"
             ) from None
-        except OSError:
-            pass  # this file system has no locks
+        except OSError as error:  # of many kinds: over NFS a folder, opened for reading, may be a bad descriptor
+            log.warning(f"{folder}: no locks there ({error}); two commands at once may train the same fold")
         yield
     finally:
         os.close(descriptor)

@@ -15,7 +15,7 @@ import torch
 from hist_cache import runs as files
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.disk_room import check_room
-from hist_cache.errors import HistError
+from hist_cache.errors import HistError, one_line
 from hist_cache.files import remove_partial_files, write_error, write_json
 from hist_cache.h5ad import write_h5ad
 from hist_cache.runs import Fold
@@ -196,7 +196,7 @@ class FoldRunner:
         try:
             return model.project(batch), []
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-            return None, [f"geometry: the axes of its figure cannot be computed ({str(error).splitlines()[0]})"]
+            return None, [f"geometry: the axes of its figure cannot be computed ({one_line(error)})"]
 
     def _baseline_metrics(self, job: Job, data: SpotData) -> dict[str, dict[str, float]]:
         """Metrics of the baselines that do not depend on the model, computed once for all folds on the same data."""

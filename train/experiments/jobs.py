@@ -173,7 +173,7 @@ def make_setting(
     preset = dataset_named(workspace.dataset).training | of_protocol
     entry = get_model(point.model)
     model_preset = preset if entry.name == DEFAULT_MODEL else {}  # a width that suits HiST says nothing of others
-    is_tuned = bool(point.lora_layers) and entry.learns
+    finetunes = bool(point.lora_layers) and entry.learns
     embedding_width = next(iter(workspace.slides.values())).embeddings.shape[1]
     return Setting(
         dataset=workspace.dataset,
@@ -190,7 +190,7 @@ def make_setting(
         transform=point.transform,
         model=options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel)),
         fit=options.resolve(FitConfig, preset),
-        finetuning=make_finetuning(point.lora_layers or 0, options, of_protocol) if is_tuned else None,
+        finetuning=make_finetuning(point.lora_layers or 0, options, of_protocol) if finetunes else None,
         model_name=point.model,
         digests={name: slide_digests(slide, point.neighbors) for name, slide in workspace.all_slides.items()},
     )

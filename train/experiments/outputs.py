@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 
 from hist_cache import runs as files
 from hist_cache.cached_slide import CachedSlide
-from hist_cache.errors import InputError
+from hist_cache.errors import InputError, one_line
 from hist_cache.files import atomic_write, write_json, write_text
 from hist_cache.fingerprint import provenance
 from hist_cache.splits import Split
@@ -176,8 +176,7 @@ def load_model(folder: Path) -> Model:
             raise ValueError("its bytes are not those that were written")
         model.load_state_dict(load(content))
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        problem = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{file}: damaged ({problem}); delete {folder} to run it again") from error
+        raise InputError(f"{file}: damaged ({one_line(error)}); delete {folder} to run it again") from error
     return model.eval()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hist_cache.errors import HistError
+from hist_cache.errors import HistError, one_line
 from train.data import Images, SpotData
 from train.metrics import summarize
 from train.models.base import PreparedModel, embedding_pair
@@ -64,7 +64,7 @@ class RidgeModel(PreparedModel):
                 z_train = pca.fit_transform(scaler.fit_transform(x_train))
         except (np.linalg.LinAlgError, ValueError) as error:
             raise HistError(
-                f"ridge: the principal components of the embeddings cannot be computed ({str(error).splitlines()[0]}); "
+                f"ridge: the principal components of the embeddings cannot be computed ({one_line(error)}); "
                 "hist-extract --verify checks the cache"
             ) from error
         z_val = pca.transform(scaler.transform(x_val))

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hist_cache.errors import InputError
+from hist_cache.h5ad import open_parts, table_part
+from hist_cache.slides import TABLE_FOLDERS
 from train.metrics import MIN_SPOTS, gene_pcc
 from train.report.results import RunResult
 from train.report.significance import paired
@@ -144,8 +146,9 @@ def _slide_regions(table: anndata.AnnData, column: str, data_root: Path | None) 
     slides = table.obs["slide"].astype(str)
     names = pd.Series(np.nan, index=table.obs_names, dtype=object)
     for slide in slides.unique():
-        file = data_root / "st" / f"{slide}.h5ad"
-        obs = _slide_obs(file)
+        folders = [data_root / name for name in TABLE_FOLDERS]
+        file = next((f for f in folders if f.is_dir()), folders[0]) / f"{slide}.h5ad"
+        obs = _slide_obs(slide, file)
         if column not in obs:
             raise InputError(
                 f"--region {column}: neither in the predictions ({own_columns}) nor in "
@@ -159,16 +162,15 @@ def _slide_regions(table: anndata.AnnData, column: str, data_root: Path | None) 
     return names
 
 
-def _slide_obs(file: Path) -> pd.DataFrame:
+def _slide_obs(slide: str, file: Path) -> pd.DataFrame:
     """`obs` of a slide's table by barcode, without its counts, which may be large."""
-    import h5py
     from anndata.io import read_elem
 
     if not file.exists():
         raise InputError(f"{file}: not there; give --data-root or $HIST_DATA, the folder that holds st/")
-    with h5py.File(file, "r") as opened:
-        obs = read_elem(opened["obs"])
-    return obs.set_axis(obs.index.astype(str))
+    with open_parts(slide, file, ("obs",)) as opened:
+        obs = read_elem(table_part(opened, "obs"))
+        return obs.set_axis(obs.index.astype(str))
 
 
 def region_metrics(table: anndata.AnnData, region: pd.Series, genes: list[str]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 
 from hist_cache.datasets import dataset_named
 from hist_cache.fingerprint import as_version_0_1
-from hist_cache.splits import patient_leaks
+from hist_cache.splits import shared_patients
 from train.experiments.protocols import PROTOCOLS_FILE
 from train.models.registry import model_entries
 from train.models.variants import load_variants
@@ -25,7 +25,7 @@ PROTOCOL_WARNINGS = (  # a protocol's option, its value, and what that means for
 
 def result_warnings(results: Results) -> list[str]:
     """What makes numbers doubtful or hard to compare, a sentence each, the most serious first."""
-    warnings = [*adapter_warnings(results), *weight_warnings(results), *leak_warnings(results)]
+    warnings = [*adapter_warnings(results), *weight_warnings(results), *patient_warnings(results)]
     warnings += [*results.incomplete, *results.meaningless]
     for run in results.runs:
         warnings += run_warnings(run)
@@ -46,9 +46,9 @@ def weight_warnings(results: Results) -> list[str]:
     return [f"encoder {name} {text}" for name in sorted(encoders)]
 
 
-def leak_warnings(results: Results) -> list[str]:
+def patient_warnings(results: Results) -> list[str]:
     """Patients whose slides are both in train and in test, by the datasets' tables or the slides' metadata."""
-    folds_by_leak: dict[tuple[str, str, str], list[int]] = {}
+    folds_by_patients: dict[tuple[str, str, str], list[int]] = {}
     unknown = set()
     for run in results.runs:
         dataset = run.setting.dataset
@@ -56,14 +56,14 @@ def leak_warnings(results: Results) -> list[str]:
             patients = dataset_named(dataset).patients or fold.patients
             if not patients:
                 unknown.add(dataset)
-            if shared := patient_leaks(fold.split, patients):
+            if shared := shared_patients(fold.split, patients):
                 key = (dataset, run.setting.split, ", ".join(shared))
-                numbers = folds_by_leak.setdefault(key, [])
+                numbers = folds_by_patients.setdefault(key, [])
                 numbers += [fold.number] if fold.number not in numbers else []
     warnings = [
         f"{dataset}, {kind} split, {_fold_names(numbers)}: {shared} in train and test, so the metrics are optimistic "
         "(--split patient avoids it)"
-        for (dataset, kind, shared), numbers in folds_by_leak.items()
+        for (dataset, kind, shared), numbers in folds_by_patients.items()
     ]
     return warnings + [
         f"{d}: its patients are not listed, whether train and test share any is unknown" for d in sorted(unknown)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -308,7 +309,7 @@ def test_two_commands_on_the_same_runs(
     assert not list(tmp_path.rglob("*.lock"))
 
 
-def test_a_fold_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fold_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(claim_fold(tmp_path))
         with pytest.raises(HistError, match="another command is training this fold"), claim_fold(tmp_path):
@@ -320,5 +321,6 @@ def test_a_fold_is_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError("no locks available")
 
     monkeypatch.setattr(train.experiments.claims.fcntl, "flock", no_locks)
-    with claim_fold(tmp_path), claim_fold(tmp_path):
+    with caplog.at_level(logging.WARNING), claim_fold(tmp_path), claim_fold(tmp_path):
         pass
+    assert f"{tmp_path}: no locks there (no locks available); two commands at once" in caplog.text

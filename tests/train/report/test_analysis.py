@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import pearsonr, ttest_rel
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
-from hist_cache.errors import InputError
+from hist_cache.errors import InputError, SlideError
 from tests.train.report.fake_runs import GENES, write_run
 from train.report.alike import fold_pairs
 from train.report.analysis import (
@@ -152,6 +152,11 @@ def test_regions_from_the_slides_joined_by_barcode(results: Results, tmp_path: P
         regions(table, "layer", None)
     with pytest.raises(InputError, match=r"S0\.h5ad: not there"):
         regions(table, "layer", tmp_path / "nowhere")
+    (tmp_path / "st").rename(tmp_path / "adata")  # as in HEST-bench
+    assert regions(table, "layer", tmp_path).equals(names)
+    (tmp_path / "adata/S1.h5ad").write_bytes(b"no HDF5")
+    with pytest.raises(SlideError, match=r"S1\.h5ad: cannot be read"):
+        regions(table, "layer", tmp_path)
     table.obs["radius_more"] = np.arange(len(table)) / 7
     table.obs["many"] = [str(i) for i in range(40)]
     table = anndata.concat([table, table], index_unique="-")
