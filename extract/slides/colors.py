@@ -45,6 +45,7 @@ LOSSLESS = (1, 5, 8, 32773, 32946, 34925, 50000)  # none, LZW, Deflate, PackBits
 WEBP = 50001
 COMPRESSION_NAMES = {6: "old JPEG", 33003: "JPEG 2000 in YCbCr", 50002: "JPEG XL"}
 
+MAX_SAMPLES = 1000  # of a pixel; a damaged tag may claim trillions
 CONVERT = "convert it to 8-bit RGB"  # advice
 
 
@@ -123,6 +124,8 @@ def _name(name: str, samples: Samples) -> str:
 
 def _check_storage(samples: Samples) -> None:
     """Check that samples are stored in a way that is read: whole numbers of 8 or 16 bits, in a known compression."""
+    if samples.count > MAX_SAMPLES:
+        raise UnreadKindError(f"it has {samples.count:,} samples in a pixel", CONVERT)
     bits = "/".join(map(str, samples.bits))
     if samples.dtype not in (np.uint8, np.uint16) or samples.bits not in ((8,), (16,)):
         kind = f"samples are {samples.dtype} of" if samples.dtype is not None else "samples have"

@@ -25,7 +25,7 @@ MAX_TILES = 20  # of an image that claims many
 SMALL = np.kron(np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
 FILES: list[dict[str, Any]] = [
     {"photometric": "rgb", "tile": (32, 32), "compression": compression}
-    for compression in (None, "jpeg", "zlib", "lzw", "zstd", "jpeg2000")
+    for compression in (None, "jpeg", "zlib", "lzw", "zstd", "jpeg2000", "webp", "packbits", "lzma")
 ] + [
     {"photometric": "rgb", "rowsperstrip": 16},
     {"photometric": "rgb", "rowsperstrip": 16, "compression": "jpeg"},

@@ -43,6 +43,12 @@ def tags(changes: dict[int, Any], **options: Any) -> Callable[[Path], None]:
     return spoil
 
 
+def trillions_of_samples(path: Path) -> None:
+    write(path, bigtiff=True)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.pages[0].tags[277].overwrite(10**13, dtype=16)
+
+
 def loop(pages: int, code: int = 256) -> Callable[[Path], None]:
     """Let the directory after the last one be the first.
 
@@ -171,6 +177,7 @@ DAMAGED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a huge strip": (".tif", tags({257: 2**31, 278: 2**31, 256: 10}, tile=None), "of memory"),
     "no tile height": (".tif", tags({323: 0}), "tiles of 32 x 0 px"),
     "millions of samples": (".tif", tags({277: 60000}), ""),
+    "trillions of samples": (".tif", trillions_of_samples, "it has 10,000,000,000,000 samples in a pixel"),
     "tiles beyond the end": (".tif", cut_short, "truncated"),
     "a TIFF of 10 TB": (".tif", enlarged("tiff"), "a file of 10.0 TB is far larger than its 128 x 96 px"),
     "a PNG of 10 TB": (".png", enlarged("png"), "its bytes need 10.0 TB of memory"),
