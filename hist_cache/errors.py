@@ -36,6 +36,35 @@ class SlideError(HistError):
         return SlideError, (self.slide, self.file, self.problem, self.advice)  # for pickle
 
 
+class FileProblemError(Exception):
+    """What is wrong with a slide's file, for `slide_error`, which names slide and file.
+
+    Attributes:
+        problem: What is wrong with it.
+        advice: What the user can do; empty where there is no advice.
+    """
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        self.problem, self.advice = problem, advice
+        super().__init__(problem)
+
+
+def slide_error(slide: str, file: object, error: Exception, unreadable: str, during: str = "") -> SlideError:
+    """Return the error of a slide for whatever was raised while one of its files was read.
+
+    Args:
+        slide: ID of the slide.
+        file: The file.
+        error: What was raised; of a `FileProblemError`, problem and advice are kept.
+        unreadable: What is wrong with the file if another error was raised.
+        during: What could not be done; empty if that was opening the file.
+    """
+    if isinstance(error, FileProblemError):
+        return SlideError(slide, file, f"{during} ({error.problem})" if during else error.problem, error.advice)
+    reason, advice = reading_advice(error)
+    return SlideError(slide, file, f"{during or unreadable} ({reason})", advice)
+
+
 class StaleCacheError(HistError):
     """A cache file was made from other inputs or with other settings than those of now."""
 

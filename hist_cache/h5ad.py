@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from hist_cache.errors import SlideError, reading_advice
+from hist_cache.errors import FileProblemError, slide_error
 from hist_cache.files import atomic_file
 from hist_cache.first_reading import first_reader
 from hist_cache.memory import free_memory
@@ -28,12 +28,8 @@ MAX_OBJECTS = 100_000  # in a part of a file
 TABLE_PARTS = ("X", "obs", "var", "obsm")  # of a table, that are read
 
 
-class TableError(Exception):
-    """What is wrong with an h5ad file, and what to do: the text of a `SlideError`, which names slide and file."""
-
-    def __init__(self, problem: str, advice: str = "") -> None:
-        self.problem, self.advice = problem, advice
-        super().__init__(problem)
+class TableError(FileProblemError):
+    """An h5ad file cannot be used."""
 
 
 @contextmanager
@@ -64,11 +60,8 @@ def open_parts(slide: str, path: Path, parts: Sequence[str], values: bool = True
             raise TableError(problem, "copy or download it again")
         with h5py.File(path, "r", locking=False) as file:
             yield file
-    except TableError as error:
-        raise SlideError(slide, path, error.problem, error.advice) from error
     except Exception as error:  # HDF5, h5py and anndata raise errors of almost any kind for a damaged file
-        reason, advice = reading_advice(error)
-        raise SlideError(slide, path, f"cannot be read ({reason})", advice) from error
+        raise slide_error(slide, path, error, "cannot be read") from error
 
 
 def table_part(file: h5py.File, *path: str) -> Any:

@@ -8,26 +8,21 @@ from typing import Protocol
 import numpy as np
 
 from hist_cache.console import size
-from hist_cache.errors import SlideError, reading_advice
+from hist_cache.errors import FileProblemError, SlideError, slide_error
 from hist_cache.memory import free_memory
 
 WHITE = 255
 THUMBNAIL_PX = 1024  # longer side
 MAX_PIXELS = 1 << 39  # two slides of 25 x 75 mm at 0.1 um a pixel are less: a damaged or hostile header
+NOT_READABLE = "not a readable image"  # what is wrong with a file that a library cannot open
 MEMORY_SHARE = 0.5  # of what is free, that pixels which must be in memory together may take
 
 
-class ImageError(Exception):
-    """An image cannot be used.
-
-    Attributes:
-        problem: What is wrong with it.
-        advice: What the user can do.
-    """
+class ImageError(FileProblemError):
+    """An image cannot be used."""
 
     def __init__(self, problem: str, advice: str = "copy or download it again") -> None:
-        self.problem, self.advice = problem, advice
-        super().__init__(problem)
+        super().__init__(problem, advice)
 
 
 class UnreadKindError(ImageError):
@@ -87,7 +82,7 @@ class Image:
             if pixels.shape != shape or pixels.dtype != np.uint8:
                 raise ImageError(f"{pixels.shape} {pixels.dtype} instead of {shape} uint8")
         except Exception as error:
-            raise slide_error(self._slide, self._path, f"tile {column},{row} cannot be decoded", error) from error
+            raise self._error(error, f"tile {column},{row} cannot be decoded") from error
         return pixels
 
     def overview(self) -> np.ndarray:
@@ -102,26 +97,14 @@ class Image:
         try:
             return self._reader.overview()
         except Exception as error:
-            raise slide_error(self._slide, self._path, "cannot be decoded", error) from error
+            raise self._error(error, "cannot be decoded") from error
+
+    def _error(self, error: Exception, during: str) -> SlideError:
+        return slide_error(self._slide, self._path, error, NOT_READABLE, during)
 
     def close(self) -> None:
         """Close the file."""
         self._reader.close()
-
-
-def slide_error(slide: str, path: Path, problem: str, error: Exception) -> SlideError:
-    """Return the error of a slide whose reader raised an error.
-
-    Args:
-        slide: ID of the slide.
-        path: The image file.
-        problem: What could not be done; empty if that is opening the file.
-        error: What was raised.
-    """
-    if isinstance(error, ImageError):
-        return SlideError(slide, path, f"{problem} ({error.problem})" if problem else error.problem, error.advice)
-    reason, advice = reading_advice(error)
-    return SlideError(slide, path, f"{problem or 'not a readable image'} ({reason})", advice)
 
 
 def check_size(width: int, height: int) -> None:

@@ -17,16 +17,17 @@ import numpy as np
 from extract.slides.codestreams import check_jpeg
 from extract.slides.colors import CONVERT, on_white
 from extract.slides.image import (
+    NOT_READABLE,
     Image,
     ImageError,
     Reader,
     UnreadKindError,
     check_memory,
     check_size,
-    slide_error,
 )
 from extract.slides.tiff import TiffImage
 from extract.slides.vendors import open_vendor
+from hist_cache.errors import slide_error
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".svs")
 PLAIN_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
@@ -56,7 +57,7 @@ def open_image(slide: str, path: Path) -> Image:
             raise
         return Image(slide, path, reader)
     except Exception as error:  # each library has errors of its own; openslide.OpenSlideError is no OSError
-        raise slide_error(slide, path, "", error) from error
+        raise slide_error(slide, path, error, NOT_READABLE) from error
 
 
 def _reader(path: Path) -> Reader:

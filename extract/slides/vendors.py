@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from extract.slides.colors import on_white
-from extract.slides.image import THUMBNAIL_PX, ImageError, check_memory
+from extract.slides.image import NOT_READABLE, THUMBNAIL_PX, ImageError, check_memory
 from hist_cache.child_process import ChildAnswerError, ChildEndedError, ChildProcess, child_memory
 
 OPENSLIDE_TILE = 1024  # px; OpenSlide does not tell the file's own tiles, and reads large regions fastest
@@ -67,7 +67,7 @@ def _image_errors() -> Iterator[None]:
     try:
         yield
     except ChildAnswerError as error:
-        raise ImageError(f"not a readable image ({error})") from error
+        raise ImageError(f"{NOT_READABLE} ({error})") from error
     except ChildEndedError as error:
         raise ImageError(f"OpenSlide {error}") from error
 
