@@ -46,7 +46,8 @@ STAIRS = {
         "batches",
     ),
     "train": (
-        *("distributed", "data", "workspace", "leaks", "metrics", "figures", "models", "fit", "finetune", "options"),
+        *("distributed", "expression", "data", "workspace", "leaks", "metrics", "figures", "models"),
+        *("fit", "finetune", "options"),
         *("experiments", "report", "cli"),
     ),
     "train.models": (
@@ -61,7 +62,8 @@ STAIRS = {
     ),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),
-        *("significance", "analysis", "paper_tables", "analysis_tables", "plots", "figures", "context", "page"),
+        *("significance", "analysis", "baseline_rows", "paper_tables", "analysis_tables", "plots"),
+        *("figures", "context", "page"),
         *("sections", "cli"),
     ),
     "sweeps": (

@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix, diags
+from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 
 from hist_cache.cache import Cache
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import DamagedCacheError, HistError, InputError
-from hist_cache.panels import columns
+from train.expression import NicheProfile, Transform, profiles
 
-Transform = Literal["log2", "ln_cp10k"]
-NicheProfile = Literal["log_of_mean", "mean_of_logs"]
 FACTS = ("um_per_px", "spot_um", "thumbnail_downsample")  # what maps and predictions need to know of a slide
-UNITS = {"log2": "log2(1 + count)", "ln_cp10k": "ln(1 + count per 10,000)"}
 _T = TypeVar("_T")
 
 
@@ -270,47 +267,3 @@ def without_arrays(slides: dict[str, CachedSlide]) -> dict[str, CachedSlide]:
         name: replace(slide, embeddings=none, counts=nothing, genes=[], niches={}, neighbors={})
         for name, slide in slides.items()
     }
-
-
-def profiles(
-    slide: CachedSlide,
-    neighbors: np.ndarray,
-    panel: Sequence[str],
-    transform: Transform,
-    niche_profile: NicheProfile = "log_of_mean",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Expression of each spot and of its niche, `(N, G)` float32 each.
-
-    A niche's profile is the mean of raw counts over the spot and its neighbours, then the transform; or the mean of
-    their transformed counts.
-    """
-    counts = columns(slide.counts, slide.genes, list(panel)).astype(np.float64)
-    total = csr_matrix(slide.counts.sum(1), dtype=np.float64)
-
-    def transformed(values: np.ndarray, sums: np.ndarray) -> np.ndarray:
-        return log2_expression(values) if transform == "log2" else ln_cp10k(values, sums)
-
-    own = transformed(counts.toarray(), total.toarray())
-    if niche_profile == "mean_of_logs":
-        return own, niche_mean(csr_matrix(own.astype(np.float64)), neighbors).astype(np.float32)
-    return own, transformed(niche_mean(counts, neighbors), niche_mean(total, neighbors))
-
-
-def ln_cp10k(counts: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """ln(1 + count per 10,000) of `(N, G)` counts, float32; total `(N, 1)` is over all genes, and 0 gives 0."""
-    return np.log1p(counts / np.maximum(total, 1e-12) * 1e4).astype(np.float32)
-
-
-def log2_expression(counts: np.ndarray) -> np.ndarray:
-    """log2(1 + count), float32, without library size."""
-    return np.log2(1 + counts).astype(np.float32)
-
-
-def niche_mean(counts: csr_matrix, neighbors: np.ndarray) -> np.ndarray:
-    """Mean of values over each spot and its neighbours, `(N, G)`; absent neighbours (-1) are left out of it."""
-    n, k = neighbors.shape
-    row = np.repeat(np.arange(n), k)[neighbors.ravel() >= 0]
-    column = neighbors.ravel()[neighbors.ravel() >= 0]
-    near = csr_matrix((np.ones(len(row)), (row, column)), shape=(n, n)) + diags(np.ones(n))
-    size = np.asarray(near.sum(1)).ravel()
-    return (diags(1 / size) @ near @ counts).toarray()

@@ -17,16 +17,8 @@ from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences
 from hist_cache.panels import choose_panel
 from hist_cache.splits import SPLIT_PARTS, Split
-from train.data import (
-    NicheProfile,
-    SpotData,
-    TensorCache,
-    Transform,
-    assemble,
-    check_widths,
-    read_slides,
-    without_arrays,
-)
+from train.data import SpotData, TensorCache, assemble, check_widths, read_slides, without_arrays
+from train.expression import NicheProfile, Transform
 
 
 @dataclass(frozen=True)

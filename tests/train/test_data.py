@@ -4,7 +4,8 @@ import torch
 from scipy.sparse import csr_matrix
 
 from tests.hist_cache.test_cache import make
-from train.data import Transform, assemble, niche_mean
+from train.data import assemble
+from train.expression import Transform, niche_mean
 
 
 def test_niche_profile_is_the_masked_mean_of_raw_counts_then_the_logarithm() -> None:

@@ -12,8 +12,8 @@ from typing import Any, TypeVar, get_args
 from hist_cache.errors import InputError
 from hist_cache.lattice import RINGS
 from hist_cache.options import flag, option_fields
-from train.data import Transform
 from train.experiments.protocols import get_protocol
+from train.expression import Transform
 from train.fit.config import FitConfig
 from train.models.registry import DEFAULT_MODEL, ModelEntry, named_models
 from train.models.variants import named_variants

@@ -23,9 +23,10 @@ from hist_cache.errors import InputError, one_line
 from hist_cache.files import atomic_write, write_json, write_text
 from hist_cache.fingerprint import provenance
 from hist_cache.splits import Split
-from train.data import UNITS, SpotData
+from train.data import SpotData
 from train.experiments.fold_files import read_metrics
 from train.experiments.setting import Setting, read_setting
+from train.expression import UNITS
 from train.fit.checkpoints import Progress
 from train.metrics import mean_of, std_of
 from train.models.base import Model

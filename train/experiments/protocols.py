@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import CropRule
-from train.data import NicheProfile
+from train.expression import NicheProfile
 from train.fit.config import FitConfig, Tested
 from train.models.configs import HistConfig
 from train.models.variants import Variant

@@ -13,8 +13,8 @@ from hist_cache.errors import InputError
 from hist_cache.fingerprint import as_version_0_1, from_version_0_1, short_hash
 from hist_cache.runs import RUN_ANEW
 from hist_cache.texts import shortened
-from train.data import Transform
 from train.experiments.protocols import Protocol
+from train.expression import Transform
 from train.finetune.encoder import Finetuning
 from train.fit.config import FitConfig
 from train.models.configs import ModelConfig

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from train.data import UNITS
 from train.experiments.grid import table_row
+from train.expression import UNITS
 from train.models.registry import DEFAULT_MODEL
 from train.report.alike import comparison_label, comparison_notes, same_tests
+from train.report.baseline_rows import baseline_rows
 from train.report.comparable import layers_of, may_compare, published_notes
 from train.report.published import (
     END_TO_END,
@@ -17,10 +18,8 @@ from train.report.published import (
     published_status,
 )
 from train.report.results import COST_KEYS, Results, RunResult
-from train.report.run_settings import DATA
 from train.report.significance import P_NOTE, REFERENCE, compare, references, without_reference
 from train.report.table import (
-    BASELINE,
     HIGHER,
     LOWER,
     METHOD,
@@ -39,8 +38,6 @@ from train.report.table import (
 
 COST_TABLE = 5  # the paper's table without metrics
 COST_TITLES = ("peak memory, GB", "s/epoch", "inference, s")  # of COST_KEYS
-PERMUTED = "permuted"  # the one baseline that depends on the run's own predictions
-BASELINE_TITLES = {"ridge": "ridge, PCA-256", "train_mean": "train mean", PERMUTED: "permuted"}
 SCOPES = {
     "pooled": "pooled over test spots",
     "slide_mean": "slide by slide, then their mean",
@@ -262,50 +259,3 @@ def status_table() -> Table:
     columns = tuple(Column(title, HIGHER) for title in STATUS_COLUMNS.values())
     notes = ("published numbers alone: no run of hist-cache is one of these, whose slides (TCGA) have no expression",)
     return Table("status", "Table 2: Microsatellite status from predicted expression", columns, tuple(rows), notes)
-
-
-def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -> list[Row]:
-    """The baselines, once for each setting of the data.
-
-    Args:
-        results: holds the baselines' metrics.
-        runs: those in the table.
-        metrics: one for each cell.
-    """
-    groups: list[list[RunResult]] = []
-    for run in runs:
-        group = next((g for g in groups if run.shares(g[0], DATA)), None)
-        if group is None:
-            groups.append([run])
-        else:
-            group.append(run)
-    rows = []
-    for baseline, title in BASELINE_TITLES.items():
-        rows_by_values: dict[tuple[float | None, ...], Row] = {}
-        labels: dict[str, str] = {}
-        for group in groups:
-            run = _run_with_baseline(group, baseline)
-            frame = results.baselines[
-                (results.baselines["run"] == run.label) & (results.baselines["baseline"] == baseline)
-            ]
-            cells = mean_cells(frame, metrics)
-            if baseline == PERMUTED:
-                label = f"{run.label}, permuted"
-            else:
-                label = ", ".join(filter(None, [title, run.data_label, "LEAK" if run.leaks else ""]))
-            values = tuple(c.value for c in cells)
-            if values not in rows_by_values and labels.setdefault(label, run.label) != run.label:
-                label = f"{title}, data of {run.label}"  # the label of its data is that of other data too
-            rows_by_values.setdefault(values, Row(label, BASELINE, cells))
-        if len(rows_by_values) == 1 and baseline != PERMUTED:  # train means are the same for any neighbourhood
-            rows += [Row(title, BASELINE, row.cells) for row in rows_by_values.values()]
-        else:
-            rows += rows_by_values.values()
-    return [row for row in rows if any(c.value is not None for c in row.cells)]
-
-
-def _run_with_baseline(group: list[RunResult], baseline: str) -> RunResult:
-    """The run whose baseline stands for its group: for permuted the reference, else the run with the most folds."""
-    if baseline == PERMUTED:
-        return next((r for r in group if r.method == REFERENCE), group[0])
-    return max(group, key=lambda r: len(r.folds))

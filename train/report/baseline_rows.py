@@ -1,0 +1,58 @@
+"""What any model must beat, as rows of the tables: the baselines of the runs, once for each setting of the data."""
+
+from __future__ import annotations
+
+from train.report.results import Results, RunResult
+from train.report.run_settings import DATA
+from train.report.significance import REFERENCE
+from train.report.table import BASELINE, Row, mean_cells
+
+PERMUTED = "permuted"  # the one baseline that depends on the run's own predictions
+BASELINE_TITLES = {"ridge": "ridge, PCA-256", "train_mean": "train mean", PERMUTED: "permuted"}
+
+
+def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -> list[Row]:
+    """The baselines, once for each setting of the data.
+
+    Args:
+        results: holds the baselines' metrics.
+        runs: those in the table.
+        metrics: one for each cell.
+    """
+    groups: list[list[RunResult]] = []
+    for run in runs:
+        group = next((g for g in groups if run.shares(g[0], DATA)), None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    rows = []
+    for baseline, title in BASELINE_TITLES.items():
+        rows_by_values: dict[tuple[float | None, ...], Row] = {}
+        labels: dict[str, str] = {}
+        for group in groups:
+            run = _run_with_baseline(group, baseline)
+            frame = results.baselines[
+                (results.baselines["run"] == run.label) & (results.baselines["baseline"] == baseline)
+            ]
+            cells = mean_cells(frame, metrics)
+            if baseline == PERMUTED:
+                label = f"{run.label}, permuted"
+            else:
+                label = ", ".join(filter(None, [title, run.data_label, "LEAK" if run.leaks else ""]))
+            values = tuple(c.value for c in cells)
+            if values not in rows_by_values and labels.setdefault(label, run.label) != run.label:
+                label = f"{title}, data of {run.label}"  # the label of its data is that of other data too
+            rows_by_values.setdefault(values, Row(label, BASELINE, cells))
+        if len(rows_by_values) == 1 and baseline != PERMUTED:  # train means are the same for any neighbourhood
+            rows += [Row(title, BASELINE, row.cells) for row in rows_by_values.values()]
+        else:
+            rows += rows_by_values.values()
+    return [row for row in rows if any(c.value is not None for c in row.cells)]
+
+
+def _run_with_baseline(group: list[RunResult], baseline: str) -> RunResult:
+    """The run whose baseline stands for its group: for permuted the reference, else the run with the most folds."""
+    if baseline == PERMUTED:
+        return next((r for r in group if r.method == REFERENCE), group[0])
+    return max(group, key=lambda r: len(r.folds))
