@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -60,5 +59,5 @@ def test_what_a_kill_amid_a_checkpoint_left_is_removed(tmp_path: Path, run_comma
 
 
 def test_ctrl_c_while_a_command_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("train.cli.parse", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("train.cli.parse", Mock(side_effect=KeyboardInterrupt))
     assert hist_cache.commands.hist_train() == 130

@@ -246,8 +246,8 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "JPEG 2000 in YCbCr": (".tif", retagged(259, 33003, compression="jpeg2000", tile=(64, 64)), "JPEG 2000 in YCbCr"),
     "png, grey of 16 bits": (".png", bytes_of(lambda f: PIL.Image.fromarray(RGB16[..., 0]).save(f, "png")), "8 bits"),
     "jpeg, turned": (".jpg", turned, "orientation 6"),
-    "tiff as png": (".png", tiff(RGB, photometric="rgb"), "not a readable image"),
-    "gif as jpg": (".jpg", picture("P", "gif"), "not a readable image"),
+    "tiff as png": (".png", tiff(RGB, photometric="rgb"), "not a PNG; name it by its format"),
+    "gif as jpg": (".jpg", picture("P", "gif"), "not a JPEG; name it by its format"),
     "ome without tiff": (".tif", lambda path: path.write_text(OME), "not a TIFF file"),
 }  # fmt: skip
 
