@@ -134,7 +134,7 @@ def remove_leftover_checkpoints(jobs: list[Job]) -> None:
 
 def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -> None:
     """Write the summary of each setting that has finished folds, and print the tables of all."""
-    from hist_cache.runs import Run
+    from hist_cache.runs import GEOMETRY, MAPS, TRAINING, Run
     from train.experiments.outputs import write_summary
     from train.report.paper_tables import results_tables
     from train.report.results import read_results
@@ -148,7 +148,8 @@ def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -
     for results_table in results_tables(read_results(folders), table=table):
         out.print(to_rich(results_table))
     folder = folders[0] if len(folders) == 1 else folders[0].parent
-    figures = "maps.png, training.png, geometry.png"
+    drawn = {path.name for f in folders for path in f.glob("fold*/*.png")}
+    figures = ", ".join(name for name in (MAPS, TRAINING, GEOMETRY) if name in drawn)
     say(f"{folder}: summary.json, and in each fold {figures}; hist-report {folder} has it all")
 
 

@@ -110,6 +110,8 @@ def test_allowed_leaks_are_said_everywhere(made: Path, run_command: Command, tmp
     code, text = run_command(main, *tuned, "--folds", 3, "--allow-leak")
     assert code == 0, text
     assert "full, tuned cache, LEAK" in text
+    assert "ridge, PCA-256, LEAK" in text  # of the same embeddings
+    assert "train mean, LEAK" not in text
     run = run_folder(tmp_path / "runs", "full-*")
     leaks = [fold.config["leak"] for fold in Run(run).folds]
     assert leaks == [

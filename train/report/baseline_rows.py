@@ -8,7 +8,8 @@ from train.report.significance import REFERENCE
 from train.report.table import BASELINE, Row, mean_cells
 
 PERMUTED = "permuted"  # the one baseline that depends on the run's own predictions
-BASELINE_TITLES = {"ridge": "ridge, PCA-256", "train_mean": "train mean", PERMUTED: "permuted"}
+RIDGE = "ridge"
+BASELINE_TITLES = {RIDGE: "ridge, PCA-256", "train_mean": "train mean", PERMUTED: "permuted"}
 
 
 def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -> list[Row]:
@@ -39,16 +40,22 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
             if baseline == PERMUTED:
                 label = f"{run.label}, permuted"
             else:
-                label = ", ".join(filter(None, [title, run.data_label, "LEAK" if run.leaks else ""]))
+                label = ", ".join(filter(None, [_title(baseline, group), run.data_label]))
             values = tuple(c.value for c in cells)
             if values not in rows_by_values and labels.setdefault(label, run.label) != run.label:
                 label = f"{title}, data of {run.label}"  # the label of its data is that of other data too
             rows_by_values.setdefault(values, Row(label, BASELINE, cells))
         if len(rows_by_values) == 1 and baseline != PERMUTED:  # train means are the same for any neighbourhood
-            rows += [Row(title, BASELINE, row.cells) for row in rows_by_values.values()]
+            rows += [Row(_title(baseline, runs), BASELINE, row.cells) for row in rows_by_values.values()]
         else:
             rows += rows_by_values.values()
     return [row for row in rows if any(c.value is not None for c in row.cells)]
+
+
+def _title(baseline: str, runs: list[RunResult]) -> str:
+    """What a baseline is called; ridge reads the runs' embeddings, so it shares their leaks."""
+    title = BASELINE_TITLES[baseline]
+    return f"{title}, LEAK" if baseline == RIDGE and any(run.leaks for run in runs) else title
 
 
 def _run_with_baseline(group: list[RunResult], baseline: str) -> RunResult:
