@@ -32,7 +32,7 @@ from hist_cache.cache import Cache
 from hist_cache.console import Meter, progress, size
 from hist_cache.disk_room import check_room, free_bytes
 from hist_cache.errors import HistError, InputError, SlideError, StaleCacheError
-from hist_cache.fingerprint import CropRule, Fingerprint, differences
+from hist_cache.fingerprint import CropRule, Fingerprint, differences, is_tuned
 from hist_cache.token_files import SPOT, token_bytes, token_names
 from hist_cache.token_writer import TokenWriter, write_tokens
 
@@ -233,7 +233,7 @@ def plan_cache_tokens(
     min_spot_um = CropRule.from_identity(common).min_spot_um
     if different := differences(common, common_identity(encoder, common["precision"], min_spot_um)):
         raise StaleCacheError(f"{cache.folder}: made by another encoder: {'; '.join(different)}")
-    if common["lora"] is not None or adapted_names(encoder.module):
+    if is_tuned(common) or adapted_names(encoder.module):
         raise InputError(
             f"{cache.folder}: tokens are those of an encoder without an adapter; make them before adapting"
         )

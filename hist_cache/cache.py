@@ -17,7 +17,7 @@ from hist_cache.cached_slide import CachedSlide
 from hist_cache.datasets import check_dataset_name
 from hist_cache.errors import DamagedCacheError, HistError, InputError, StaleCacheError, WriteError
 from hist_cache.files import PARTIAL, write_json
-from hist_cache.fingerprint import Fingerprint, differences, encoder_slug, identity_hash, wrong_facts
+from hist_cache.fingerprint import Fingerprint, differences, encoder_slug, identity_hash, is_tuned, wrong_facts
 from hist_cache.slide_file import read_fingerprint, read_slide
 
 log = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
 def has_adapter(folder: Path) -> bool:
     """Whether a cache folder holds embeddings of an encoder with an adapter; one that cannot be read counts as not."""
     try:
-        return read_fingerprint(slide_files(folder)[0]).common.get("lora") is not None
+        return is_tuned(read_fingerprint(slide_files(folder)[0]).common)
     except (HistError, ValueError, KeyError):
         return False
 

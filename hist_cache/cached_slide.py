@@ -14,6 +14,8 @@ from scipy.sparse import csr_matrix
 EXPONENT = np.uint16(0x7C00)  # the bits of a float16 that are all set in NaN and infinity
 LENGTHS = ("um_per_px", "pitch_um", "spot_um", "thumbnail_downsample")  # attributes that are divided by
 
+COUNT_ARRAYS = ("counts/data", "counts/indices", "counts/indptr")  # those in a cache file that hold the counts
+
 
 @dataclass
 class CachedSlide:

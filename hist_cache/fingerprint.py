@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -66,6 +67,11 @@ class CropRule:
     def as_dict(self) -> dict[str, float]:
         """Return the rule as the identity states it: six digits, because version 0.1 wrote no more."""
         return {"min_spot_um": float(f"{self.min_spot_um:g}")}
+
+
+def is_tuned(common: Mapping[str, Any]) -> bool:
+    """Tell whether a common identity is that of an encoder with an adapter."""
+    return common.get("lora") is not None
 
 
 def as_version_0_1(common: dict[str, Any]) -> dict[str, Any]:

@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 import extract.cli
+import train.cli
 from hist_cache.cache_file import TOKEN_FILE, open_complete
 from hist_cache.files import PARTIAL
 from hist_cache.verify import verify_slide, verify_tokens
+from tests.commands import make_quick
 from tests.conftest import TINY_ENCODER, write_slide
 
 IDS = ("TINY1", "TINY2", "TINY3")
@@ -39,6 +43,13 @@ def make_cache(where: Path) -> Path:
     """Write the slides and their cache; returns the cache."""
     assert extract.cli.main(extraction(slides(where), where / "cache")) == 0
     return where / "cache"
+
+
+def train_once(cache: Path, runs: Path) -> None:
+    """Train all folds in this process, from a fixture of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch)
+        assert train.cli.main([str(a) for a in ("--cache", cache, "--runs", runs, *TRAIN)]) == 0
 
 
 def cached(cache: Path) -> dict[str, tuple[str, str]]:

@@ -17,8 +17,7 @@ import extract.cli
 import sweeps.cli
 import train.cli
 import train.report.cli
-from tests.commands import make_quick
-from tests.small import TRAIN, Run, cached, extraction, files_up_to, make_cache, trained, unfinished
+from tests.small import TRAIN, Run, cached, extraction, files_up_to, make_cache, train_once, trained, unfinished
 
 Disk = Callable[[int], Path]
 
@@ -52,10 +51,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an unbroken training gives."""
     folder = tmp_path_factory.mktemp("runs")
-    argv = ["--cache", cache, "--runs", folder, *TRAIN]
-    with pytest.MonkeyPatch.context() as patch:
-        make_quick(patch)
-        assert train.cli.main([str(a) for a in argv]) == 0
+    train_once(cache, folder)
     return folder
 
 

@@ -11,9 +11,9 @@ import pytest
 import extract.cli
 import train.cli
 import train.report.cli
-from tests.commands import Command, make_quick
+from tests.commands import Command
 from tests.conftest import HIST_EXTRACT, HIST_TRAIN
-from tests.small import TRAIN, Run, cached, extraction, make_cache, trained, unfinished
+from tests.small import TRAIN, Run, cached, extraction, make_cache, train_once, trained, unfinished
 
 Start = Callable[..., Command]
 HIST_SWEEP = "from sweeps.cli import main; raise SystemExit(main())"
@@ -31,9 +31,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one training alone gives."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        make_quick(patch)
-        assert train.cli.main([str(a) for a in ("--cache", cache, "--runs", folder, *TRAIN)]) == 0
+    train_once(cache, folder)
     return folder
 
 

@@ -7,12 +7,11 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from extract.encoders.adapter_slides import UNKNOWN, AdapterSlides
-from hist_cache.cached_slide import CachedSlide
+from hist_cache.cached_slide import COUNT_ARRAYS, CachedSlide
 from hist_cache.datasets import dataset_named, patient_names
+from hist_cache.fingerprint import is_tuned
 from hist_cache.splits import Split, shared_patients
 from train.workspace import Workspace
-
-COUNTS = ("counts/data", "counts/indices", "counts/indptr")  # the arrays that hold a slide's counts
 
 
 def slide_patients(workspace: Workspace, slides: Collection[str]) -> dict[str, str]:
@@ -33,7 +32,7 @@ def slide_contents(workspace: Workspace, slides: Collection[str]) -> dict[str, l
     """Slide -> digests of its counts, and of its image with the places of its spots."""
 
     def digests(slide: CachedSlide) -> list[str]:
-        counts = [slide.digests[name] for name in COUNTS] if slide.counts.nnz else []
+        counts = [slide.digests[name] for name in COUNT_ARRAYS] if slide.counts.nnz else []
         places = [slide.image, slide.digests["coords"]] if slide.image else []
         return [hashlib.sha256(" ".join(part).encode()).hexdigest()[:16] for part in (counts, places) if part]
 
@@ -69,11 +68,6 @@ def find_validation_leak(workspace: Workspace, split: Split) -> str:
     adapter = cached_adapter(workspace.common)
     seen = adapter.trained_on(split.val, slide_contents(workspace, split.val)) if adapter else []
     return f"validates on {', '.join(seen)}, which the adapter was trained on" if seen else ""
-
-
-def is_tuned(common: Mapping[str, Any]) -> bool:
-    """Whether a cache holds embeddings of an encoder with an adapter, by the common part of its fingerprint."""
-    return common.get("lora") is not None
 
 
 def cached_adapter(common: Mapping[str, Any]) -> AdapterSlides | None:

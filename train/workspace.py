@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from hist_cache.cache import Cache
-from hist_cache.cached_slide import CachedSlide
+from hist_cache.cached_slide import COUNT_ARRAYS, CachedSlide
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences
@@ -140,7 +140,7 @@ def find_twins(slides: dict[str, CachedSlide]) -> list[tuple[str, str]]:
 
 def _contents(slide: CachedSlide) -> set[str]:
     """Digests that two slides have in common only where they are the same one: of embeddings and of counts."""
-    names = ("counts/data", "counts/indices", "counts/indptr") if slide.counts.nnz else ()
+    names = COUNT_ARRAYS if slide.counts.nnz else ()
     texts = [slide.digests.get("embeddings", ""), " ".join(slide.digests.get(name, "") for name in names)]
     return {text for text in texts if text.strip()}
 
@@ -160,7 +160,7 @@ def slide_digests(slide: CachedSlide, size: int) -> dict[str, str]:
         size: Neighbourhood size of the niches.
     """
     parts = {
-        "counts": ("barcodes", "coords", "genes", "counts/data", "counts/indices", "counts/indptr"),
+        "counts": ("barcodes", "coords", "genes", *COUNT_ARRAYS),
         "embeddings": ("embeddings", f"niche/{size}", f"neighbors/{size}"),
     }
     texts = {part: " ".join(slide.digests[name] for name in names) for part, names in parts.items()}

@@ -13,12 +13,13 @@ from extract.adapted import adapted_cache, check_slides_to_embed, complete_adapt
 from extract.encoders.adapters import ADAPTER, SETTINGS, adapter_digest, read_adapter_slides, read_owner
 from hist_cache.errors import InputError
 from hist_cache.executor import Failure
+from hist_cache.fingerprint import is_tuned
 from hist_cache.runs import METRICS
 from train.experiments.jobs import Job
 from train.experiments.run_folders import run_folder
 from train.experiments.runner import run_with_progress
 from train.finetune.encoder import find_data_root, load_cached_encoder
-from train.leaks import adapter_leak, is_tuned
+from train.leaks import adapter_leak
 from train.options import TrainOptions
 from train.workspace import Workspace
 

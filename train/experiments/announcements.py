@@ -14,13 +14,13 @@ from hist_cache.cache import Cache, cache_folders, has_adapter, last_dataset, op
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.files import FULL, write_error
-from hist_cache.fingerprint import CropRule
+from hist_cache.fingerprint import CropRule, is_tuned
 from hist_cache.options import flag, folder_option
 from hist_cache.splits import shared_patients
 from train.experiments import protocols
 from train.experiments.jobs import Job
 from train.experiments.run_folders import changed_contents
-from train.leaks import cached_adapter, find_validation_leak, is_tuned, leak_sentences
+from train.leaks import cached_adapter, find_validation_leak, leak_sentences
 from train.options import ADAPTED, FINETUNING, TrainOptions
 from train.workspace import Workspace
 

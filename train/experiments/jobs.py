@@ -13,6 +13,7 @@ from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.lora import LoraConfig
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
+from hist_cache.fingerprint import is_tuned
 from hist_cache.runs import CHECKPOINT, CONFIG, Fold
 from hist_cache.splits import SPLIT_PARTS, Split, make_splits
 from train.experiments.fold_files import read_split
@@ -23,7 +24,7 @@ from train.experiments.setting import Setting
 from train.finetune.encoder import Finetuning, default_layers, default_precision
 from train.fit.checkpoints import Checkpoint
 from train.fit.config import FitConfig
-from train.leaks import adapter_slides, find_leak, is_tuned
+from train.leaks import adapter_slides, find_leak
 from train.models.registry import DEFAULT_MODEL, get_model
 from train.models.variants import get_variant
 from train.options import TrainOptions

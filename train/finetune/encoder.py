@@ -21,7 +21,7 @@ from extract.scheduler import check_plan
 from extract.tokens import make_tokens, plan_cache_tokens
 from hist_cache.cache import Cache
 from hist_cache.errors import HistError, InputError
-from hist_cache.fingerprint import CropRule
+from hist_cache.fingerprint import CropRule, is_tuned
 from hist_cache.token_files import token_blocks
 from train import distributed
 from train.data import Inputs, SpotData, TensorCache
@@ -202,7 +202,7 @@ def load_cached_encoder(common: dict[str, Any], weights: Path | None) -> Encoder
     Raises:
         InputError: Its weights are others, or the cache is of an encoder that was fine-tuned already.
     """
-    if common["lora"] is not None:
+    if is_tuned(common):
         raise InputError(
             "this cache holds embeddings of an encoder that is fine-tuned already; give the cache of the plain encoder"
         )

@@ -10,11 +10,11 @@ from typing import Any, Self
 
 from extract.encoders.adapter_slides import UNKNOWN
 from hist_cache.errors import InputError
+from hist_cache.fingerprint import is_tuned
 from hist_cache.runs import CONFIG, RUN_ANEW, Fold, fold_number
 from hist_cache.splits import Split
 from train.experiments.fold_files import read_cost, read_metrics, read_split
 from train.experiments.setting import Setting, read_setting
-from train.leaks import is_tuned
 from train.metrics import NON_FINITE, divergence
 
 FAR_FROM_NOTHING = 50.0  # times the train mean's MSE: more than that of predicting 0, which version 0.1 did not measure

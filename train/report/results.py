@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
+from hist_cache.fingerprint import is_tuned
 from hist_cache.runs import CONFIG, METRICS, Fold, clean_run, fold_folders
 from train.experiments.protocols import protocol_names
 from train.experiments.setting import Setting
-from train.leaks import is_tuned, leak_sentences
+from train.leaks import leak_sentences
 from train.metrics import MIN_SPOTS
 from train.models.registry import model_entries
 from train.models.variants import load_variants

@@ -6,9 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hist_cache.fingerprint import identity_hash, short_hash
+from hist_cache.fingerprint import identity_hash, is_tuned, short_hash
 from train.experiments.setting import Setting
-from train.leaks import is_tuned
 from train.models.configs import ModelConfig
 from train.models.registry import get_model
 
