@@ -81,7 +81,8 @@ def check_whole(storage: StudyStorage, wanted: int) -> None:
     for trial in trials:
         given_up = len(trial.system_attrs.get("retry_history", ())) >= MAX_RETRIES
         if trial.state == TrialState.FAIL and trial.params and not given_up:
-            assert retried[trial.number].params == trial.params
+            # Who is killed while values are drawn leaves some of them: the next worker keeps these and draws the rest.
+            assert trial.params.items() <= retried[trial.number].params.items()
     assert len(retried) == len([t for t in trials if retry_of(t) is not None]), "no trial was queued twice"
 
 
