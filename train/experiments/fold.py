@@ -194,7 +194,8 @@ class FoldRunner:
     def _project(self, model: Model, batch: Batch) -> tuple[TangentProjection | None, list[str]]:
         """The model's geometry for the figures, or why there is none: numbers do not wait for a picture."""
         try:
-            return model.project(batch), []
+            with model.autocast(batch.spot.device):
+                return model.project(batch), []
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             return None, [f"geometry: the axes of its figure cannot be computed ({one_line(error)})"]
 

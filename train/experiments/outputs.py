@@ -38,7 +38,9 @@ def make_model(setting: Setting) -> Model:
     """The model of a setting, on the CPU; its weights are drawn from torch's random state."""
     entry = get_model(setting.model_name)
     more = (setting.variant,) if entry.has_variants else ()
-    return entry.load()(setting.model, *more)
+    model = entry.load()(setting.model, *more)
+    model.precision = setting.fit.precision if entry.learns else "fp32"
+    return model
 
 
 def write_start(

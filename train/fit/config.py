@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from hist_cache.options import check_ranges, option
 from hist_cache.values import COUNT, NOT_NEGATIVE, POSITIVE, Interval
+from train.models.configs import Precision
 
 SEEDS = Interval(0, 2**32 - 1)  # of scikit-learn's random states
 MAX_GRADIENT_NORM = 5.0  # entailment gradients reach 1e4 at a cone's border
@@ -33,6 +34,9 @@ class FitConfig:
         since="0.2",
         within=NOT_NEGATIVE,
     )
+
+    # What --precision is resolved to, for the matrix products of the model; no option itself.
+    precision: Precision = field(default="fp32", metadata={"since": "0.2"})
 
     @property
     def watched(self) -> str:

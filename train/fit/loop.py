@@ -15,7 +15,7 @@ from train.data import Images, SpotData, SpotNiche
 from train.fit.batches import encode_rows, make_batch, read_batches
 from train.fit.checkpoints import Checkpoint, Progress, load_trained_state, trained_state
 from train.fit.config import MAX_GRADIENT_NORM, EncodingConfig, FitConfig, Tested
-from train.fit.step import make_optimizer, step
+from train.fit.step import loss_of, make_optimizer, step
 from train.models.base import Model
 
 PREDICT_BATCH = 4096
@@ -68,7 +68,8 @@ def predict_embedded(model: Model, images: SpotNiche, rows: Tensor) -> Tensor:
     """Predictions `(n, G)` float32 of rows `(n,)` from their embeddings `(n, D)`."""
     model.eval()
     chunks = zip(*(level.split(PREDICT_BATCH) for level in (*images, rows)), strict=True)
-    return torch.cat([model.predict(Images(*chunk)).float() for chunk in chunks])
+    with model.autocast(images.spot.device):
+        return torch.cat([model.predict(Images(*chunk)).float() for chunk in chunks])
 
 
 def predict(model: Model, data: SpotData, rows: Tensor, micro_batch: int | None = None) -> Tensor:
@@ -100,7 +101,7 @@ def validation_loss(
     for part in mixed.tensor_split(max(1, len(rows) // batch_size)):
         part = part[: len(part) - len(part) % distributed.world_size()]  # the same number in each process
         own = distributed.shard(part)
-        loss, _ = model.loss(make_batch(data, own, encode_rows(data, own, micro_batch)))
+        loss, _ = loss_of(model, make_batch(data, own, encode_rows(data, own, micro_batch)))
         total, count = total + loss * len(part), count + len(part)
     return distributed.all_reduce_sum(total).item() / max(count, 1) / distributed.world_size()
 

@@ -58,7 +58,7 @@ def step(
     optimizer.zero_grad(set_to_none=True)
     if inputs.encoder is None or micro_batch is None or micro_batch >= len(batch.rows):
         images = encode_pair(inputs, SpotNiche(batch.spot, batch.niche))
-        loss, log = model.loss(replace(batch, spot=images.spot, niche=images.niche))
+        loss, log = loss_of(model, replace(batch, spot=images.spot, niche=images.niche))
         loss.backward()
     else:
         log = backward_in_parts(model, inputs, batch, micro_batch)
@@ -72,6 +72,12 @@ def step(
     optimizer.step()
     model.after_step()
     return log | {"gradient_norm": torch.nan_to_num(norm), "skipped": skipped}
+
+
+def loss_of(model: Model, batch: Batch) -> tuple[Tensor, Log]:
+    """`Model.loss` of a batch of embeddings, in the model's precision."""
+    with model.autocast(batch.spot.device):
+        return model.loss(batch)
 
 
 def backward_in_parts(model: Model, inputs: Inputs, batch: Batch, size: int) -> Log:
@@ -94,7 +100,7 @@ def backward_in_parts(model: Model, inputs: Inputs, batch: Batch, size: int) -> 
             states.append(random_state(batch.spot))
             encoded.append(encode_pair(inputs, part))
     spot, niche = (torch.cat(level).requires_grad_() for level in zip(*encoded, strict=True))
-    loss, log = model.loss(replace(batch, spot=spot, niche=niche))
+    loss, log = loss_of(model, replace(batch, spot=spot, niche=niche))
     loss.backward()
     after = random_state(batch.spot)
     assert spot.grad is not None

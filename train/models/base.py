@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from train.data import Batch, Images, SpotData
-from train.models.configs import ModelConfig
+from train.models.configs import ModelConfig, Precision
 from train.models.projection import TangentProjection
 
 Log = dict[str, Tensor]
@@ -25,16 +25,30 @@ class Model(nn.Module):
     learns: ClassVar[bool] = True
     """Whether it is trained by gradient steps."""
 
+    precision: Precision = "fp32"
+    """Of its matrix products; set where the model is made. Whoever calls it does so in its `autocast`."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
 
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """A context in which layers compute their matrix products in the model's precision.
+
+        In it a weight is converted to bf16 once, however often it is used. So there is one context around the forward
+        pass of a step, the backward pass is outside, and none surrounds an update, after which the copies are stale.
+        """
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
     def loss(self, batch: Batch) -> tuple[Tensor, Log]:
-        """The loss of a batch, a scalar, and what to log; `mse` should be in the log."""
+        """The loss of a batch, a scalar, and what to log; `mse` should be in the log.
+
+        It is computed in float32 or better: what layers return may be bf16.
+        """
         raise NotImplementedError
 
     def predict(self, images: Images) -> Tensor:
-        """Predicted expression `(B, G)` from images alone."""
+        """Predicted expression `(B, G)` from images alone, float32 or better."""
         raise NotImplementedError
 
     def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:
