@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,14 +25,13 @@ from extract.slides.batches import CropBatch, CropTransform, in_background
 from extract.slides.crops import Crops, TileStore, pieces, reading_order, spot_runs
 from extract.slides.image import Image
 from hist_cache.errors import HistError
+from hist_cache.values import Precision
 
 log = logging.getLogger(__name__)
 
 MAX_CHUNK_BYTES = 8 << 20  # pixels that a thread cuts and resizes at a time, so that they stay in the CPU's cache
 MAX_BATCH_BYTES = 256 << 20  # pixels of a batch; large crops make smaller batches, which limits memory
 MAX_IN_FLIGHT = 2  # batches that a GPU is given before the first must be done
-
-Precision = Literal["bf16", "fp32"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from typing import Any, Literal
 from hist_cache.errors import InputError
 from hist_cache.texts import bad_name, shortened
 
+Precision = Literal["bf16", "fp32"]  # of matrix products
+
 MOST = 1e9  # larger whole numbers are typing errors: nothing here has as many
 LARGEST = 1e30  # larger decimal numbers overflow float32 in the first step
 MAX_TEXT = 100_000  # characters of a value; paths and lists of slides are shorter

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from extract.encoders.encoder import Encoder, PooledEncoder
 from extract.identity import crop_sides_um, slide_identity
-from extract.pipeline import Pipeline, Precision, start_pipeline
+from extract.pipeline import Pipeline, start_pipeline
 from extract.slides.batches import CropTransform
 from extract.slides.crops import Crops, plan_crops
 from extract.slides.readers import open_image
@@ -29,6 +29,7 @@ from hist_cache.fingerprint import CropRule, differences
 from hist_cache.slide_file import read_fingerprint
 from hist_cache.slides import SlideFiles, find_slide
 from hist_cache.token_files import SPOT
+from hist_cache.values import Precision
 from train.data import SpotData, SpotNiche
 from train.finetune.inputs import Caches, HeldStore, StoredInputs, check_caches
 from train.finetune.memory import SHARE, Place, choose_place

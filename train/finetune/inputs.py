@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from extract.encoders.encoder import Encoder
 from extract.identity import common_identity
-from extract.pipeline import Precision
 from hist_cache.cache import Cache
 from hist_cache.errors import StaleCacheError
 from hist_cache.fingerprint import CropRule, differences
+from hist_cache.values import Precision
 from train.data import SpotData, SpotNiche
 
 Caches = Cache | Mapping[str, Cache]

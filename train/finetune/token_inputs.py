@@ -12,11 +12,11 @@ from torch import Tensor
 
 from extract.encoders.encoder import Encoder, blocks_after, check_block
 from extract.encoders.lora import adapted_names
-from extract.pipeline import Precision
 from hist_cache.cache import Cache
 from hist_cache.console import progress, size
 from hist_cache.errors import HistError, InputError
 from hist_cache.token_files import Tokens, open_tokens, token_bytes, token_names
+from hist_cache.values import Precision
 from train.data import SpotData, SpotNiche
 from train.finetune.inputs import Caches, HeldStore, StoredInputs, check_caches, host_buffer
 from train.finetune.memory import SHARE, Place, choose_place

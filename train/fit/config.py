@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hist_cache.options import check_ranges, option
-from hist_cache.values import COUNT, NOT_NEGATIVE, POSITIVE, Interval
-from train.models.configs import Precision
+from hist_cache.values import COUNT, NOT_NEGATIVE, POSITIVE, Interval, Precision
 
 SEEDS = Interval(0, 2**32 - 1)  # of scikit-learn's random states
 MAX_GRADIENT_NORM = 5.0  # entailment gradients reach 1e4 at a cone's border

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from hist_cache.values import Precision
 from train.data import Batch, Images, SpotData
-from train.models.configs import ModelConfig, Precision
+from train.models.configs import ModelConfig
 from train.models.projection import TangentProjection
 
 Log = dict[str, Tensor]

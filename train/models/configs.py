@@ -8,7 +8,6 @@ from typing import Literal
 from hist_cache.options import check_ranges, option
 from hist_cache.values import COUNT, FRACTION, LARGEST, NOT_NEGATIVE, POSITIVE, Interval
 
-Precision = Literal["bf16", "fp32"]
 CURVATURE_RANGE = (0.1, 10.0)
 MAX_INVERSE_TEMPERATURE = 100.0
 

@@ -50,7 +50,11 @@ class Spy(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("variant", "options"),
-    [("full", {}), ("full", {"gene_network": "shared"}), ("euclidean", {"decoder_space": "points"})],
+    [
+        ("full", {}),
+        ("full", {"gene_network": "shared"}),
+        ("euclidean", {"decoder_space": "points"}),
+    ],
 )
 def test_products_are_bf16_and_the_losses_are_not(variant: str, options: dict[str, Any]) -> None:
     data = make_data()
