@@ -54,7 +54,7 @@ STAIRS = {
         *("configs", "numerics", "lorentz", "alignment", "variants", "projection", "base", "registry"),
         *("baselines", "hist"),
     ),
-    "train.fit": ("config", "batches", "step", "checkpoints", "loop"),
+    "train.fit": ("config", "batches", "step", "graph", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
         *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "fold_figures", "outputs"),

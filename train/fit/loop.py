@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -15,8 +16,11 @@ from train.data import Images, SpotData, SpotNiche
 from train.fit.batches import encode_rows, make_batch, read_batches
 from train.fit.checkpoints import Checkpoint, Progress, load_trained_state, trained_state
 from train.fit.config import MAX_GRADIENT_NORM, EncodingConfig, FitConfig, Tested
+from train.fit.graph import RecordedStep, why_not_recorded
 from train.fit.step import loss_of, make_optimizer, step
 from train.models.base import Model
+
+log = logging.getLogger(__name__)
 
 PREDICT_BATCH = 4096
 CHECKPOINT_EVERY_S = 60.0
@@ -32,10 +36,12 @@ def train_epoch(
     order: torch.Generator,
     encoding: EncodingConfig | None = None,
     clip_norm: float = MAX_GRADIENT_NORM,
+    recorded: RecordedStep | None = None,
 ) -> dict[str, float]:
     """Train on all `rows` once in random order.
 
     A last batch that is not full is left out (other batches take its spots next epoch): contrast needs its negatives.
+    `recorded` takes the place of the ordinary step.
 
     Returns:
         The mean of every logged value over the steps; `skipped` as a count.
@@ -46,14 +52,18 @@ def train_epoch(
     totals: dict[str, Tensor] = {}
     steps = max(1, len(rows) // batch_size)
     chunks = [distributed.shard(rows[i * batch_size : (i + 1) * batch_size]) for i in range(steps)]
-    for batch in read_batches(data, chunks, encoding.augment):
-        log = step(model, data.inputs, optimizer, batch, encoding.micro_batch, clip_norm)
-        totals = {k: totals[k] + v if totals else v for k, v in log.items()}
+    if recorded is not None:
+        logged = map(recorded, chunks)
+    else:
+        batches = read_batches(data, chunks, encoding.augment)
+        logged = (step(model, data.inputs, optimizer, b, encoding.micro_batch, clip_norm) for b in batches)
+    for values in logged:  # a recorded step writes them into the same tensors each time
+        totals = {k: totals[k] + v if totals else v.clone() for k, v in values.items()}
     names = list(totals)
     # The epoch's one synchronisation; each process has its own spots' MSE.
     sums = distributed.all_reduce_sum(torch.stack([totals[k].float() for k in names]))
-    values = (sums / distributed.world_size()).tolist()
-    return {k: v if k == "skipped" else v / steps for k, v in zip(names, values, strict=True)}
+    means = (sums / distributed.world_size()).tolist()
+    return {k: v if k == "skipped" else v / steps for k, v in zip(names, means, strict=True)}
 
 
 def _set_mode(model: Model, data: SpotData, training: bool) -> None:
@@ -106,6 +116,16 @@ def validation_loss(
     return distributed.all_reduce_sum(total).item() / max(count, 1) / distributed.world_size()
 
 
+def record_steps(
+    model: Model, optimizer: torch.optim.AdamW, data: SpotData, n_rows: int, config: FitConfig
+) -> RecordedStep | None:
+    """What replays recorded steps; None, with a warning that says why, where these cannot be recorded."""
+    if reason := why_not_recorded(data, n_rows, config.batch_size):
+        log.warning(f"steps are not recorded as a CUDA graph, but launched one by one: {reason}")
+        return None
+    return RecordedStep(model, optimizer, data, config.batch_size, config.clip_norm)
+
+
 def fit(
     model: Model,
     data: SpotData,
@@ -116,6 +136,7 @@ def fit(
     on_epoch: Callable[[dict[str, float]], None] = lambda row: None,
     tested: Tested = "best",
     encoding: EncodingConfig | None = None,
+    record: bool = False,
 ) -> Progress:
     """Train for `epochs`, or until the validation error (or loss) has not improved for `patience` of them.
 
@@ -131,6 +152,7 @@ def fit(
         on_epoch: Called with each row of the history.
         tested: Which weights are left: of the best epoch, or of the last.
         encoding: How an encoder that is fine-tuned is fed.
+        record: Record a step as a CUDA graph and replay it, where that can be done.
 
     Raises:
         HistError: No epoch had a finite validation error, or the checkpoint cannot be used.
@@ -140,13 +162,14 @@ def fit(
     order = torch.Generator().manual_seed(config.seed)
     stopped = checkpoint.load(model, inputs, optimizer, order) if checkpoint else None
     progress = stopped or Progress()
+    recorded = record_steps(model, optimizer, data, len(train), config) if record else None
     saved = time.monotonic()
     with GracefulStop("stopping at the end of this epoch (once more to stop at once)") as stop:
         stopping = distributed.any_rank(bool(stop.requested))
         while not progress.finished(config.epochs, config.patience) and not stopping:
             started = time.monotonic()
             row = {"epoch": float(progress.epoch)} | train_epoch(
-                model, optimizer, data, train, config.batch_size, order, encoding, config.clip_norm
+                model, optimizer, data, train, config.batch_size, order, encoding, config.clip_norm, recorded
             )
             row["val_mse"] = validation_mse(model, data, val, micro_batch)
             if config.stop_on == "loss":
