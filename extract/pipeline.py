@@ -21,7 +21,7 @@ from torch import Tensor
 
 from extract.clock import Clock
 from extract.encoders.encoder import Encoder
-from extract.slides.batches import CropBatch, CropTransform, in_background
+from extract.slides.batches import CropBatch, CropTransform, in_background, to_device, use_device
 from extract.slides.crops import Crops, TileStore, pieces, reading_order, spot_runs
 from extract.slides.image import Image
 from hist_cache.errors import HistError
@@ -62,8 +62,7 @@ class Pipeline:
         self.encoder, self.device, self.dtype, self.batch_size = encoder, device, dtype, batch_size
         self.transform = CropTransform(encoder, device, dtype)
         self._module = encoder.module.to(device=device, dtype=dtype)
-        # Each thread prepares whole crops, so torch must not start further threads within it.
-        self._pool = ThreadPoolExecutor(threads, "pixels", initializer=torch.set_num_threads, initargs=(1,))
+        self._pool = ThreadPoolExecutor(threads, "pixels", initializer=start_thread, initargs=(device,))
         self.clock = Clock()
 
     @property
@@ -99,7 +98,7 @@ class Pipeline:
         }
 
         def store(name: str, rows: np.ndarray, features: Tensor) -> None:
-            out[name][torch.from_numpy(rows).to(self.device)] = features.to(torch.float16)
+            out[name][to_device(torch.from_numpy(rows), self.device)] = features.to(torch.float16)
 
         self.stream(image, coords, crops, store, advance)
         started = time.perf_counter()
@@ -231,6 +230,12 @@ class Pipeline:
         self._pool.shutdown()
 
 
+def start_thread(device: torch.device) -> None:
+    """Begin a thread that prepares whole crops: torch must not start further threads within it."""
+    torch.set_num_threads(1)
+    use_device(device)
+
+
 def start_pipeline(
     encoder: Encoder, precision: Precision | None = None, device: torch.device | None = None
 ) -> Pipeline:
@@ -263,7 +268,7 @@ def crops_per_second(pipeline: Pipeline) -> float:
 def has_fast_bf16(device: torch.device) -> bool:
     """Tell whether bf16 matrix products run in hardware: on Ampere or newer, or a CPU with AVX512-BF16 or AMX."""
     if device.type == "cuda":
-        return torch.cuda.get_device_capability()[0] >= 8
+        return torch.cuda.get_device_capability(device)[0] >= 8
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

@@ -117,6 +117,19 @@ class GpuBatch:
         return out
 
 
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on the device; a GPU copies them when it comes to it, and the CPU does not wait for that."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()  # which torch hands out again only after the copy
+    return values.to(device, non_blocking=True)
+
+
+def use_device(device: torch.device) -> None:
+    """Have what a new thread does on a GPU, pinned memory too, belong to this one: threads start with the first."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+
+
 def in_background(batches: Iterator[_T]) -> Iterator[_T]:
     """Prepare batches ahead in a thread, which ends together with this iterator.
 

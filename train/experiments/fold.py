@@ -26,7 +26,13 @@ from train.experiments.claims import claim_fold
 from train.experiments.fold_figures import plot_geometry, plot_maps, plot_training
 from train.experiments.fold_files import read_metrics
 from train.experiments.jobs import Job
-from train.experiments.memory_limits import OUT_OF_MEMORY, OUT_OF_MEMORY_ENCODER, check_model_fits, is_out_of_memory
+from train.experiments.memory_limits import (
+    OUT_OF_MEMORY,
+    OUT_OF_MEMORY_ENCODER,
+    check_model_fits,
+    is_out_of_memory,
+    release_memory,
+)
 from train.experiments.outputs import (
     fold_bytes,
     fold_cost,
@@ -97,6 +103,7 @@ class FoldRunner:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+                release_memory(error, self.device)
                 advice = OUT_OF_MEMORY_ENCODER if job.setting.finetuning else OUT_OF_MEMORY
                 raise HistError(f"{job.folder}: {advice}") from error
 
@@ -105,6 +112,8 @@ class FoldRunner:
     ) -> dict[str, Any]:
         setting, folder = job.setting, job.folder
         check_model_fits(setting, self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)  # of the fold before
         torch.manual_seed(setting.fit.seed)
         model = make_model(setting).to(self.device)
         finetuner = None

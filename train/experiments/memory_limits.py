@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import traceback
+
 import torch
 
 from hist_cache.errors import HistError
@@ -34,5 +36,18 @@ def check_model_fits(setting: Setting, device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice; on a CPU torch says so by an ordinary RuntimeError."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Whether an error says that memory did not suffice; some kinds torch reports by an ordinary RuntimeError."""
+    texts = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)
+
+
+def release_memory(error: BaseException, device: torch.device) -> None:
+    """Give back the tensors of a fold that failed: its error is kept to the end, and would keep them for its traceback.
+
+    Args:
+        error: What ended the fold, as it is handled.
+        device: Where it ran.
+    """
+    traceback.clear_frames(error.__traceback__)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from extract.encoders.encoder import Encoder, PooledEncoder
 from extract.identity import crop_sides_um, slide_identity
 from extract.pipeline import Pipeline, start_pipeline
-from extract.slides.batches import CropTransform
+from extract.slides.batches import CropTransform, to_device
 from extract.slides.crops import Crops, plan_crops
 from extract.slides.readers import open_image
 from hist_cache.cache import Cache
@@ -226,9 +226,7 @@ def dihedral(crops: Tensor, turns: Tensor) -> Tensor:
         turns: `(n,)`, 0 (as it is) to 7. Bits 0, 1 and 2 stand for transposed, then upside down, then left to right;
             each of the 8 symmetries is one combination of these.
     """
-    if crops.device.type == "cuda" and turns.device.type == "cpu":
-        turns = turns.pin_memory()
-    turns = turns.to(crops.device, non_blocking=True)[:, None, None, None]
+    turns = to_device(turns, crops.device)[:, None, None, None]
     crops = torch.where((turns & 1).bool(), crops.transpose(1, 2), crops)
     crops = torch.where((turns & 2).bool(), crops.flip(1), crops)
     return torch.where((turns & 4).bool(), crops.flip(2), crops)

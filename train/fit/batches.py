@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
+from extract.slides.batches import use_device
 from train.data import Batch, Inputs, SpotData, SpotNiche
 
 AHEAD = 2  # batches read while one is used
@@ -47,8 +48,10 @@ def prefetch(inputs: Inputs, chunks: Iterable[Tensor], augment: bool = False) ->
         for rows in chunks:
             yield inputs.read(rows, turns)
         return
+    # Rows come from the GPU before it has work: later, to copy them would be to wait for all steps that were queued.
+    chunks = [rows.cpu() for rows in chunks]
     ahead: deque[Future[SpotNiche]] = deque()
-    thread = ThreadPoolExecutor(1, "inputs", initializer=_use_device, initargs=(inputs.device,))
+    thread = ThreadPoolExecutor(1, "inputs", initializer=use_device, initargs=(inputs.device,))
     try:
         for rows in chunks:
             ahead.append(thread.submit(inputs.read, rows, turns))
@@ -58,12 +61,6 @@ def prefetch(inputs: Inputs, chunks: Iterable[Tensor], augment: bool = False) ->
             yield ahead.popleft().result()
     finally:
         thread.shutdown(cancel_futures=True)
-
-
-def _use_device(device: torch.device) -> None:
-    """Have a thread's pinned memory belong to the process's GPU: a thread starts with the first."""
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
 
 
 def encode_pair(inputs: Inputs, images: SpotNiche) -> SpotNiche:

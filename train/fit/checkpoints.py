@@ -87,7 +87,8 @@ class Checkpoint:
     ) -> None:
         """Write everything that decides the epochs to come; every process's random state, written by the first."""
         states = distributed.all_gather_states(torch.get_rng_state())
-        cuda_states = distributed.all_gather_states(torch.cuda.get_rng_state()) if torch.cuda.is_available() else []
+        on_gpu = inputs.device.type == "cuda"
+        cuda_states = distributed.all_gather_states(torch.cuda.get_rng_state(inputs.device)) if on_gpu else []
         if distributed.rank() > 0:
             return
         state = {
@@ -128,8 +129,8 @@ class Checkpoint:
             optimizer.load_state_dict(state["optimizer"])
             order.set_state(state["order"].cpu())
             torch.set_rng_state(state["rng"][distributed.rank()].cpu())
-            if state["cuda_rng"] and torch.cuda.is_available():
-                torch.cuda.set_rng_state(state["cuda_rng"][distributed.rank()].cpu())
+            if state["cuda_rng"] and inputs.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_rng"][distributed.rank()].cpu(), inputs.device)
             stored = state["progress"]
             return Progress(**{f.name: stored[STORED_NAMES.get(f.name, f.name)] for f in fields(Progress)})
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

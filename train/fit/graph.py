@@ -24,7 +24,9 @@ from train.models.base import Log, Model
 
 log = logging.getLogger(__name__)
 
-WARM_UP = 3  # ordinary steps before one is recorded, in which libraries set up and the optimizer makes its moments
+ORDINARY_STEPS = (
+    3  # ordinary steps before one is recorded, in which libraries set up and the optimizer makes its moments
+)
 
 
 class Recorder(Protocol):
@@ -98,11 +100,11 @@ class RecordedStep:
     def __call__(self, rows: Tensor) -> Log:
         """Train on these rows; see `step`. The next call overwrites the tensors that are returned."""
         self._rows.copy_(rows)
-        if self._steps == WARM_UP:
+        if self._steps == ORDINARY_STEPS:
             self._record()
         if self._replay is not None:
             self._replay()
-        elif self._steps < WARM_UP:
+        elif self._steps < ORDINARY_STEPS:
             self._recorder.warm_up(self._step)
         else:
             self._step()

@@ -107,9 +107,9 @@ def backward_in_parts(model: Model, inputs: Inputs, batch: Batch, size: int) -> 
     assert niche.grad is not None
     gradients = zip(spot.grad.split(size), niche.grad.split(size), strict=True)
     for part, state, gradient in zip(parts, states, gradients, strict=True):
-        set_random_state(state)  # the same dropout as before
+        set_random_state(state, batch.spot)  # the same dropout as before
         torch.autograd.backward(encode_pair(inputs, part), gradient)
-    set_random_state(after)
+    set_random_state(after, batch.spot)
     return log
 
 
@@ -118,8 +118,8 @@ def random_state(like: Tensor) -> tuple[Tensor, Tensor | None]:
     return torch.get_rng_state(), torch.cuda.get_rng_state(like.device) if like.is_cuda else None
 
 
-def set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
+def set_random_state(state: tuple[Tensor, Tensor | None], like: Tensor) -> None:
     """The reverse of `random_state`."""
     torch.set_rng_state(state[0])
     if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
+        torch.cuda.set_rng_state(state[1], like.device)

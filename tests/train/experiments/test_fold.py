@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import signal
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -201,13 +202,18 @@ def test_what_ends_in_one_line(
 
 
 def test_memory_that_ends_while_training(cache: Path, run_command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def allocate(*args: object, **more: object) -> None:
+    models: list[weakref.ref[torch.nn.Module]] = []
+
+    def allocate(model: torch.nn.Module, *args: object, **more: object) -> None:
+        assert all(before() is None for before in models), "a fold that failed keeps no memory"
+        models.append(weakref.ref(model))
         torch.empty(2**60)
 
     monkeypatch.setattr(train.fit.loop, "train_epoch", allocate)
-    code, text = run_command(main, *argv_of(cache))
+    code, text = run_command(main, *argv_of(cache, "--ablation", "full,clip"))
     assert code == 1, text
-    assert "out of memory; give a smaller model (such as --width) or --batch-size" in one_line(text)
+    assert len(models) == 2
+    assert "out of memory; give a smaller model (such as --width) or --batch-size" in one_line(text.splitlines()[0])
 
 
 @pytest.mark.parametrize("where", ["sklearn.decomposition.PCA.fit_transform", "torch.linalg.eigh"])

@@ -13,7 +13,7 @@ from tests.gpu import moved, on_cuda
 from tests.train.fit.test_loop import make_data, make_model
 from train.data import SpotData
 from train.fit.config import MAX_GRADIENT_NORM, FitConfig
-from train.fit.graph import WARM_UP, CudaRecorder, RecordedStep, why_not_recorded
+from train.fit.graph import ORDINARY_STEPS, CudaRecorder, RecordedStep, why_not_recorded
 from train.fit.loop import fit, train_epoch
 from train.fit.step import make_optimizer
 from train.models.hist import HistModel
@@ -68,7 +68,7 @@ def test_all_steps_count_recorded_or_not(kind: type[FakeRecorder], caplog: pytes
     for name, value in ordinary.state_dict().items():
         assert torch.equal(value, replayed.state_dict()[name]), name
     if kind is FakeRecorder:
-        assert recorder.calls == ["warm up"] * WARM_UP + ["record"] + ["replay"] * (12 - WARM_UP)
+        assert recorder.calls == ["warm up"] * ORDINARY_STEPS + ["record"] + ["replay"] * (12 - ORDINARY_STEPS)
         assert not caplog.records
     else:
         assert len(caplog.records) == 1, "it is said once"
@@ -134,7 +134,7 @@ def test_a_replayed_step_skips_a_batch_that_is_not_finite() -> None:
     optimizer = make_optimizer(model, data.inputs, CONFIG)
     recorded = RecordedStep(model, optimizer, data, 16, MAX_GRADIENT_NORM, CudaRecorder(data.spot.device))
     rows = torch.arange(16, device="cuda")
-    for _ in range(WARM_UP + 2):
+    for _ in range(ORDINARY_STEPS + 2):
         assert recorded(rows)["skipped"].item() == 0
     assert recorded.recorded
     before = {k: v.clone() for k, v in model.state_dict().items()}

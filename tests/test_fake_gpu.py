@@ -1,0 +1,168 @@
+"""Steps, predictions and batches on a GPU without values: nothing waits for it, nothing is on the wrong side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from extract.encoders.encoder import Encoder, PooledEncoder
+from extract.pipeline import Pipeline
+from extract.slides.batches import CropTransform, GpuBatch
+from tests.commands import fork_server
+from tests.fake_gpu import counted_values, run_checks, to_fake_gpu
+from tests.gpu import moved
+from tests.train.fit.test_loop import make_data, make_model
+from train.data import CachedEmbeddings, Images, SpotData
+from train.finetune.crop_inputs import dihedral
+from train.fit.batches import encode_rows, read_batch
+from train.fit.config import FitConfig
+from train.fit.loop import predict, train_epoch, validation_loss, validation_mse
+from train.fit.step import make_optimizer, step
+from train.models.baselines import KnnModel, RidgeModel
+from train.models.configs import KnnConfig, RidgeConfig
+from train.models.hist import HistModel
+
+
+class EncodedEmbeddings(CachedEmbeddings):
+    """Embeddings that pass through an encoder, which is trained with the model."""
+
+    def encode(self, inputs: Tensor) -> Tensor:
+        assert self.encoder is not None
+        return self.encoder(inputs.float())
+
+
+def on_fake_gpu(device: torch.device, variant: str = "full", **config: object) -> tuple[HistModel, SpotData, Tensor]:
+    """A model and data on the device, and the rows of a batch there."""
+    data = moved(make_data(), device)
+    model = make_model(data, variant, **config)
+    to_fake_gpu(model)
+    return model, data, torch.arange(16, device=device)
+
+
+def values_are_noticed(device: torch.device) -> None:
+    """The fake device itself: what must be an error is one."""
+    x = torch.ones(4, device=device)
+    faults: list[Callable[[], object]] = [x.sum().item, x.nonzero, lambda: x[x > 0], lambda: x + torch.ones(4)]
+    faults += [lambda: torch.tensor([1.0, 2.0], device=device), lambda: bool(x.sum() > 0), lambda: x.numpy()]
+    for number, fault in enumerate(faults):
+        with pytest.raises(Exception, match=r".") as caught:
+            fault()
+        assert not isinstance(caught.value, pytest.fail.Exception), number
+
+
+def steps(device: torch.device) -> None:
+    """The ordinary step, in both precisions and of variants with other geometry."""
+    for variant, precision in (("full", "fp32"), ("full", "bf16"), ("euclidean", "fp32"), ("clip", "fp32")):
+        model, data, rows = on_fake_gpu(device, variant)
+        model.precision = precision  # type: ignore[assignment]
+        model.train()
+        optimizer = make_optimizer(model, data.inputs, FitConfig())
+        for _ in range(2):
+            log = step(model, data.inputs, optimizer, read_batch(data, rows))
+        assert all(value.device == device for value in log.values()), log
+        assert all(p.grad is None or p.grad.device == device for p in model.parameters())
+
+
+def steps_with_encoder(device: torch.device) -> None:
+    """A step that trains an encoder too, whole."""
+    model, data, rows = on_fake_gpu(device)
+    encoder = nn.Linear(12, 12)
+    to_fake_gpu(encoder)
+    data = replace(data, encoder_inputs=EncodedEmbeddings(data.spot, data.niche, encoder))
+    optimizer = make_optimizer(model, data.inputs, FitConfig())
+    step(model, data.inputs, optimizer, read_batch(data, rows))
+    assert encoder.weight.grad is not None
+    encode_rows(data, rows, 4)
+
+
+def an_epoch_reads_once(device: torch.device) -> None:
+    """The logged means are all that an epoch waits for, and validation for one number."""
+    model, data, _ = on_fake_gpu(device)
+    optimizer = make_optimizer(model, data.inputs, FitConfig())
+    rows = torch.arange(96, device=device)
+    with counted_values() as read:
+        row = train_epoch(model, optimizer, data, rows, 16, torch.Generator().manual_seed(0))
+        assert read == ["tolist"]
+        assert row["mse"] == 1 / 6
+        validation_mse(model, data, rows)
+        assert read == ["tolist", "item"]
+        validation_loss(model, data, rows, 16)
+        assert read == ["tolist", "item", "item"]
+
+
+def predictions(device: torch.device) -> None:
+    """HiST's and the baselines'."""
+    model, data, rows = on_fake_gpu(device)
+    assert predict(model, data, rows).shape == (16, 8)
+    images = Images(data.spot[rows].float(), data.niche[rows].float(), rows)
+    ridge, knn = RidgeModel(RidgeConfig(12, 8)), KnnModel(KnnConfig(12, 8))
+    weight = torch.empty(24, 8, dtype=torch.float64, device=device)
+    ridge.keep(weight=weight, bias=weight[0])
+    knn.prepare(data, rows, rows, 0)
+    for baseline in (ridge, knn):
+        predicted = baseline.predict(images)
+        assert (predicted.shape, predicted.device) == ((16, 8), device)
+
+
+class Mean(PooledEncoder):
+    """The mean colour of a crop, as an encoder."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity(), "cls")
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """Mean over height and width."""
+        return crops.mean((2, 3))
+
+
+def crops_become_inputs(device: torch.device) -> None:
+    """Raw pixels are resized and normalised on the device, and encoded there, in bf16."""
+    half = (0.5, 0.5, 0.5)
+    encoder = Encoder("mean", Mean(), 3, 32, half, half, "bicubic", False, "random", "")
+    transform = CropTransform(encoder, torch.device("cpu"), torch.bfloat16)
+    transform.device, transform._normalize._scale, transform._normalize._shift = (
+        device,
+        *(torch.empty(96, device=device) for _ in range(2)),
+    )
+    batch = GpuBatch(transform, 5)
+    batch._chunks = [(i, torch.empty((n, 48, 48, 3), dtype=torch.uint8)) for i, n in ((0, 2), (2, 3))]
+    inputs = batch.take()
+    assert (inputs.shape, inputs.dtype, inputs.device) == ((5, 3, 32, 32), torch.bfloat16, device)
+    pipeline = Pipeline.__new__(Pipeline)
+    pipeline.batch_size, pipeline._module, pipeline.device = 2, encoder.module, device
+    assert pipeline.encode(inputs).shape == (5, 3)
+
+
+def crops_are_turned(device: torch.device) -> None:
+    """Draws of the CPU reach the device."""
+    crops = torch.empty((4, 8, 8, 3), dtype=torch.uint8, device=device)
+    assert dihedral(crops, torch.zeros(4, dtype=torch.int64)).device == device
+
+
+CHECKS = {
+    check.__name__: check
+    for check in (
+        *(values_are_noticed, steps, steps_with_encoder, an_epoch_reads_once),
+        *(predictions, crops_become_inputs, crops_are_turned),
+    )
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Results of all checks, from one process: a device that torch was told of stays."""
+    path = tmp_path_factory.mktemp("fake") / "results.json"
+    fork_server()
+    mp.start_processes(run_checks, (CHECKS, path), nprocs=1, start_method="forkserver")
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_on_a_gpu_without_values(check: str, results: dict[str, str]) -> None:
+    assert not results[check], results[check]
