@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "fakegpu"
@@ -70,7 +70,7 @@ def counted_values() -> Iterator[list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "item", item)
-        patch.setattr(torch.Tensor, "tolist", tolist)
+        patch.setattr(FakeTensor, "tolist", tolist)
         yield read
 
 

@@ -80,7 +80,7 @@ def fold_cost(progress: Progress, inference_s: float, device: torch.device) -> d
         device: Where it ran. Peak memory is the device's on a GPU and the whole process's on a CPU.
     """
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated() / 1e9
+        peak = torch.cuda.max_memory_allocated(device) / 1e9
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
     seconds = [row["seconds"] for row in progress.history]
