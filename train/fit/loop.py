@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from train.fit.checkpoints import Checkpoint, Progress, load_trained_state, trai
 from train.fit.config import MAX_GRADIENT_NORM, EncodingConfig, FitConfig, Tested
 from train.fit.graph import RecordedStep, why_not_recorded
 from train.fit.step import loss_of, make_optimizer, step
-from train.models.base import Model
+from train.models.base import Log, Model
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ def train_epoch(
     totals: dict[str, Tensor] = {}
     steps = max(1, len(rows) // batch_size)
     chunks = [distributed.shard(rows[i * batch_size : (i + 1) * batch_size]) for i in range(steps)]
+    logged: Iterable[Log]
     if recorded is not None:
         logged = map(recorded, chunks)
     else:
