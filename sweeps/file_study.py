@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial
 
 from hist_cache.errors import InputError
 from sweeps.journal import Journal, JournalCopy
-from sweeps.storage import StudyStorage, check_stored, no_study
+from sweeps.storage import StudyStorage, no_study
 from sweeps.study import StudyPlan
 from sweeps.waiting import hold
 
@@ -21,17 +21,14 @@ WORKERS = "workers"  # folder with one file for each worker, locked as long as t
 STUDY_LOCK = "study.lock"
 
 
-def check_journal(plan: StudyPlan) -> None:
-    """Check the study in its journal file, where there is one, and write nothing.
+def copy_journal(plan: StudyPlan) -> tuple[str, BaseStorage | None]:
+    """Name and content of the study's journal file, to be read only; None where there is no file.
 
     Raises:
-        InputError: It is damaged or of other settings, or `--resume` finds none.
+        InputError: It is damaged.
     """
     file = plan.folder / JOURNAL
-    if file.exists():
-        check_stored(plan, str(file), _read_journal(JournalCopy(file), str(file)))
-    elif plan.options.resume:
-        raise no_study(plan, plan.folder)
+    return (str(file), _read_journal(JournalCopy(file), str(file))) if file.exists() else (str(plan.folder), None)
 
 
 def _read_journal(backend: BaseJournalBackend, title: str) -> JournalStorage:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
 from hist_cache.errors import InputError
 from hist_cache.passwords import clean_files, holds_password
 from hist_cache.runs import CONFIG
-from sweeps.file_study import JournalStudy, check_journal
-from sweeps.storage import StudyStorage
+from sweeps.file_study import JournalStudy, copy_journal
+from sweeps.storage import StudyStorage, check_stored, read_study
 from sweeps.study import StudyPlan
+
+if TYPE_CHECKING:
+    from optuna.storages import BaseStorage
 
 
 def open_study(plan: StudyPlan, must_exist: bool = False, joins: bool = False) -> StudyStorage:
@@ -36,12 +43,29 @@ def check_storage(plan: StudyPlan) -> None:
     Raises:
         InputError: Where the storage cannot be used or has the study with other settings, or `--resume` finds none.
     """
-    if in_database(plan):
-        from sweeps.postgres import check_database
+    with _reading(plan) as (title, storage):
+        check_stored(plan, title, storage)
 
-        check_database(plan)
+
+def stored_settings(plan: StudyPlan) -> dict[str, Any] | None:
+    """The settings that the study was made with; None where there is none of its name. Nothing is written.
+
+    Raises:
+        InputError: The storage cannot be used.
+    """
+    with _reading(plan) as (_, storage):
+        return (read_study(plan, storage) or {}).get("settings")
+
+
+@contextmanager
+def _reading(plan: StudyPlan) -> Iterator[tuple[str, BaseStorage | None]]:
+    if in_database(plan):
+        from sweeps.postgres import read_database
+
+        with read_database(plan) as found:
+            yield found
     else:
-        check_journal(plan)
+        yield copy_journal(plan)
 
 
 def in_database(plan: StudyPlan) -> bool:

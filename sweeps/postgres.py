@@ -28,7 +28,7 @@ from sweeps.database import (
     read_url,
     title_of,
 )
-from sweeps.storage import StudyStorage, check_stored, no_study
+from sweeps.storage import StudyStorage
 from sweeps.study import StudyPlan
 from sweeps.waiting import LOCK_S, LockLost, StorageLost
 
@@ -43,11 +43,12 @@ LOCK_TIMEOUT_S = 10
 LOCK_NOT_AVAILABLE = "55P03"
 
 
-def check_database(plan: StudyPlan) -> None:
-    """Check the study in its database, where there is one, and write nothing.
+@contextmanager
+def read_database(plan: StudyPlan) -> Iterator[tuple[str, BaseStorage | None]]:
+    """Name of the study's database, and its studies, to be read only; None where there are none.
 
     Raises:
-        InputError: The database cannot be reached, the study has other settings, or `--resume` finds none.
+        InputError: The database cannot be reached or used.
     """
     url, secrets = read_url(str(plan.options.storage))
     title, engine = title_of(url), make_engine(url, secrets)
@@ -55,9 +56,9 @@ def check_database(plan: StudyPlan) -> None:
     try:
         if sqlalchemy.inspect(engine).has_table("studies"):  # else Optuna would make its tables
             arguments = {"connect_args": CONNECTION | secrets}
-            check_stored(plan, title, RDBStorage(url.render_as_string(), arguments, skip_table_creation=True))
-        elif plan.options.resume:
-            raise no_study(plan, title)
+            yield title, RDBStorage(url.render_as_string(), arguments, skip_table_creation=True)
+        else:
+            yield title, None
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         raise InputError(f"--storage {title}: cannot be used ({brief(error)})") from None
     finally:

@@ -229,18 +229,23 @@ def check_same_study(plan: StudyPlan, title: object, stored: Mapping[str, Any]) 
         )
 
 
-def check_stored(plan: StudyPlan, title: object, storage: BaseStorage) -> None:
+def read_study(plan: StudyPlan, storage: BaseStorage | None) -> dict[str, Any] | None:
+    """What a storage says of the study; None where it, or the storage itself, is not there."""
+    if storage is None or plan.name not in optuna.get_all_study_names(storage):
+        return None
+    return optuna.load_study(study_name=plan.name, storage=storage).user_attrs
+
+
+def check_stored(plan: StudyPlan, title: object, storage: BaseStorage | None) -> None:
     """Do what opening the study in this storage checks, and write nothing.
 
     Raises:
         InputError: The study has other settings, or `--resume` finds none.
     """
-    if plan.name not in optuna.get_all_study_names(storage):
-        if plan.options.resume:
-            raise no_study(plan, title)
-        return
-    stored = optuna.load_study(study_name=plan.name, storage=storage).user_attrs
-    if "settings" in stored:  # else it was stopped before anything was decided
+    stored = read_study(plan, storage)
+    if stored is None and plan.options.resume:
+        raise no_study(plan, title)
+    if stored and "settings" in stored:  # else it was stopped before anything was decided
         check_same_study(plan, title, stored)
 
 

@@ -16,15 +16,17 @@ from hist_cache.errors import HistError
 from hist_cache.executor import Events, Report, Worker
 from hist_cache.options import folder_option
 from hist_cache.processes import ProcessExecutor, sigterm_as_interrupt
+from hist_cache.values import Precision
 from sweeps.objective import TENSORS_KEPT, run_trial
 from sweeps.opening import open_study
 from sweeps.options import SweepOptions
+from sweeps.precision import settle_precision
 from sweeps.space import read_space, searchable_names
 from sweeps.storage import StudyStorage
 from sweeps.study import StudyPlan, check_single, make_study_plan
 from train.experiments.announcements import open_workspace
 from train.experiments.grid import points
-from train.models.registry import ModelEntry, model_entries, register
+from train.models.registry import ModelEntry, get_model, model_entries, register
 from train.workspace import Workspace
 
 log = logging.getLogger(__name__)
@@ -135,4 +137,12 @@ def prepare(options: SweepOptions) -> tuple[StudyPlan, Workspace]:
     sizes |= {int(value) for p in space if p.name == "neighbors" for value in p.ends}
     workspace = open_workspace(options, sorted(sizes), TENSORS_KEPT)
     options = options.with_values({"dataset": workspace.dataset})  # the one extracted last may change meanwhile
-    return make_study_plan(options, space, workspace, folder_option(options.runs, "HIST_RUNS", "runs")), workspace
+    runs = folder_option(options.runs, "HIST_RUNS", "runs")
+
+    def plan_in(precision: Precision) -> StudyPlan:
+        return make_study_plan(options.with_values({"precision": precision}), space, workspace, runs)
+
+    if options.precision == "auto" and get_model(options.model).learns:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return settle_precision(plan_in, workspace, device), workspace
+    return make_study_plan(options, space, workspace, runs), workspace

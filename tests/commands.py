@@ -6,6 +6,7 @@
 - A figure takes half a second to lay out and to draw, and a fold has three. All that is in it is still made, but
   `Figure.savefig` writes a blank picture of the same size.
 - hist-train trains one fold at a time, in the process of the test, unless `--jobs` says otherwise.
+- Nothing is measured: `--precision auto` is fp32, whatever the machine can do.
 """
 
 from __future__ import annotations
@@ -124,8 +125,14 @@ def blank_figure(figure: Any, file: Any, *, dpi: float = 100, **others: Any) -> 
     Image.new("L", (width, height), 255).save(file, format="PNG")
 
 
+def no_speedup(device: Any, width: int, rows: int) -> float:
+    """Say that bf16 is no faster, in place of a measurement, so that `--precision auto` is the same everywhere."""
+    return 1.0
+
+
 def make_quick(patch: pytest.MonkeyPatch) -> None:
     """Replace in this process what takes long."""
     patch.setattr("matplotlib.figure.Figure.savefig", blank_figure)
     patch.setattr("train.experiments.runner.default_workers", lambda jobs, device: 1)
+    patch.setattr("train.experiments.precision.measured_speedup", no_speedup)
     patch.setattr("hist_cache.processes.multiprocessing", types.SimpleNamespace(get_context=lambda how: fork_server()))

@@ -20,9 +20,11 @@ def preload() -> None:
         importlib.import_module(module)
     from matplotlib.figure import Figure
 
-    from tests.commands import blank_figure
+    import train.experiments.precision
+    from tests.commands import blank_figure, no_speedup
 
     Figure.savefig = blank_figure  # type: ignore[method-assign]
+    train.experiments.precision.measured_speedup = no_speedup
     gc.collect()
     gc.freeze()  # else the garbage collection of each process copies all of it
 

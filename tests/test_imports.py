@@ -57,8 +57,8 @@ STAIRS = {
     "train.fit": ("config", "batches", "step", "graph", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
-        *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "fold_figures", "outputs"),
-        *("memory_limits", "fold", "announcements", "runner", "adapted"),
+        *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "precision", "fold_figures"),
+        *("outputs", "memory_limits", "fold", "announcements", "runner", "adapted"),
     ),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),
@@ -68,8 +68,8 @@ STAIRS = {
     ),
     "sweeps": (
         *("options", "space", "study", "sampling", "waiting", "storage", "journal", "file_study", "database"),
-        *("postgres", "opening", "trials", "objective", "display", "workers", "final_test", "figures", "report"),
-        *("cli",),
+        *("postgres", "opening", "precision", "trials", "objective", "display", "workers", "final_test"),
+        *("figures", "report", "cli"),
     ),
 }
 

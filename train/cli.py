@@ -40,6 +40,7 @@ def train(options: TrainOptions) -> int:
     from train.experiments.adapted import announce_adapters, with_adapters
     from train.experiments.grid import points, table_row, with_table
     from train.experiments.jobs import make_jobs
+    from train.experiments.precision import with_precision
     from train.experiments.runner import default_workers, describe_failure
 
     own_device = distributed.init()
@@ -55,6 +56,8 @@ def train(options: TrainOptions) -> int:
     workspace = announcements.open_workspace(options, sorted({p.neighbors for p in grid}))
     jobs = make_jobs(grid, options, workspace, folder_option(options.runs, "HIST_RUNS", "runs"))
     jobs = with_adapters(jobs, options.lora, workspace)
+    device = own_device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    jobs = with_precision(jobs, options.precision, device)
     announcements.announce_leaks(jobs, options, workspace)
     announcements.announce_crops(jobs, workspace)
     genes_to_plot = announcements.check_genes(options.genes_to_plot, jobs)
@@ -62,7 +65,6 @@ def train(options: TrainOptions) -> int:
         announcements.check_resumable(jobs)
     announcements.announce_splits(jobs, workspace.patients)
 
-    device = own_device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     left = [job for job in jobs if not job.done]
     distributed.barrier()  # before any is done that was not
     finetuned = [job for job in left if job.setting.finetuning]

@@ -15,7 +15,7 @@ from train.models.registry import model_entries
 HERE = Path(__file__).parent
 FINETUNING = (  # what only fine-tuning reads
     *("lora_layers", "lora_rank", "lora_alpha", "lora_dropout", "no_token_cache", "augment", "micro_batch"),
-    *("grad_checkpoint", "precision", "data_root", "weights"),
+    *("grad_checkpoint", "data_root", "weights"),
 )
 
 ADAPTED = ("data_root", "weights")  # what of these --lora reads too
@@ -74,6 +74,9 @@ class TrainOptions(CommandOptions):
     folds: int | None = option(None, "run the first so many splits (default: all there are, or 5)", "N", within=COUNT)
     fold: int | None = option(None, "run this split only, counted from 0", "I", within=INDEX)
     seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N", within=SEEDS)
+    precision: Literal["auto", "bf16", "fp32"] = option(
+        "auto", "of matrix products in training; auto: bf16 where it is measured to be faster, or that of begun runs"
+    )
     finetune_lora: bool = option(
         False, "fine-tune the encoder's last blocks by LoRA together with the model", group="fine-tuning"
     )
@@ -91,9 +94,6 @@ class TrainOptions(CommandOptions):
         None, "spots encoded at once; the loss stays that of the whole batch", "N", within=COUNT
     )
     grad_checkpoint: bool = option(False, "fine-tune with less memory, computing activations twice")
-    precision: Literal["bf16", "fp32"] | None = option(
-        None, "of the encoder while it is fine-tuned (default: bf16 where that is fast)"
-    )
     data_root: str | None = option(None, "folder of the slides (default: where the cache's came from)", "D")
     weights: str | None = option(None, "file with the encoder's weights", "F")
     lora: str | None = option(

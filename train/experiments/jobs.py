@@ -16,12 +16,13 @@ from hist_cache.errors import InputError
 from hist_cache.fingerprint import is_tuned
 from hist_cache.runs import CHECKPOINT, CONFIG, Fold
 from hist_cache.splits import SPLIT_PARTS, Split, make_splits
+from hist_cache.values import Precision
 from train.experiments.fold_files import read_split
 from train.experiments.grid import Point
 from train.experiments.protocols import Protocol, get_protocol, protocol_options
 from train.experiments.run_folders import run_folder
 from train.experiments.setting import Setting
-from train.finetune.encoder import Finetuning, default_layers, default_precision
+from train.finetune.encoder import Finetuning, default_layers
 from train.fit.checkpoints import Checkpoint
 from train.fit.config import FitConfig
 from train.leaks import adapter_slides, find_leak
@@ -105,6 +106,8 @@ class Job:
 def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspace, runs: Path) -> list[Job]:
     """All folds of all points, in order; `InputError` before anything is run.
 
+    Where `--precision` is auto they are in fp32, which `train.experiments.precision` decides anew.
+
     Args:
         points: Of the grid.
         options: Of the command.
@@ -175,6 +178,7 @@ def make_setting(
     entry = get_model(point.model)
     model_preset = preset if entry.name == DEFAULT_MODEL else {}  # a width that suits HiST says nothing of others
     finetunes = bool(point.lora_layers) and entry.learns
+    precision: Precision = "bf16" if options.precision == "bf16" and entry.learns else "fp32"
     embedding_width = next(iter(workspace.slides.values())).embeddings.shape[1]
     return Setting(
         dataset=workspace.dataset,
@@ -190,14 +194,16 @@ def make_setting(
         split=point.split or protocol.split or "default",
         transform=point.transform,
         model=options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel)),
-        fit=options.resolve(FitConfig, preset),
-        finetuning=make_finetuning(point.lora_layers or 0, options, of_protocol) if finetunes else None,
+        fit=options.resolve(FitConfig, preset, precision=precision),
+        finetuning=make_finetuning(point.lora_layers or 0, options, of_protocol, precision) if finetunes else None,
         model_name=point.model,
         digests={name: slide_digests(slide, point.neighbors) for name, slide in workspace.all_slides.items()},
     )
 
 
-def make_finetuning(layers: int, options: TrainOptions, of_protocol: Mapping[str, Any]) -> Finetuning:
+def make_finetuning(
+    layers: int, options: TrainOptions, of_protocol: Mapping[str, Any], precision: Precision
+) -> Finetuning:
     """How the encoder is fine-tuned, from the options that were given, over the protocol's."""
     rank, alpha, dropout = (
         of_protocol[name] if name in of_protocol and name not in options.given else getattr(options, name)
@@ -207,5 +213,5 @@ def make_finetuning(layers: int, options: TrainOptions, of_protocol: Mapping[str
         lora=LoraConfig(layers, rank, alpha, dropout),
         start="crops" if options.no_token_cache or options.augment else "tokens",
         augment=options.augment,
-        precision=options.precision or default_precision(),
+        precision=precision,
     )

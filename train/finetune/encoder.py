@@ -15,7 +15,6 @@ from extract.encoders.adapters import ADAPTER, save_adapter
 from extract.encoders.encoder import Encoder, count_blocks
 from extract.encoders.lora import Adapted, LoraConfig, adapt, remove_adapters, speed_up_on_cpu
 from extract.encoders.registry import count_blocks_of, load_encoder
-from extract.pipeline import has_fast_bf16
 from extract.plan import Request, plan_extraction
 from extract.scheduler import check_plan
 from extract.tokens import make_tokens, plan_cache_tokens
@@ -225,11 +224,6 @@ def default_layers(encoder: str) -> int:
     if blocks < MAX_DEFAULT_LAYERS:
         log.info(f"--lora-layers {blocks}: {encoder} has {blocks} blocks, so all of them are adapted")
     return min(blocks, MAX_DEFAULT_LAYERS)
-
-
-def default_precision() -> Literal["bf16", "fp32"]:
-    """Of the encoder's matrix products: bf16 where that is fast."""
-    return "bf16" if has_fast_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu")) else "fp32"
 
 
 def find_data_root(cache: Cache, given: str | None) -> Path:

@@ -37,7 +37,7 @@ def test_a_single_option_overrides_its_row() -> None:
 
 def lora_of(protocol: str, **given: object) -> LoraConfig:
     options = TrainOptions().with_values(given)
-    return make_finetuning(11, options, protocol_options(protocol)).lora
+    return make_finetuning(11, options, protocol_options(protocol), "fp32").lora
 
 
 def test_lora_is_the_protocols_unless_it_is_given() -> None:
