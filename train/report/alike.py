@@ -17,6 +17,7 @@ FOLLOWS = {  # a setting, and those that may change it without being another dif
     "embeddings": ("encoder", "cache", "test_dataset", "slides", "counts", "neighbors"),
     "n_genes": ("genes",),
     "panel": ("genes", "n_genes", "panel_from", "slides"),
+    "tuning_precision": ("precision",),
 }
 TUNING_PREFIXES = ("lora_", "tuning_")  # such settings are None where the encoder is not fine-tuned
 NAMES_IN_LABEL = 3
@@ -78,8 +79,8 @@ def _decided(run: RunResult) -> set[str]:
 
 
 def _follows(key: str, values: tuple[object, object], differing: list[str]) -> bool:
-    if key != "lora_layers" and key.startswith(TUNING_PREFIXES):
-        return None in values
+    if key != "lora_layers" and key.startswith(TUNING_PREFIXES) and None in values:
+        return True
     return any(cause in differing for cause in FOLLOWS.get(key, ()))
 
 

@@ -18,6 +18,7 @@ from train.report.results import RunResult
 PUBLISHED_ENCODER = "uni"  # of all published runs of HiST
 DATA_CHOICES = ("panel_from", "edge_spots")  # choices of a protocol that decide what is predicted, for any method
 NOT_COMPARED = ("name", "split", "min_spot_um")  # of a protocol: the split and the cache say what was done
+FREE = ("seed", "precision")  # of the training loop: chance, and rounding that changes less than chance does
 MAX_NAMED = 5  # departures in one sentence
 
 
@@ -54,7 +55,8 @@ def setting_departures(run: RunResult) -> list[str]:
     found = ["its encoder was fine-tuned before"] if run.is_tuned else []
     found += _differences(cache, {"encoder": PUBLISHED_ENCODER, "pretrained": True, "min_spot_um": 0.0})
     found += _differences(vars(model), vars(HistConfig(model.embedding_width, model.n_genes)))
-    found += _differences(vars(setting.fit) | {"seed": 0}, vars(FitConfig()) | {"seed": 0})
+    training = {k: v for k, v in vars(setting.fit).items() if k not in FREE}
+    found += _differences(training, vars(FitConfig()))
     protocol, paper = vars(setting.protocol), vars(get_protocol("paper"))
     kept = [k for k in paper if k not in (*NOT_COMPARED, *DATA_CHOICES)]
     found += _differences({k: protocol[k] for k in kept}, {k: paper[k] for k in kept})

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,19 @@ import torch
 
 import train.experiments.precision
 import train.fit.loop
+from extract.encoders.lora import LoraConfig
 from hist_cache import load_run
+from hist_cache.splits import Split
 from tests.commands import Command, no_speedup
 from tests.conftest import HIST_TRAIN
 from tests.small import make_cache
+from tests.train.report.fake_runs import SETTING
 from train.cli import main
-from train.experiments.precision import measured_speedup
+from train.experiments.jobs import Job
+from train.experiments.precision import measured_speedup, with_precision
 from train.experiments.setting import Setting
+from train.finetune.encoder import Finetuning
+from train.workspace import DataKey
 
 Run = Callable[..., tuple[int, str]]
 Start = Callable[..., Command]
@@ -183,6 +190,31 @@ def test_models_without_gradient_steps_have_no_precision(
     assert "precision:" not in run_command(main, *argv, "--precision", "bf16")[1]
     assert same_bytes(tmp_path / "auto", tmp_path / "runs") == 2
     assert precisions(tmp_path / "runs") == {"fp32": ["fold0", "fold0"]}
+    assert not measured["asked"]
+
+
+def test_an_encoder_in_bf16_beside_a_model_in_fp32_goes_on(measured: dict[str, Any], tmp_path: Path) -> None:
+    """As earlier versions fine-tuned; a new run has both in one precision."""
+    tuning = Finetuning(LoraConfig(2), start="tokens", augment=False, precision="fp32")
+    setting = replace(SETTING, finetuning=tuning)
+    split, key = Split("a", ("S0",), ("S1",), ("S2",)), DataKey(6, ("GENE0",), "log2", False, "log_of_mean")
+
+    def taken() -> tuple[str, str]:
+        job = Job(setting, 0, tmp_path / "tiny" / setting.name / "fold0", split, key)
+        [found] = with_precision([job], "auto", torch.device("cpu"))
+        assert found.setting.finetuning is not None
+        assert found.folder.parent.name == found.setting.name
+        return found.setting.fit.precision, found.setting.finetuning.precision
+
+    assert taken() == ("bf16", "bf16")
+    measured["speedup"] = 1.0
+    assert taken() == ("fp32", "fp32")
+    mixed = replace(setting, finetuning=replace(tuning, precision="bf16"))
+    fold = tmp_path / "tiny" / mixed.name / "fold3"
+    fold.mkdir(parents=True)
+    (fold / "config.json").write_text("{}")
+    measured["asked"] = 0
+    assert taken() == ("fp32", "bf16")
     assert not measured["asked"]
 
 

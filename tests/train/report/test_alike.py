@@ -39,6 +39,7 @@ def mixed(root: Path, change: dict[str, Any]) -> Results:
         ({"loop.epochs": 50}, "epochs", "epochs 50, not epochs 4"),
         ({"loop.seed": 1}, "seed", "seed 1, not seed 42"),
         ({"loop.clip_norm": 0.0}, "clip norm", "clip norm 0.0, not clip norm 5.0"),
+        ({"loop.precision": "bf16"}, "precision", "precision bf16, not precision fp32"),
         ({"model.alpha": 0.3}, "alpha", "alpha 0.3, not alpha 0.2"),
         ({"model.width": 8}, "width", "width 8, not width 16"),
         ({"cache.weights": "1" * 64}, "cache", "not cache"),
