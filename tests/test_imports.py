@@ -52,9 +52,9 @@ STAIRS = {
     ),
     "train.models": (
         *("configs", "numerics", "lorentz", "alignment", "variants", "projection", "base", "registry"),
-        *("baselines", "hist"),
+        *("baselines", "streams", "hist"),
     ),
-    "train.fit": ("config", "batches", "step", "graph", "checkpoints", "loop"),
+    "train.fit": ("config", "allocation", "batches", "step", "graph", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
         *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "precision", "fold_figures"),

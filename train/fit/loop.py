@@ -13,6 +13,7 @@ from hist_cache.errors import HistError
 from hist_cache.processes import GracefulStop
 from train import distributed
 from train.data import Images, SpotData, SpotNiche
+from train.fit.allocation import keep_freed_memory
 from train.fit.batches import encode_rows, make_batch, read_batches
 from train.fit.checkpoints import Checkpoint, Progress, load_trained_state, trained_state
 from train.fit.config import MAX_GRADIENT_NORM, EncodingConfig, FitConfig, Tested
@@ -159,6 +160,7 @@ def fit(
         HistError: No epoch had a finite validation error, or the checkpoint cannot be used.
     """
     inputs, micro_batch = data.inputs, encoding.micro_batch if encoding else None
+    keep_freed_memory()
     optimizer = make_optimizer(model, inputs, config)
     order = torch.Generator().manual_seed(config.seed)
     stopped = checkpoint.load(model, inputs, optimizer, order) if checkpoint else None

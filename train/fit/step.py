@@ -66,8 +66,9 @@ def step(
     distributed.average_gradients(parameters)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     skipped = (~torch.isfinite(norm)).float()
-    excess = norm / clip_norm if clip_norm > 0 else torch.ones_like(norm)
-    optimizer.grad_scale = torch.nan_to_num(excess, nan=1.0, posinf=1.0).clamp(min=1.0)  # type: ignore[attr-defined]
+    excess = torch.nan_to_num(norm / (clip_norm or torch.inf), nan=1.0, posinf=1.0).clamp(min=1.0)
+    # With a scale the optimizer writes all gradients too. Where it costs nothing to look, a scale of 1 is left out.
+    optimizer.grad_scale = None if excess.device.type == "cpu" and excess == 1 else excess  # type: ignore[attr-defined]
     optimizer.found_inf = skipped  # type: ignore[attr-defined]
     optimizer.step()
     model.after_step()

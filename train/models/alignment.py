@@ -5,7 +5,7 @@ An ablation is a choice of `Terms`. All ablations run the same code, and a term 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -184,12 +184,10 @@ def geometry_summary(embeddings: Embeddings, geometry: Geometry = "lorentz") -> 
         Detached scalars `c`, `tau` and `radius_image_spot` to `radius_gene_niche`. They stay on the device, since
         only converting one to a number has to wait for a GPU.
     """
-    summary = {"c": embeddings.c.detach(), "tau": embeddings.tau.detach()}
-    for name in EMBEDDING_NAMES:
-        x = getattr(embeddings, name)
-        radii = lorentz.radius(x, embeddings.c) if geometry == "lorentz" else x.float().norm(dim=-1)
-        summary[f"radius_{name}"] = radii.mean()
-    return summary
+    points = _stack(embeddings, list(EMBEDDING_NAMES))
+    radii = lorentz.radius(points, embeddings.c) if geometry == "lorentz" else points.float().norm(dim=-1)
+    means = {f"radius_{name}": mean for name, mean in zip(EMBEDDING_NAMES, radii.mean(dim=-1), strict=True)}
+    return {"c": embeddings.c.detach(), "tau": embeddings.tau.detach()} | means
 
 
 def _zero(embeddings: Embeddings) -> Tensor:
@@ -201,6 +199,8 @@ def _stack(embeddings: Embeddings, names: list[str]) -> Tensor:
     return torch.stack([getattr(embeddings, name) for name in names])
 
 
-def _scale(factors: Iterable[float], values: Tensor) -> Tensor:
+def _scale(factors: Collection[float], values: Tensor) -> Tensor:
     """Multiply `(k, ...)` values by k numbers, without a tensor of them: copying one to a GPU would wait for it."""
+    if len(set(factors)) == 1:
+        return next(iter(factors)) * values
     return torch.stack([factor * value for factor, value in zip(factors, values.unbind(), strict=True)])

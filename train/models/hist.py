@@ -17,36 +17,11 @@ from train.models.base import Log, Model
 from train.models.configs import CURVATURE_RANGE, MAX_INVERSE_TEMPERATURE, HistConfig
 from train.models.lorentz import MAX_RADIUS, exp_map0, time_component
 from train.models.projection import TangentProjection, tangent_projection
+from train.models.streams import ResidualMLP
 from train.models.variants import Variant
 
 MIN_RADIUS = 1e-2  # below it an embedding counts as collapsed into the origin
 MIN_ENTAILMENT_LOSS = 1e-4  # below it every cone holds its child
-
-
-class ResidualMLP(nn.Module):
-    """LN, Linear, `depth` times [x + MLP(LN x)] with ratio 2, LN: `(B, inputs)` to `(B, width)`."""
-
-    def __init__(self, inputs: int, width: int, depth: int, dropout: float) -> None:
-        super().__init__()
-        self.enter = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, width))
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.LayerNorm(width),
-                nn.Linear(width, 2 * width),
-                nn.GELU(),
-                nn.Linear(2 * width, width),
-                nn.Dropout(dropout),  # one a block: drawing a mask takes a tenth of a step on a CPU
-            )
-            for _ in range(depth)
-        )
-        self.leave = nn.LayerNorm(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, inputs)` to `(B, width)`."""
-        x = self.enter(x)
-        for block in self.blocks:
-            x = x + block(x)
-        return self.leave(x)
 
 
 class Stream(nn.Module):
@@ -139,11 +114,12 @@ class HistModel(Model):
         """
         with torch.autocast(images.spot.device.type, enabled=False):
             c = self.log_c.exp()
-            scales = [self.log_scale_image] * 2 + [self.log_scale_gene] * 2
-            points = [v.float() * s.exp() for v, s in zip((*images, *genes), scales, strict=True)]
+            tangents = torch.stack([v.float() for v in (*images, *genes)])
+            scales = torch.stack([self.log_scale_image] * 2 + [self.log_scale_gene] * 2).exp()
+            points = tangents * scales.view(4, 1, 1)
             if self.variant.terms.geometry == "lorentz":
-                points = [exp_map0(v, c) for v in points]
-            return Embeddings(points[0], points[1], points[2], points[3], c, (-self.log_inverse_tau).exp())
+                points = exp_map0(points, c)
+            return Embeddings(*points.unbind(), c, (-self.log_inverse_tau).exp())
 
     def decode(self, images: SpotNiche) -> Tensor:
         """Predicted log2 expression `(B, G)` from the tangent vectors of the images."""

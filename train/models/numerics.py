@@ -69,6 +69,7 @@ class _AllProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, y = to_widest_float(x), to_widest_float(y)
         return squared_norm(x), x @ y.mT, squared_norm(y)
 
     @staticmethod
@@ -78,9 +79,11 @@ class _AllProducts(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_xx: Tensor, grad_xy: Tensor, grad_yy: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = ctx.saved_tensors
-        grad_x = torch.addcmul(grad_xy @ y, x, grad_xx.unsqueeze(-1), value=2)
-        return grad_x, torch.addcmul(grad_xy.mT @ x, y, grad_yy.unsqueeze(-1), value=2)
+        x, y = ctx.saved_tensors  # as they came: gradients of float32 points are float32 products
+        grad_xx, grad_xy, grad_yy = (grad.to(x.dtype) for grad in (grad_xx, grad_xy, grad_yy))
+        with torch.autocast(x.device.type, enabled=False):  # where the caller's surrounds the backward pass too
+            grad_x = torch.addcmul(grad_xy @ y, x, grad_xx.unsqueeze(-1), value=2)
+            return grad_x, torch.addcmul(grad_xy.mT @ x, y, grad_yy.unsqueeze(-1), value=2)
 
 
 def all_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,7 +96,7 @@ def all_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         `|x_i|^2` of shape `(..., N)`, `x_i.y_j` of shape `(..., N, M)` and `|y_j|^2` of shape `(..., M)`.
     """
-    xx, xy, yy = _AllProducts.apply(to_widest_float(x), to_widest_float(y))
+    xx, xy, yy = _AllProducts.apply(x, y)
     return xx, xy, yy
 
 
