@@ -115,11 +115,12 @@ class HistModel(Model):
         with torch.autocast(images.spot.device.type, enabled=False):
             c = self.log_c.exp()
             tangents = torch.stack([v.float() for v in (*images, *genes)])
-            scales = torch.stack([self.log_scale_image] * 2 + [self.log_scale_gene] * 2).exp()
+            image, gene = self.log_scale_image, self.log_scale_gene
+            scales = torch.stack((image, image, gene, gene)).exp()
             points = tangents * scales.view(4, 1, 1)
             if self.variant.terms.geometry == "lorentz":
                 points = exp_map0(points, c)
-            return Embeddings(*points.unbind(), c, (-self.log_inverse_tau).exp())
+            return Embeddings(points[0], points[1], points[2], points[3], c, (-self.log_inverse_tau).exp())
 
     def decode(self, images: SpotNiche) -> Tensor:
         """Predicted log2 expression `(B, G)` from the tangent vectors of the images."""
