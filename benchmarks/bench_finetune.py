@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from extract.embeddings import embed_slide
 from extract.encoders.encoder import Encoder, PooledEncoder, count_blocks
-from extract.encoders.lora import Adapted, LoraConfig, adapt, speed_up_on_cpu
+from extract.encoders.lora import Adapted, LoraConfig, adapt, freeze_in_bf16
 from extract.encoders.registry import load_encoder
 from extract.encoders.weights import weights_digest
 from extract.identity import common_identity, crop_sides_um, folder_name
@@ -246,7 +246,8 @@ def measure(arguments: argparse.Namespace) -> None:
         slides = read_slides(cache, [NEIGHBORS])
         data = assemble(slides, NEIGHBORS, slides[SLIDE].genes[:1], torch.device("cpu"))
         adapted = adapt(encoder, LoraConfig(layers=arguments.layers))
-        speed_up_on_cpu(adapted)
+        if precision == "bf16":
+            freeze_in_bf16(adapted)
         encoder.module.to(DEVICE)
         encoder.module.backbone.set_grad_checkpointing(arguments.grad_checkpoint)
         trial = Trial(adapted, data, arguments.batch)

@@ -32,7 +32,16 @@ STAIRS = {
             "cli",
         ),
     ),
-    "extract.encoders": ("adapter_slides", "encoder", "weights", "lora", "adapters", "registry"),
+    "extract.encoders": (
+        "adapter_slides",
+        "encoder",
+        "weights",
+        "lora",
+        "attention",
+        "tuned_forward",
+        "adapters",
+        "registry",
+    ),
     "extract.slides": (
         "image",
         "colors",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from extract.encoders.encoder import Encoder, count_blocks
 from hist_cache.errors import HistError, InputError
@@ -49,6 +50,8 @@ class Adapted:
     """peft's PeftModel around `encoder.module`; None if no layer is adapted."""
     modules: tuple[str, ...]
     """Names of the adapted modules within `encoder.module`."""
+    originals: list[tuple[nn.Parameter, Tensor]] = field(default_factory=list)
+    """Frozen parameters that were converted, with their former values."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -124,19 +127,16 @@ def adapt(encoder: Encoder, config: LoraConfig) -> Adapted:
     return check_adapted(Adapted(encoder, peft.get_peft_model(encoder.module, settings), names))
 
 
-def speed_up_on_cpu(adapted: Adapted) -> None:
-    """Switch off fused attention in the adapted blocks on a CPU, where its gradient takes twice as long.
+def freeze_in_bf16(adapted: Adapted) -> None:
+    """Convert the frozen linear layers to bf16, which autocast would do again in every step.
 
-    The output stays the same except for rounding. `remove_adapters` switches it on again.
+    What bf16 autocast computes stays the same, to the last bit. `remove_adapters` puts the former weights back.
     """
-    if next(adapted.encoder.module.parameters()).device.type == "cpu":
-        _fuse_attention(adapted, False)
-
-
-def _fuse_attention(adapted: Adapted, fused: bool) -> None:
-    blocks = adapted.encoder.module.backbone.blocks
-    for block in blocks[len(blocks) - len(adapted.modules) // len(ATTENTION_LAYERS) :]:
-        block.attn.fused_attn = fused
+    for layer in adapted.encoder.module.modules():
+        if isinstance(layer, nn.Linear) and not layer.weight.requires_grad:
+            for parameter in layer.parameters():
+                adapted.originals.append((parameter, parameter.data))
+                parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def check_targets(encoder: Encoder, names: tuple[str, ...]) -> None:
@@ -178,6 +178,8 @@ def check_adapted(adapted: Adapted) -> Adapted:
 
 def remove_adapters(adapted: Adapted) -> None:
     """Take the adapters off, after which the encoder is as it was before `adapt`."""
+    for parameter, values in adapted.originals:
+        parameter.data = values
+    adapted.originals.clear()
     if adapted.model is not None:
         adapted.model.unload()
-        _fuse_attention(adapted, True)

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from extract.encoders.encoder import Encoder, PooledEncoder
+from extract.encoders.encoder import Encoder, PooledEncoder, blocks_before
+from extract.encoders.tuned_forward import first_adapted, tuned_forward
 from extract.identity import crop_sides_um, slide_identity
 from extract.pipeline import Pipeline, start_pipeline
 from extract.slides.batches import CropTransform, to_device
@@ -212,10 +213,15 @@ class CropInputs(StoredInputs):
 
     def encode(self, inputs: Tensor) -> Tensor:
         """Crops `(n, S, S, 3)` to embeddings `(n, D)` float32."""
-        crops = self._transform.empty(len(inputs))
-        self._transform.fill(inputs, crops)
-        with self.autocast():
-            return self.source.module(crops).float()
+        module = self.source.module
+        first = first_adapted(module)
+
+        def embed(part: Tensor) -> Tensor:
+            crops = self._transform.empty(len(part))
+            self._transform.fill(part, crops)
+            return tuned_forward(module, blocks_before(module, crops, first), first)
+
+        return self.in_parts(inputs, embed)
 
 
 def dihedral(crops: Tensor, turns: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.adapters import ADAPTER, save_adapter
 from extract.encoders.encoder import Encoder, count_blocks
-from extract.encoders.lora import Adapted, LoraConfig, adapt, remove_adapters, speed_up_on_cpu
+from extract.encoders.lora import Adapted, LoraConfig, adapt, freeze_in_bf16, remove_adapters
 from extract.encoders.registry import count_blocks_of, load_encoder
 from extract.plan import Request, plan_extraction
 from extract.scheduler import check_plan
@@ -129,7 +129,8 @@ class Finetuner:
         if self._adapted is not None:
             remove_adapters(self._adapted)
         self._adapted = adapt(self.encoder, finetuning.lora)
-        speed_up_on_cpu(self._adapted)
+        if finetuning.precision == "bf16":
+            freeze_in_bf16(self._adapted)
         if self._summary != self._adapted.summary:
             self._summary = self._adapted.summary
             log.info(self._summary)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from extract.encoders.encoder import Encoder
+from extract.encoders.encoder import Encoder, PooledEncoder
 from extract.identity import common_identity
 from hist_cache.cache import Cache
 from hist_cache.errors import StaleCacheError
@@ -18,6 +18,7 @@ from train.data import SpotData, SpotNiche
 
 Caches = Cache | Mapping[str, Cache]
 """The cache of all slides, or of each."""
+KEPT_BYTES = 32 << 20  # glibc keeps freed memory of tensors up to this size
 
 
 class Store(Protocol):
@@ -71,6 +72,14 @@ def host_buffer(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
     return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
+def crops_at_once(module: PooledEncoder) -> int:
+    """How many crops a CPU takes at a time, so that no activation needs more than `KEPT_BYTES`."""
+    vit = module.backbone
+    widest = max(layer.out_features for layer in vit.blocks.modules() if isinstance(layer, nn.Linear))
+    tokens = vit.patch_embed.num_patches + vit.num_prefix_tokens
+    return max(1, KEPT_BYTES // (2 * tokens * widest))
+
+
 class StoredInputs:
     """Inputs in a store, and the encoder they are for, which is moved to the store's device.
 
@@ -97,13 +106,23 @@ class StoredInputs:
         return self.store.resident
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> PooledEncoder:
         """The encoder, with its adapters where it has any."""
         return self.source.module
 
     def autocast(self) -> torch.autocast:
         """The encoder's precision, as a context."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def in_parts(self, inputs: Tensor, embed: Callable[[Tensor], Tensor]) -> Tensor:
+        """Embeddings `(n, D)` float32 of inputs `(n, ...)`, by a function that encodes some of them.
+
+        A CPU takes a few at a time: the allocator has the system give fresh memory for each large tensor, which costs
+        as much as what is done with it. Autocast's copies of weights last for all of the parts.
+        """
+        parts = -(-len(inputs) // crops_at_once(self.encoder)) if inputs.device.type == "cpu" else 1
+        with self.autocast():
+            return torch.cat([embed(part).float() for part in inputs.chunk(max(1, parts))])
 
     def close(self) -> None:
         """Give back memory, files and threads."""

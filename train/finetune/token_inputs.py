@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.encoders.encoder import Encoder, blocks_after, check_block
+from extract.encoders.encoder import Encoder, check_block
 from extract.encoders.lora import adapted_names
+from extract.encoders.tuned_forward import tuned_forward
 from hist_cache.cache import Cache
 from hist_cache.console import progress, size
 from hist_cache.errors import HistError, InputError
@@ -189,5 +190,4 @@ class TokenInputs(StoredInputs):
         if passed := adapted_names(module.backbone.blocks[: self.block]):
             first = passed[0].split(".")[0]
             raise HistError(f"block {first} of {self.source.name} is adapted, but tokens enter at block {self.block}")
-        with self.autocast():
-            return blocks_after(module, inputs.float(), self.block).float()
+        return self.in_parts(inputs, lambda part: tuned_forward(module, part.float(), self.block))

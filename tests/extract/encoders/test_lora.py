@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from extract.encoders.lora import LoraConfig, adapt, adapted_names, remove_adapters, speed_up_on_cpu
+from extract.encoders.lora import LoraConfig, adapt, adapted_names, remove_adapters
 from extract.encoders.registry import build, encoder_entries
 from hist_cache.errors import HistError, InputError
 from tests.extract.encoders.test_encoder import DEPTH, crops, encoder_of, tiny
@@ -119,16 +119,3 @@ def test_blocks_without_the_layers() -> None:
 def test_settings_that_make_no_sense(wrong: dict) -> None:
     with pytest.raises(InputError, match="rank 1 or more"):
         LoraConfig(**wrong)
-
-
-def test_attention_on_a_cpu_is_the_same_attention() -> None:
-    encoder = tiny()
-    expected = encoder.module(crops())
-    adapted = adapt(encoder, LoraConfig(layers=2))
-    speed_up_on_cpu(adapted)
-    fused = [block.attn.fused_attn for block in encoder.module.backbone.blocks]
-    assert fused == [True] * (len(fused) - 2) + [False] * 2
-    torch.testing.assert_close(encoder.module(crops()), expected, rtol=1e-5, atol=1e-6)
-    remove_adapters(adapted)
-    assert all(block.attn.fused_attn for block in encoder.module.backbone.blocks)
-    assert torch.equal(encoder.module(crops()), expected)

@@ -142,6 +142,22 @@ def test_checkpointing_changes_no_gradient(cache: Cache, data: SpotData) -> None
             torch.testing.assert_close(mine, theirs, atol=1e-7, rtol=1e-5)
 
 
+def test_a_few_crops_at_a_time_on_a_cpu(cache: Cache, data: SpotData, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, parameters = tuned()
+    for inputs in (tokens_of(cache, data, encoder), crops_of(cache, data, encoder)):
+        entered: list[int] = []
+        hook = encoder.module.backbone.norm.register_forward_pre_hook(lambda _, x, e=entered: e.append(len(x[0])))
+        together, gradients = outcome(inputs, parameters)
+        with monkeypatch.context() as patch:
+            patch.setattr("train.finetune.inputs.KEPT_BYTES", 4 * 2 * 101 * 192)  # 101 tokens, MLP of 192
+            apart, others = outcome(inputs, parameters)
+        hook.remove()
+        assert entered == [9, 9, 3, 3, 3, 3, 3, 3]
+        torch.testing.assert_close(apart, together, atol=1e-6, rtol=1e-5)
+        for mine, theirs in zip(others, gradients, strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-4)
+
+
 def test_bf16_is_near(cache: Cache, data: SpotData) -> None:
     encoder, parameters = tuned()
     for inputs in (tokens_of(cache, data, encoder), crops_of(cache, data, encoder)):
