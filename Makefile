@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 INSTALL ?= $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast lint format clean
+.PHONY: demo test test-fast gpu lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hist-extract --dataset demo
@@ -15,6 +15,13 @@ test: $(VENV)/.installed-dev lint
 
 test-fast: $(VENV)/.installed-dev  # while you work
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not browser and not database"
+
+# Nothing is installed: .venv is used where it is, else python3 as it is; `make gpu PYTHON=... OUT=...` names others.
+OUT ?= gpu-results
+GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(BIN)/python),$(PYTHON)),$(PYTHON))
+
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py --out $(OUT)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -29,6 +29,7 @@ from pathlib import Path
 import anndata
 import torch
 import torch.nn.functional as F
+from results import add_json_option, add_results
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -149,8 +150,8 @@ def openers(
     }
 
 
-def compare(trial: Trial, opened: dict[str, Inputs], rounds: int) -> None:
-    """Print seconds per epoch and losses; the methods take turns, so that a slow minute affects all of them."""
+def compare(trial: Trial, opened: dict[str, Inputs], rounds: int) -> dict[str, float]:
+    """Print and return seconds per epoch, and print losses; the methods take turns, so that a slow minute affects all of them."""
     times: dict[str, list[float]] = {name: [] for name in opened}
     losses: dict[str, list[float]] = {}
     for round_ in range(rounds + 1):  # the first round is a warm-up
@@ -166,15 +167,18 @@ def compare(trial: Trial, opened: dict[str, Inputs], rounds: int) -> None:
             f"  {name:32} {seconds:8.3f} s an epoch   {median[CROPS] / seconds:5.2f} x as fast as the whole encoder   "
             f"losses differ by {difference:.1e} at most (of {losses[CROPS][0]:.3f})"
         )
+    return median
 
 
-def peak_memory(argv: list[str], folder: Path) -> None:
-    """Print the peak memory of each method, measured in a process of its own."""
+def peak_memory(argv: list[str], folder: Path) -> dict[str, int]:
+    """Print and return the peak bytes of each method, measured in a process of its own."""
+    peaks = {}
     print("peak memory of one epoch, " + ("of the GPU:" if DEVICE.type == "cuda" else "of the process:"))
     for name in (TOKENS, TOKENS_DISK, CROPS):
         command = [sys.executable, __file__, *argv, "--measure", name, "--folder", str(folder)]
-        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-        print(f"  {name:32} {size(peak)}")
+        peaks[name] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+        print(f"  {name:32} {size(peaks[name])}")
+    return peaks
 
 
 def reading(opened: dict[str, Inputs], path: Path, spots: int, batch: int) -> None:
@@ -264,14 +268,16 @@ def measure(arguments: argparse.Namespace) -> None:
             f"{arguments.spots} spots and niches, batches of {arguments.batch}"
         )
         opened = {name: start() for name, start in starts.items()}
-        compare(trial, opened, arguments.rounds)
+        median = compare(trial, opened, arguments.rounds)
+        figures = {name: {"epoch_s": s, "faster": median[CROPS] / s} for name, s in median.items()}
+        add_results(arguments.json, "finetune", figures | {"precision": precision, "spots": trial.spots})
         reading(opened, token_path(cache.folder, SLIDE, block), trial.spots, arguments.batch)
         root, slide = folder / "all", SLIDE
         if arguments.slides:
             root = Path(arguments.slides)
             slide = slides_on_disk(root)[0]
         decoding(encoder, root, slide, DECODED_BATCH, arguments.rounds)
-        peak_memory(sys.argv[1:], folder)
+        add_results(arguments.json, "finetune", {"peak_bytes": peak_memory(sys.argv[1:], folder)})
 
 
 if __name__ == "__main__":
@@ -286,6 +292,7 @@ if __name__ == "__main__":
     parser.add_argument("--grad-checkpoint", action="store_true")
     parser.add_argument("--slides", help="HEST folder whose first slide is decoded, instead of a demo slide")
     parser.add_argument("--small", action="store_true", help="width 384, 16 spots, batches of 8")
+    add_json_option(parser)
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -108,7 +108,7 @@ def main() -> None:
     widths = [int(width) for width in arguments.widths.split(",")]
     precisions = ["fp32"] + ["bf16"] * has_fast_bf16(device)
     records = [False] if (reason := why_not_recorded(data, spots, BATCH)) else [False, True]
-    print(f"{spots:,} spots, batch {BATCH}, {steps} steps an epoch, on {device.type}" + (f"; {reason}" if reason else ""))
+    print(f"{spots:,} spots, batch {BATCH}, {steps} steps an epoch, on {device.type}{f'; {reason}' if reason else ''}")
     found: dict[str, dict[str, Any]] = {}
     for width, precision in itertools.product(widths, precisions):
         count = kernels(data, width, precision)

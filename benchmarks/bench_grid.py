@@ -15,20 +15,23 @@ import tempfile
 import time
 from pathlib import Path
 
+from results import add_json_option, add_results
+
 VARIANTS = "full,no_hea,clip"
 FOLDS = 2
 REPEATS = 3
 
 
-def script(name: str) -> str:
-    """Path of an installed command."""
-    return str(Path(sys.executable).parent / name)
+def command(name: str) -> list[str]:
+    """How a command is started, installed or not."""
+    code = "import sys; from hist_cache import commands; sys.exit(getattr(commands, sys.argv.pop(1))())"
+    return [sys.executable, "-c", code, name.replace("-", "_")]
 
 
 def seconds(runs: Path, *argv: str) -> float:
     """Wall time of one hist-train in seconds, start-up included."""
     started = time.perf_counter()
-    process = subprocess.run([script("hist-train"), "--runs", str(runs), *argv], capture_output=True, text=True)
+    process = subprocess.run([*command("hist-train"), "--runs", str(runs), *argv], capture_output=True, text=True)
     if process.returncode:
         raise SystemExit(process.stderr)
     return time.perf_counter() - started
@@ -41,13 +44,14 @@ def main() -> None:
     parser.add_argument("--dataset", default="demo")
     parser.add_argument("--split", default="slide")
     parser.add_argument("--epochs", type=int, default=30)
+    add_json_option(parser)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         cache = args.cache
         if cache is None:
             cache = str(root / "cache")
-            subprocess.run([script("hist-extract"), "--dataset", "demo", "--cache", cache], check=True, cwd=root)
+            subprocess.run([*command("hist-extract"), "--dataset", "demo", "--cache", cache], check=True, cwd=root)
         common = ["--cache", cache, "--dataset", args.dataset, "--split", args.split, "--epochs", str(args.epochs)]
         grid = [*common, "--ablation", VARIANTS, "--folds", str(FOLDS)]
         runs = root / "runs"
@@ -65,6 +69,7 @@ def main() -> None:
                 if name != "a command a run":  # the last case reads the folders of this one
                     shutil.rmtree(runs)
     median = {name: statistics.median(values) for name, values in times.items()}
+    add_results(args.json, "grid", median)
     count = len(VARIANTS.split(",")) * FOLDS
     print(f"{count} runs, {args.epochs} epochs at most, {args.dataset}; medians of {REPEATS}, in turns")
     for name, value in median.items():

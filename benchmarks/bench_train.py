@@ -19,6 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import torch
+from results import add_json_option, add_results
 from scipy.sparse import random as random_sparse
 from torch.utils.data import DataLoader, Dataset
 
@@ -137,6 +138,8 @@ def report(arguments: argparse.Namespace) -> None:
         f"products {1e3 * products:.1f} + optimiser {1e3 * optimiser:.1f}"
     )
     print(f"step {1e3 * step_time:.1f} ms: {ratio:.2f} x its floor")
+    figures = {"step_ms": 1e3 * step_time, "floor_ms": 1e3 * (products + optimiser), "ratio": ratio}
+    add_results(arguments.json, "train", {f"width {arguments.width}": figures | {"gemm_tflops": rate / 1e12}})
 
     print_profile(lambda: step(model, data.inputs, optimizer, read_batch(data, rows)))
     for width in sorted({arguments.width, SMALL}):
@@ -238,4 +241,5 @@ if __name__ == "__main__":
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--spots", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=3)
+    add_json_option(parser)
     report(parser.parse_args())

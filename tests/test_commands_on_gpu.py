@@ -97,14 +97,14 @@ def test_a_fold_without_memory_leaves_it_to_the_next(
 
 @on_cuda
 def test_a_model_larger_than_the_gpu_is_refused(cache: Path, run_command: Run, tmp_path: Path) -> None:
-    code, text = run_command(train.cli.main, "--cache", cache, *TRAIN, "--width", 200_000, "--runs", tmp_path)
+    code, text = run_command(train.cli.main, "--cache", cache, *TRAIN, "--width", 100_000, "--runs", tmp_path)
     assert code == 1, text
     assert "give a smaller model (such as --width)" in text
 
 
 @on_cuda
 def test_a_search(cache: Path, run_command: Run, tmp_path: Path) -> None:
-    argv = ["--cache", cache, *TRAIN[:-2], "--folds", 1, "--trials", 2, "--runs", tmp_path, "--space", "lr"]
+    argv = ["--cache", cache, *TRAIN[:-2], "--folds", 1, "--trials", 2, "--runs", tmp_path]
     code, text = run_command(sweeps.cli.main, *argv)
     assert code == 0, text
     assert "on the GPU, 1 at once" in text
