@@ -151,7 +151,7 @@ def openers(
 
 
 def compare(trial: Trial, opened: dict[str, Inputs], rounds: int) -> dict[str, float]:
-    """Print and return seconds per epoch, and print losses; the methods take turns, so that a slow minute affects all of them."""
+    """Print losses and seconds per epoch; the methods take turns, so that a slow minute affects all of them."""
     times: dict[str, list[float]] = {name: [] for name in opened}
     losses: dict[str, list[float]] = {}
     for round_ in range(rounds + 1):  # the first round is a warm-up

@@ -55,7 +55,7 @@ def test_a_grid_is_the_same_twice(cache: Path, run_command: Run, tmp_path: Path,
 
 @on_cuda
 def test_two_processes_share_a_gpu(cache: Path, run_command: Run, tmp_path: Path) -> None:
-    argv = ["--cache", cache, *TRAIN[:-2], "--folds", 2]
+    argv = ["--cache", cache, *TRAIN[:-2], "--folds", 2, "--precision", "fp32"]
     for jobs in (1, 2):
         code, text = run_command(train.cli.main, *argv, "--jobs", jobs, "--runs", tmp_path / str(jobs))
         assert code == 0, text
