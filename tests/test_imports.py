@@ -61,13 +61,13 @@ STAIRS = {
     ),
     "train.models": (
         *("configs", "numerics", "lorentz", "alignment", "variants", "projection", "base", "registry"),
-        *("baselines", "streams", "hist"),
+        *("components", "baselines", "streams", "hist"),
     ),
     "train.fit": ("config", "allocation", "batches", "step", "graph", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
         *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "precision", "fold_figures"),
-        *("outputs", "memory_limits", "fold", "announcements", "runner", "adapted"),
+        *("outputs", "memory_limits", "controls", "fold", "announcements", "runner", "adapted"),
     ),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),

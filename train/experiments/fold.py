@@ -19,10 +19,10 @@ from hist_cache.errors import HistError, one_line
 from hist_cache.files import remove_partial_files, write_error, write_json
 from hist_cache.h5ad import write_h5ad
 from hist_cache.runs import Fold
-from hist_cache.splits import Split
 from train import distributed
-from train.data import Batch, Images, SpotData
+from train.data import Batch, SpotData
 from train.experiments.claims import claim_fold
+from train.experiments.controls import Controls
 from train.experiments.fold_figures import plot_geometry, plot_maps, plot_training
 from train.experiments.fold_files import read_metrics
 from train.experiments.jobs import Job
@@ -47,12 +47,10 @@ from train.fit.batches import encode_rows, make_batch
 from train.fit.checkpoints import Progress
 from train.fit.config import EncodingConfig
 from train.fit.loop import LOWER_LR, fit, predict_embedded
-from train.metrics import NON_FINITE, divergence, summarize, test_metrics
-from train.models import baselines
+from train.metrics import NON_FINITE, divergence, test_metrics
 from train.models.base import Model
-from train.models.configs import RidgeConfig
+from train.models.baselines import permuted
 from train.models.projection import TangentProjection
-from train.workspace import DataKey
 
 
 @dataclass
@@ -63,12 +61,13 @@ class FoldRunner:
         slides: By id, for tables and maps.
         device: To train on.
         finetuner: Fine-tunes the encoder, for settings that ask for it.
+        controls: Of all folds.
     """
 
     slides: dict[str, CachedSlide]
     device: torch.device
     finetuner: Finetuner | None = None
-    _baselines: dict[tuple[DataKey, Split, int], dict[str, dict[str, float]]] = field(default_factory=dict)
+    controls: Controls = field(default_factory=Controls)
 
     def run(
         self, job: Job, data: SpotData, on_epoch: Callable[[dict[str, float]], None] = lambda row: None
@@ -181,8 +180,8 @@ class FoldRunner:
 
         truth = np.asarray(table.layers["truth"])
         metrics = test_metrics(predicted, truth, table.obs["slide"].to_numpy(), table.obs["complete_niche"].to_numpy())
-        metrics["controls"] = {"permuted": baselines.permuted(predicted, truth, seed)}
-        metrics["controls"] |= self._baseline_metrics(job, data)
+        metrics["controls"] = {"permuted": permuted(predicted, truth, seed)}
+        metrics["controls"] |= self.controls.metrics(data, job.data, job.split)
         metrics |= training_metrics(model, progress, job.setting.protocol.tested)
         metrics["warnings"] += [*([f"LEAK: this fold {job.leak}"] if job.leak else []), *problems]
         errors = metrics["pooled"]["mse"], metrics["controls"]["train_mean"]["mse"], float(np.square(truth).mean())
@@ -208,13 +207,6 @@ class FoldRunner:
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             return None, [f"geometry: the axes of its figure cannot be computed ({one_line(error)})"]
 
-    def _baseline_metrics(self, job: Job, data: SpotData) -> dict[str, dict[str, float]]:
-        """Metrics of the baselines that do not depend on the model, computed once for all folds on the same data."""
-        key = (job.data, job.split, job.setting.fit.seed)
-        if key not in self._baselines:
-            self._baselines[key] = baseline_metrics(data, job.split, job.setting.fit.seed)
-        return self._baselines[key]
-
 
 def training_metrics(model: Model, progress: Progress, tested: str) -> dict[str, Any]:
     """How training went: its epochs, warnings about the epoch that is tested, and whether it diverged there."""
@@ -224,14 +216,3 @@ def training_metrics(model: Model, progress: Progress, tested: str) -> dict[str,
     skipped = [f"{row['skipped']:.0f} steps of the {tested} epoch {NON_FINITE}"] if row["skipped"] else []
     epochs = {"best_epoch": progress.best_epoch, "epochs": progress.epoch}
     return epochs | {"warnings": model.warnings(row), "diverged": skipped}
-
-
-def baseline_metrics(data: SpotData, split: Split, seed: int) -> dict[str, dict[str, float]]:
-    """Pooled metrics, on the split's test spots, of the train mean and of ridge on the cached embeddings."""
-    train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
-    ridge = baselines.RidgeModel(RidgeConfig(data.spot.shape[1], len(data.panel)))
-    ridge.prepare(data, train, val, seed)
-    with torch.no_grad():
-        predicted = ridge.predict(Images(data.spot[test].float(), data.niche[test].float(), test)).cpu().numpy()
-    y_train, truth = data.expression[train].cpu().numpy(), data.expression[test].cpu().numpy()
-    return {"train_mean": baselines.train_mean(y_train, truth), "ridge": summarize(predicted, truth)}

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.figures import EMBEDDING_STYLES, draw_spots, draw_tissue, new_figure, save_figure, spot_aspect
+from train.figures import (
+    EMBEDDING_STYLES,
+    draw_scale,
+    draw_spots,
+    draw_tissue,
+    fixed_figure,
+    save_figure,
+    spot_aspect,
+)
 from train.metrics import gene_pcc
 from train.models.projection import to_disk
 
@@ -22,6 +30,9 @@ N_GENES = 4  # on the maps, where none are named
 N_SLIDES = 2  # on the maps
 N_BINS = 40  # of the histogram of radii
 PANEL_COLUMNS = 3  # of the training curves
+AXES_MARGINS = 0.6, 0.15, 0.32, 0.46  # left, right, top and bottom of axes with ticks, in inches
+MAP_MARGINS = 0.06, 0.46, 0.36, 0.06  # the same of a map, with its colour bar at the right
+TITLE_ROOM = 0.25  # room for the title of a figure, in inches
 RADII = "mean radius"
 TRAINING_PANELS = {  # title -> column of the history -> label
     "prediction, MSE": {"mse": "train", "val_mse": "validation"},
@@ -48,10 +59,15 @@ def plot_maps(path: Path, table: anndata.AnnData, genes: list[str] | None = None
     slide = table.obs["slide"].to_numpy()
     names = list(dict.fromkeys(slide))[:N_SLIDES]
     aspect = max(spot_aspect(table.obsm["spatial"][slide == name]) for name in names)
-    figure, axes = new_figure(1 + len(genes), 2 * len(names), 3.0, 0.5 + 2.6 * aspect)
+    size = 3.0, 0.5 + 2.6 * aspect
+    figure, axes = fixed_figure(1 + len(genes), 2 * len(names), size, MAP_MARGINS, TITLE_ROOM)
     for i, name in enumerate(names):
         _draw_maps_of_slide(axes[2 * i : 2 * i + 2], table[slide == name], str(name), genes)
-    figure.suptitle(f"Expression, {table.uns['expression']}; each map has its own scale", fontsize=10)
+    figure.suptitle(
+        f"Expression, {table.uns['expression']}; each map has its own scale",
+        fontsize=10,
+        y=1 - 0.08 / figure.get_figheight(),
+    )
     save_figure(figure, path)
 
 
@@ -69,7 +85,7 @@ def _draw_maps_of_slide(axes: np.ndarray, table: anndata.AnnData, slide: str, ge
         for ax, values, title in zip(axes[:, k + 1], (truth, predicted), titles, strict=True):
             draw_tissue(ax, picture, coords)
             discs = draw_spots(ax, picture, coords, values[:, j])
-            ax.figure.colorbar(discs, ax=ax, shrink=0.75, pad=0.02).ax.tick_params(labelsize=7)
+            draw_scale(ax, discs)
             ax.set_title(title, fontsize=9, parse_math=False)
 
 
@@ -80,7 +96,7 @@ def plot_geometry(path: Path, table: anndata.AnnData) -> None:
         path: the PNG to write.
         table: predictions of a fold, which must have `uns["plane"]`; only models with these embeddings write it.
     """
-    figure, axes = new_figure(2, 1, 5.0, 4.6)
+    figure, axes = fixed_figure(2, 1, (5.0, 4.6), AXES_MARGINS)
     disk, histogram = axes[0]
     hyperbolic = table.uns["plane"]["geometry"] == "lorentz"
     _draw_plane(disk, table, hyperbolic)
@@ -149,7 +165,7 @@ def plot_training(path: Path, history: pd.DataFrame, best_epoch: int) -> None:
     if not panels:
         return
     columns = min(PANEL_COLUMNS, len(panels))
-    figure, axes = new_figure(columns, math.ceil(len(panels) / columns), 4.2, 2.9)
+    figure, axes = fixed_figure(columns, math.ceil(len(panels) / columns), (4.2, 2.9), AXES_MARGINS, TITLE_ROOM)
     for ax in axes.ravel()[len(panels) :]:
         ax.axis("off")
     for ax, (title, lines) in zip(axes.ravel(), panels.items(), strict=False):
@@ -164,5 +180,7 @@ def plot_training(path: Path, history: pd.DataFrame, best_epoch: int) -> None:
         ax.margins(x=0.02)
         if any(lines.values()):
             ax.legend(fontsize=7, frameon=False)
-    figure.suptitle(f"Training; the grey line marks the best epoch ({best_epoch})", fontsize=10)
+    figure.suptitle(
+        f"Training; the grey line marks the best epoch ({best_epoch})", fontsize=10, y=1 - 0.08 / figure.get_figheight()
+    )
     save_figure(figure, path)

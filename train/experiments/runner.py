@@ -20,6 +20,7 @@ from hist_cache.scratch import scratch_folder
 from train import distributed
 from train.data import SpotData, TensorCache
 from train.experiments.announcements import announce_result
+from train.experiments.controls import Controls
 from train.experiments.fold import FoldRunner
 from train.experiments.jobs import Job
 from train.finetune.encoder import Finetuner, find_data_root, load_cached_encoder
@@ -154,7 +155,7 @@ def tensor_file(folder: Path, key: DataKey) -> Path:
 
 @dataclass(frozen=True)
 class FoldWorkerSetup:
-    """What a worker process is given at its start."""
+    """What a worker process is given at its start; the folder is where workers share tensors and controls."""
 
     slides: dict[str, CachedSlide]
     device: torch.device
@@ -171,7 +172,7 @@ def start_worker(setup: FoldWorkerSetup) -> FoldContext:
     def load(key: DataKey) -> SpotData:
         return tensors.get(key, lambda: map_tensors(tensor_file(setup.folder, key), setup.device))
 
-    return FoldContext(load, FoldRunner(setup.slides, setup.device))
+    return FoldContext(load, FoldRunner(setup.slides, setup.device, controls=Controls(setup.folder)))
 
 
 def map_tensors(file: Path, device: torch.device) -> SpotData:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hist_cache.errors import HistError, one_line
 from train.data import Images, SpotData
 from train.metrics import summarize
-from train.models.base import PreparedModel, embedding_pair
+from train.models.base import PreparedModel
+from train.models.components import Components, chunks, principal_components
 from train.models.configs import KnnConfig, ModelConfig
 
 COMPONENTS = 256
@@ -40,7 +40,7 @@ def train_mean(train: np.ndarray, truth: np.ndarray) -> dict[str, float]:
 
 
 class RidgeModel(PreparedModel):
-    """Ridge on the first 256 principal components of the embeddings of spot and niche, side by side.
+    """Ridge on the first 256 principal components of the standardised embeddings of spot and niche, side by side.
 
     Its strength is the one of `ALPHAS` with the least validation error. All steps are linear, so what is kept is one
     matrix.
@@ -51,31 +51,23 @@ class RidgeModel(PreparedModel):
 
     def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:
         """Fit on the train rows; see `Model.prepare`."""
-        from sklearn.decomposition import PCA
-        from sklearn.linear_model import Ridge
-        from sklearn.preprocessing import StandardScaler
+        self.fit(principal_components(data, train, COMPONENTS), data, train, val)
 
-        x_train, x_val = (embedding_pair(data, rows).numpy() for rows in (train, val))
-        y_train, y_val = (data.expression[rows].cpu().numpy() for rows in (train, val))
-        scaler = StandardScaler()
-        pca = PCA(min(COMPONENTS, *x_train.shape), random_state=seed)
-        try:
-            with np.errstate(invalid="ignore"):  # one train spot has no variance, and needs none
-                z_train = pca.fit_transform(scaler.fit_transform(x_train))
-        except (np.linalg.LinAlgError, ValueError) as error:
-            raise HistError(
-                f"ridge: the principal components of the embeddings cannot be computed ({one_line(error)}); "
-                "hist-extract --verify checks the cache"
-            ) from error
-        z_val = pca.transform(scaler.transform(x_val))
-        fits = [Ridge(alpha).fit(z_train, y_train) for alpha in ALPHAS]
-        best = min(fits, key=lambda fit: float(((fit.predict(z_val) - y_val) ** 2).mean()))
-        by_component = pca.components_.T @ np.atleast_2d(best.coef_).T
-        centre = (scaler.mean_ / scaler.scale_ + pca.mean_) @ by_component
-        self.keep(
-            weight=torch.from_numpy(by_component / scaler.scale_[:, None]),
-            bias=torch.from_numpy(np.asarray(best.intercept_ - centre, dtype=np.float64)),
-        )
+    def fit(self, components: Components, data: SpotData, train: Tensor, val: Tensor) -> None:
+        """Fit on the train rows, whose first `COMPONENTS` components are known already.
+
+        Components are uncorrelated, so each strength divides the same products by other numbers.
+        """
+        y_val = data.expression[val].double().cpu().numpy()
+        mean = data.expression[train].double().mean(0).cpu().numpy()
+        products = np.zeros((len(components.squares), len(mean)))
+        for rows, x in chunks(data, train):
+            products += components.of(x).T @ (data.expression[rows].double().cpu().numpy() - mean)
+        z_val = np.concatenate([components.of(x) for _, x in chunks(data, val)])
+        fits = [products / (components.squares + alpha)[:, None] for alpha in ALPHAS]
+        best = min(fits, key=lambda weights: float(((z_val @ weights + mean - y_val) ** 2).mean()))
+        weight = components.axes @ best
+        self.keep(weight=torch.from_numpy(weight), bias=torch.from_numpy(mean - components.mean @ weight))
         self.to(data.spot.device)
 
     def predict(self, images: Images) -> Tensor:

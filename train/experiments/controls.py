@@ -1,0 +1,84 @@
+"""Controls of a fold: metrics of what any model must beat, computed once for all runs on the same data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hist_cache.files import atomic_file, write_json
+from hist_cache.fingerprint import short_hash
+from hist_cache.splits import Split
+from train.data import Images, SpotData
+from train.metrics import summarize
+from train.models.baselines import COMPONENTS, RidgeModel, train_mean
+from train.models.components import Components, principal_components
+from train.models.configs import RidgeConfig
+from train.workspace import DataKey
+
+_Metrics = dict[str, dict[str, float]]
+
+
+@dataclass
+class Controls:
+    """Metrics of the train mean and of ridge on the cached embeddings, on the test spots of each split.
+
+    The principal components that ridge reads are those of a split's train spots, whatever panel is predicted.
+
+    Attributes:
+        folder: Shared by the processes of a command, which take from it what one of them has computed. Without one,
+            nothing is shared.
+    """
+
+    folder: Path | None = None
+    _metrics: dict[str, _Metrics] = field(default_factory=dict)
+    _components: dict[str, Components] = field(default_factory=dict)
+
+    def metrics(self, data: SpotData, key: DataKey, split: Split) -> _Metrics:
+        """Pooled metrics on the split's test spots, by the name of the control.
+
+        Args:
+            data: All spots.
+            key: What the data are.
+            split: Of its slides.
+        """
+        name = short_hash({"data": asdict(key), "split": asdict(split)})
+        if name not in self._metrics:
+            file = self._file(f"{name}.json")
+            if file is not None and file.exists():
+                self._metrics[name] = json.loads(file.read_text(encoding="utf-8"))
+            else:
+                self._metrics[name] = self._compute(data, key, split)
+                if file is not None:
+                    write_json(file, self._metrics[name])
+        return self._metrics[name]
+
+    def _compute(self, data: SpotData, key: DataKey, split: Split) -> _Metrics:
+        train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
+        ridge = RidgeModel(RidgeConfig(data.spot.shape[1], len(data.panel)))
+        read = {"neighbors": key.neighbors, "drop_edges": key.drop_edges, "train": sorted(split.train)}
+        ridge.fit(self._train_components(data, train, short_hash(read)), data, train, val)
+        with torch.no_grad():
+            predicted = ridge.predict(Images(data.spot[test].float(), data.niche[test].float(), test)).cpu().numpy()
+        y_train, truth = data.expression[train].cpu().numpy(), data.expression[test].cpu().numpy()
+        return {"train_mean": train_mean(y_train, truth), "ridge": summarize(predicted, truth)}
+
+    def _train_components(self, data: SpotData, train: Tensor, name: str) -> Components:
+        if name not in self._components:
+            file = self._file(f"{name}.npz")
+            if file is not None and file.exists():
+                with np.load(file, allow_pickle=False) as stored:
+                    self._components[name] = Components(**stored)
+            else:
+                components = self._components[name] = principal_components(data, train, COMPONENTS)
+                if file is not None:
+                    with atomic_file(file) as opened:
+                        np.savez(opened, **vars(components))
+        return self._components[name]
+
+    def _file(self, name: str) -> Path | None:
+        return self.folder / name if self.folder is not None else None
