@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.train.fit.test_loop import make_data, make_model
+from tests.train.report.fake_runs import SETTING
+from train.data import SpotNiche
+from train.experiments.outputs import make_model as setting_model
 from train.fit.batches import read_batch
 from train.fit.config import FitConfig
 from train.fit.loop import predict, validation_loss
 from train.fit.step import make_optimizer, step
+from train.models.alignment import contrast_loss, entailment_loss, geometry_summary
+from train.models.configs import KnnConfig
+from train.models.projection import tangent_projection
 
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
-WIDE = {  # what must not see a bf16 number
-    *(
-        "mse_loss",
-        "mse_loss_backward",
-        "_log_softmax",
-        "_log_softmax_backward_data",
-        "linalg_vector_norm",
-        "exp",
-        "log",
-    ),
-    *("sinh", "asinh", "asin", "acos", "atan2", "log1p", "sqrt", "div", "_fused_adamw_", "_foreach_norm"),
+ROUNDS = {  # what only moves numbers, or rounds them on their way into a product and out of it
+    *("_to_copy", "t", "transpose", "view", "_unsafe_view", "expand", "detach", "alias", "slice", "split", "select"),
+    *("cat", "stack", "unbind", "reshape", "as_strided", "permute", "unsqueeze", "squeeze", "copy_", "clone", "empty"),
+    *("empty_like", "new_empty", "empty_strided", "new_empty_strided", "zeros", "new_zeros", "zeros_like"),
 }
+FORWARD = {"gelu"}  # of a block, between its two products
+BACKWARD = {"gelu_backward", "sum", "add"}  # its gradient; that of a bias, and of what is used by several products
 
 
 class Spy(TorchDispatchMode):
-    """Names of the operations that got or made bf16 numbers, those that did not, and casts of each weight."""
+    """Names of the operations that made bf16 numbers, forward and backward, and casts of each weight to bf16."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bf16: set[str] = set()
-        self.others: set[str] = set()
+        self.made: dict[bool, set[str]] = {False: set(), True: set()}
         self.casts: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        tensors = [v for v in torch.utils._pytree.tree_leaves((args, result)) if isinstance(v, torch.Tensor)]
-        (self.bf16 if any(t.dtype == torch.bfloat16 for t in tensors) else self.others).add(name)
-        if name == "_to_copy" and result.dtype == torch.bfloat16:
-            self.casts.append(args[0].data_ptr())
+        if any(t.dtype == torch.bfloat16 for t in tree_leaves(result) if isinstance(t, torch.Tensor)):
+            self.made[torch._C._current_autograd_node() is not None].add(name)
+            if name == "_to_copy":
+                self.casts.append(args[0].data_ptr())
         return result
 
 
@@ -65,8 +67,9 @@ def test_products_are_bf16_and_the_losses_are_not(variant: str, options: dict[st
     for _ in range(2):
         with Spy() as spy:
             log = step(model, data.inputs, optimizer, read_batch(data, torch.arange(32)))
-        assert spy.bf16 & PRODUCTS
-        assert not spy.bf16 & WIDE
+        assert spy.made[False] <= PRODUCTS | ROUNDS | FORWARD
+        assert spy.made[True] <= PRODUCTS | ROUNDS | BACKWARD
+        assert all(PRODUCTS & made for made in spy.made.values())
         cast = [pointer for pointer in spy.casts if pointer in weights]
         assert set(cast) == weights  # anew after each update
         assert len(cast) == len(weights)  # and once a step, however often a weight is used
@@ -84,8 +87,7 @@ def test_float32_has_no_bf16_in_it() -> None:
     with Spy() as spy:
         step(model, data.inputs, make_optimizer(model, data.inputs, FitConfig()), read_batch(data, torch.arange(32)))
         predict(model, data, torch.arange(96))
-    assert not spy.bf16
-    assert spy.others & PRODUCTS
+    assert not spy.made[False] | spy.made[True]
 
 
 def test_predictions_and_the_validation_loss_have_the_precision_too() -> None:
@@ -100,3 +102,36 @@ def test_predictions_and_the_validation_loss_have_the_precision_too() -> None:
     torch.testing.assert_close(after[0], before[0], rtol=0.05, atol=0.05)
     assert before[1] != after[1]
     assert after[1] == pytest.approx(before[1], rel=0.05)
+
+
+@pytest.mark.parametrize("variant", ["full", "euclidean"])
+def test_geometry_and_losses_are_the_same_bits_in_either_precision(variant: str) -> None:
+    """From the same tangent vectors: nothing of them is a product of the kind that autocast rounds."""
+    data = make_data()
+    model = make_model(data, variant)
+    vectors = torch.randn(4, 48, 16, generator=torch.Generator().manual_seed(5))
+    found = []
+    for model.precision in ("bf16", "fp32"):
+        leaf = vectors.clone().requires_grad_()
+        with model.autocast(leaf.device):
+            embeddings = model.embed(SpotNiche(leaf[0], leaf[1]), SpotNiche(leaf[2], leaf[3]))
+            hca = contrast_loss(embeddings, model.variant.terms)
+            hea, cones = entailment_loss(embeddings, model.variant.terms)
+            summary = geometry_summary(embeddings, model.variant.terms.geometry)
+            points = tangent_projection(embeddings, model.variant.terms.geometry).points
+        (hca + hea).backward()
+        found.append([hca, hea, leaf.grad, *cones.values(), *summary.values(), *map(torch.from_numpy, points.values())])
+    for bf16, fp32 in zip(*found, strict=True):
+        assert bf16.dtype == fp32.dtype
+        assert bf16.dtype in (torch.float32, torch.float64)
+        torch.testing.assert_close(bf16, fp32, rtol=0, atol=0, equal_nan=True)
+
+
+def test_a_model_that_does_not_learn_stays_in_its_own_precision() -> None:
+    setting = replace(SETTING, fit=replace(SETTING.fit, precision="bf16"))
+    assert setting_model(setting).precision == "bf16"
+    knn = replace(setting, model=KnnConfig(64, 60), model_name="knn", variant=None)
+    assert setting_model(knn).precision == "fp32"
+    assert knn.name == replace(knn, fit=SETTING.fit).name
+    assert setting.name != SETTING.name
+    assert SETTING.name == replace(SETTING, fit=replace(SETTING.fit, precision="fp32")).name
