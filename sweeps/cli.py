@@ -62,6 +62,7 @@ def sweep(options: SweepOptions) -> int:
         check_storage(plan)
         check_may_write(plan.folder)
         return 0
+    workspace.keep_panels()
     storage = open_study(plan, must_exist=options.resume)
     try:
         with keeping(lambda: f"{options.trials - missing(plan, storage)} of {options.trials} trials"):

@@ -111,6 +111,7 @@ def run_left(
     from train.experiments.adapted import run_adapted
     from train.experiments.runner import make_finetuner, run_with_progress
 
+    workspace.keep_panels()
     if options.lora is not None:
         return run_adapted(left, options, workspace, device, workers)
     finetuned = [job for job in left if job.setting.finetuning]

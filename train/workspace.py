@@ -15,6 +15,7 @@ from hist_cache.cached_slide import COUNT_ARRAYS, CachedSlide
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences
+from hist_cache.panel_files import keep_panel, panel_source, read_kept_panel
 from hist_cache.panels import choose_panel
 from hist_cache.splits import SPLIT_PARTS, Split
 from train.data import SpotData, TensorCache, assemble, check_widths, read_slides, without_arrays
@@ -64,6 +65,7 @@ class Workspace:
         self.patients = patients_of(cache.dataset, self.slides)
         self.twins = find_twins(self.all_slides)
         self._panels: dict[Any, list[str]] = {}
+        self._chosen: list[tuple[dict[str, Any], list[str]]] = []  # panels that no file of the cache had
         self.keep_tensors(tensors_kept)
 
     def keep_tensors(self, count: int) -> None:
@@ -104,10 +106,20 @@ class Workspace:
         """
         key = (genes, n, tuple(sorted(slides)))
         if key not in self._panels:
-            tables = {s: (self.slides[s].counts, self.slides[s].genes) for s in slides}
             names = {s: v.genes for s, v in self.all_slides.items()}
-            self._panels[key] = choose_panel(genes, n, tables, names)
+            source = panel_source(genes, n, {s: self.slides[s] for s in slides}, self.all_slides)
+            panel = read_kept_panel(self.cache.folder, source, names.values()) if source else None
+            if panel is None:
+                tables = {s: (self.slides[s].counts, self.slides[s].genes) for s in slides}
+                panel = choose_panel(genes, n, tables, names)
+                self._chosen += [(source, panel)] if source else []
+            self._panels[key] = panel
         return self._panels[key]
+
+    def keep_panels(self) -> None:
+        """Write the panels that were chosen into the cache, for the next command."""
+        while self._chosen:
+            keep_panel(self.cache.folder, *self._chosen.pop())
 
     def data(self, key: DataKey, device: torch.device, slides: Sequence[str] | None = None) -> SpotData:
         """The tensors of a key, of all slides or of some; those used last are kept."""
