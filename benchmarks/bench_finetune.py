@@ -29,12 +29,13 @@ from pathlib import Path
 import anndata
 import torch
 import torch.nn.functional as F
+from finetune_limits import gemm_rate, print_limits
 from results import add_json_option, add_results
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from extract.embeddings import embed_slide
-from extract.encoders.encoder import Encoder, PooledEncoder, count_blocks
+from extract.encoders.encoder import Encoder, PooledEncoder, count_blocks, token_shape
 from extract.encoders.lora import Adapted, LoraConfig, adapt, freeze_in_bf16
 from extract.encoders.registry import load_encoder
 from extract.encoders.weights import weights_digest
@@ -268,9 +269,14 @@ def measure(arguments: argparse.Namespace) -> None:
             f"{arguments.spots} spots and niches, batches of {arguments.batch}"
         )
         opened = {name: start() for name, start in starts.items()}
+        rate = gemm_rate(token_shape(encoder), DEVICE, precision)
+        kinds = {name: opened[name] for name in (TOKENS, CROPS)}
+        print_limits(kinds, CROPS, rate, trial.spots, trial.batch, arguments.rounds)
         median = compare(trial, opened, arguments.rounds)
         figures = {name: {"epoch_s": s, "faster": median[CROPS] / s} for name, s in median.items()}
         add_results(arguments.json, "finetune", figures | {"precision": precision, "spots": trial.spots})
+        if arguments.epochs_only:
+            return
         reading(opened, token_path(cache.folder, SLIDE, block), trial.spots, arguments.batch)
         root, slide = folder / "all", SLIDE
         if arguments.slides:
@@ -293,6 +299,7 @@ if __name__ == "__main__":
     parser.add_argument("--slides", help="HEST folder whose first slide is decoded, instead of a demo slide")
     parser.add_argument("--small", action="store_true", help="width 384, 16 spots, batches of 8")
     add_json_option(parser)
+    parser.add_argument("--epochs-only", action="store_true", help="no times of reading and decoding, no memory")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -2,7 +2,8 @@
 
 An encoder is a timm backbone whose tokens become one vector per crop. timm runs `patch_embed`, `_pos_embed`,
 `patch_drop`, `norm_pre`, the blocks and `norm`. The two parts of a split forward pass run these same steps in the same
-order, so together they give exactly what the whole forward pass gives (in float32, to the last bit).
+order, so together they give exactly what the whole forward pass gives (in float32, to the last bit). The second part,
+which may have adapters, is in `extract.encoders.tuned_forward`.
 """
 
 from __future__ import annotations
@@ -154,34 +155,7 @@ def blocks_before(module: PooledEncoder, crops: Tensor, block: int) -> Tensor:
     """
     vit = module.backbone
     tokens = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(crops))))
-    return blocks_between(module, tokens, 0, block)
-
-
-def blocks_between(module: PooledEncoder, tokens: Tensor, start: int, stop: int | None = None) -> Tensor:
-    """Run the blocks from `start` to `stop` - 1, or to the last one without `stop`: (B, T, W) -> (B, T, W)."""
-    vit = module.backbone
-    blocks = vit.blocks[start:stop]
-    if vit.grad_checkpointing and torch.is_grad_enabled() and len(blocks):
-        from timm.models import checkpoint_seq
-
-        tokens = checkpoint_seq(blocks, tokens)
-    else:
-        tokens = blocks(tokens)
-    return tokens
-
-
-def blocks_after(module: PooledEncoder, tokens: Tensor, block: int) -> Tensor:
-    """Run everything from block `block` on.
-
-    Args:
-        module: An encoder's module.
-        tokens: (B, T, W) tokens that enter the block.
-        block: Number of the block, from 0.
-
-    Returns:
-        (B, D) embeddings.
-    """
-    return module.pool(module.backbone.norm(blocks_between(module, tokens, block)))
+    return vit.blocks[:block](tokens)
 
 
 class FirstBlocks(PooledEncoder):

@@ -1,10 +1,10 @@
-"""The forward pass through adapted blocks: what timm's and peft's modules compute, so that training takes less time.
+"""The second part of an encoder's forward pass, written so that training adapters takes less time.
 
-- Where the embedding is the class token, the last block computes only keys and values for the other tokens.
-- On a CPU, dropout before the adapters takes 16 random bits an element; torch's own takes several times as long there.
-- Attention is that of `extract.encoders.attention`.
+Blocks without an adapter run as they are. Adapted ones give what timm's and peft's modules give, but
 
-Prediction takes the same way, so that it is of the model that was trained, to the last bit.
+- where the embedding is the class token, the last block computes only keys and values for the other tokens;
+- on a CPU, dropout before the adapters takes 16 random bits an element: torch's own takes several times as long there;
+- attention is that of `extract.encoders.attention`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def first_adapted(module: PooledEncoder) -> int:
 
 
 def tuned_forward(module: PooledEncoder, tokens: Tensor, start: int) -> Tensor:
-    """Run everything from a block on, as `extract.encoders.encoder.blocks_after` does.
+    """Run everything from a block on, after `extract.encoders.encoder.blocks_before`.
 
     Args:
-        module: An encoder's module with adapters.
+        module: An encoder's module, with adapters or without.
         tokens: (B, T, W) tokens that enter the block.
         start: Number of the block, from 0.
 

@@ -12,9 +12,10 @@ import torch
 
 from extract.cli import main
 from extract.encoders.adapters import adapter_digest, save_adapter
-from extract.encoders.encoder import Encoder, FirstBlocks, blocks_after, blocks_before
+from extract.encoders.encoder import Encoder, FirstBlocks, blocks_before
 from extract.encoders.lora import LoraConfig, adapt
 from extract.encoders.registry import load_encoder
+from extract.encoders.tuned_forward import tuned_forward
 from extract.identity import common_identity, folder_name
 from extract.tokens import MAX_FLOAT16, make_tokens
 from hist_cache.cache import Cache, open_cache
@@ -37,7 +38,7 @@ def continued(where: Path, encoder: Encoder, slide: str, name: str) -> np.ndarra
     size = int(name.removeprefix("niche/")) if name != "spot" else 6
     with open_tokens(cache_of(where), slide, BLOCK, [size]) as tokens, torch.inference_mode():
         stored = torch.from_numpy(tokens.read(name, range(len(tokens)))).float()
-        return blocks_after(encoder.module, stored, BLOCK).numpy()
+        return tuned_forward(encoder.module, stored, BLOCK).numpy()
 
 
 def test_tokens_continue_to_the_embeddings(hest_root: Path, run_command: Run, tmp_path: Path, encoder: Encoder) -> None:

@@ -10,15 +10,14 @@ from timm.models.vision_transformer import VisionTransformer
 from extract.encoders.encoder import (
     Encoder,
     PooledEncoder,
-    blocks_after,
     blocks_before,
-    blocks_between,
     check_block,
     count_blocks,
     first_blocks_encoder,
     token_shape,
 )
 from extract.encoders.registry import load_encoder
+from extract.encoders.tuned_forward import tuned_forward
 from hist_cache.errors import InputError
 
 DEPTH = 4
@@ -55,16 +54,14 @@ def test_the_halves_are_the_whole_to_the_last_bit(layout: str, block: int) -> No
     module = tiny(layout).module
     with torch.inference_mode():
         tokens = blocks_before(module, crops(), block)
-        assert torch.equal(blocks_after(module, tokens, block), module(crops()))
-        for later in range(block, DEPTH + 1):
-            assert torch.equal(blocks_between(module, tokens, block, later), blocks_before(module, crops(), later))
+        assert torch.equal(tuned_forward(module, tokens, block), module(crops()))
 
 
 def test_other_sizes_where_the_encoder_takes_them() -> None:
     module = tiny("uni").module
     with torch.inference_mode():
         assert blocks_before(module, crops(size=48), 2).shape == (3, 37, 24)
-        assert torch.equal(blocks_after(module, blocks_before(module, crops(size=48), 2), 2), module(crops(size=48)))
+        assert torch.equal(tuned_forward(module, blocks_before(module, crops(size=48), 2), 2), module(crops(size=48)))
 
 
 def test_tokens_are_what_enters_the_block() -> None:
@@ -83,7 +80,7 @@ def test_a_real_timm_model_and_its_shape() -> None:
     with torch.inference_mode():
         tokens = first_blocks.module(crops(2, 160))
         assert tokens.shape == (2, 101, 64)
-        assert torch.equal(blocks_after(encoder.module, tokens, 2), encoder.module(crops(2, 160)))
+        assert torch.equal(tuned_forward(encoder.module, tokens, 2), encoder.module(crops(2, 160)))
     assert not first_blocks.module.training
     assert first_blocks.module.backbone is encoder.module.backbone, "the weights are shared"
     assert (first_blocks.digest, first_blocks.lora) == (encoder.digest, None)
@@ -97,7 +94,7 @@ def test_checkpointing_changes_no_gradient() -> None:
         with torch.no_grad():
             tokens = blocks_before(module, crops(), 2)
         module.backbone.blocks[2:].requires_grad_(True)
-        blocks_after(module, tokens, 2).square().sum().backward()
+        tuned_forward(module, tokens, 2).square().sum().backward()
         assert module.backbone.blocks[1].attn.qkv.weight.grad is None
         gradients.append([p.grad for p in module.backbone.blocks[2:].parameters()])
     for one, other in zip(*gradients, strict=True):

@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from extract.encoders import tuned_forward as under_test
-from extract.encoders.encoder import Encoder, PooledEncoder, blocks_after, blocks_before
+from extract.encoders.encoder import Encoder, PooledEncoder, blocks_before
 from extract.encoders.lora import LoraConfig, adapt, freeze_in_bf16, remove_adapters
 from extract.encoders.tuned_forward import STEPS, first_adapted, keep_mask, low_rank, tuned_forward
 from tests.extract.encoders.test_encoder import DEPTH, LAYOUTS, crops, encoder_of
@@ -38,6 +38,12 @@ def adapted(layout: str = "plain", layers: int = 3, dropout: float = 0.0) -> tup
     return encoder, parameters
 
 
+def by_modules(module: PooledEncoder, tokens: Tensor, block: int) -> Tensor:
+    """What is under test, by timm's and peft's modules."""
+    vit = module.backbone
+    return module.pool(vit.norm(vit.blocks[block:](tokens)))
+
+
 def outcome(
     forward: Callable[[PooledEncoder, Tensor, int], Tensor], encoder: Encoder, parameters: list[nn.Parameter], at: int
 ) -> Outcome:
@@ -58,7 +64,7 @@ def test_it_is_the_forward_pass_of_the_modules(layout: str, monkeypatch: pytest.
     assert first_adapted(encoder.module) == 1
     for at in (0, 1):  # block 0 is not adapted
         found, gradients = outcome(tuned_forward, encoder, parameters, at)
-        expected, expected_gradients = outcome(blocks_after, encoder, parameters, at)
+        expected, expected_gradients = outcome(by_modules, encoder, parameters, at)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
         for mine, theirs in zip(gradients, expected_gradients, strict=True):
             assert (mine - theirs).norm() < 1e-4 * theirs.norm()
@@ -70,9 +76,9 @@ def test_bf16_is_that_of_autocast() -> None:
     encoder, parameters = adapted()
     found = {}
     with torch.autocast("cpu", torch.bfloat16):
-        for name, forward in (("modules", blocks_after), ("quick", tuned_forward)):
+        for name, forward in (("modules", by_modules), ("quick", tuned_forward)):
             found[name] = outcome(forward, encoder, parameters, 1)
-    exact = outcome(blocks_after, encoder, parameters, 1)
+    exact = outcome(by_modules, encoder, parameters, 1)
     for i in range(len(exact[1])):
         difference = [(found[name][1][i] - exact[1][i]).norm() for name in ("quick", "modules")]
         assert difference[0] < 2 * difference[1] + 1e-6, "no further from float32 than the modules"
@@ -88,7 +94,7 @@ def test_weights_frozen_in_bf16_change_no_bit() -> None:
     put_on = adapt(encoder, LoraConfig(layers=2))
     for parameter in put_on.parameters:
         nn.init.normal_(parameter, std=0.2)
-    for forward in (blocks_after, tuned_forward):
+    for forward in (by_modules, tuned_forward):
         with torch.autocast("cpu", torch.bfloat16):
             expected = outcome(forward, encoder, put_on.parameters, 1)
             freeze_in_bf16(put_on)
@@ -97,7 +103,7 @@ def test_weights_frozen_in_bf16_change_no_bit() -> None:
         assert all(p.dtype == torch.float32 for p in put_on.parameters)
         assert torch.equal(found[0], expected[0])
         assert all(torch.equal(a, b) for a, b in zip(found[1], expected[1], strict=True))
-        if forward is blocks_after:
+        if forward is by_modules:
             for parameter, values in put_on.originals:
                 parameter.data = values
             put_on.originals.clear()
