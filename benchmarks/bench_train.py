@@ -1,10 +1,12 @@
 """Compare a training step with its lower bound and an epoch with the usual way, and show cost against size.
 
-    python benchmarks/bench_train.py [--width 1024] [--spots 4000]
+    python benchmarks/bench_train.py [--widths 1024,256] [--spots 2048] [--rounds 5]
 
-The lower bound (floor) of a step is the time of its matrix products at the GEMM rate of this machine, plus that of the
-optimiser's memory traffic at its bandwidth; both rates are measured in the same run. The usual way is the same step fed
-by a DataLoader that reads spot by spot from HDF5. Last comes what reading a slide takes, and its digests' part in it.
+The lower bound (floor) of a step is the time of its matrix products at the GEMM rate of this machine, in float32 or in
+bf16, plus that of the optimiser's memory traffic at its bandwidth. All rates are measured in the same run, in turns
+with the steps; so are the products of a step alone, because small ones do not reach that rate. The usual way is the
+same epoch fed by a DataLoader that reads spot by spot from HDF5. Last comes what
+reading a slide takes, and its digests' part in it.
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ from results import add_json_option, add_results
 from scipy.sparse import random as random_sparse
 from torch.utils.data import DataLoader, Dataset
 
+from extract.pipeline import has_fast_bf16
 from hist_cache.cached_slide import CachedSlide, find_problem, zero_rows
 from hist_cache.fingerprint import Fingerprint, array_digest
 from hist_cache.slide_file import read_slide, write_slide
+from hist_cache.values import Precision
 from train.data import Batch, SpotData
+from train.fit.allocation import keep_freed_memory
 from train.fit.batches import read_batch
 from train.fit.config import FitConfig
 from train.fit.loop import train_epoch
@@ -36,7 +41,9 @@ from train.models.hist import HistModel
 from train.models.variants import get_variant
 
 BATCH = 128
-SMALL = 256  # a width whose model has about 4 M parameters
+STEPS = 7  # of which the median is taken, in each round
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TRAFFIC = 7 * 4  # bytes a parameter: AdamW reads weight, gradient and two moments, writes weight and moments, float32
 
 
@@ -81,16 +88,38 @@ def gemm_flops(model: HistModel) -> float:
     return total + 3 * 3 * 2 * BATCH * BATCH * model.config.width  # three distance matrices
 
 
-def gemm_rate(device: torch.device) -> float:
+def linear_products(model: HistModel, precision: Precision) -> Callable[[], object]:
+    """The matrix products of a step's layers and nothing else, on tensors that have the right type already."""
+    device, dtype = model.log_c.device, DTYPES[precision]
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    layers += [model.project_image, model.project_gene]  # used twice
+    first = {id(s.enter) for s in (model.image_spot, model.image_niche, model.gene_spot, model.gene_niche)}
+    tensors = []
+    for layer in layers:
+        x, g = (torch.randn(BATCH, n, device=device).to(dtype) for n in (layer.in_features, layer.out_features))
+        tensors.append((x, g, layer.weight.detach().to(dtype), id(layer) in first))
+
+    def products() -> None:
+        for x, _, weight, _ in tensors:
+            x @ weight.t()
+        for x, g, weight, is_first in reversed(tensors):
+            g.t() @ x
+            if not is_first:
+                g @ weight
+
+    return products
+
+
+def gemm_rate(device: torch.device, precision: Precision) -> float:
     """Floating-point operations per second of a large matrix product."""
-    a, b = torch.randn(2, 2048, 2048, device=device)
-    return 2 * 2048**3 / seconds(lambda: a @ b)
+    a, b = torch.randn(2, 2048, 2048, device=device).to(DTYPES[precision])
+    return 2 * 2048**3 / seconds(lambda: a @ b, STEPS)
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes per second of a copy, read and write together."""
+    """Bytes per second of a sum in place, as the optimiser's passes are: two reads and a write."""
     a, b = torch.zeros(2, 1 << 26, device=device)
-    return 2 * a.nbytes / seconds(lambda: b.copy_(a))
+    return 3 * a.nbytes / seconds(lambda: a.add_(b), STEPS)
 
 
 class HdfDataset(Dataset):
@@ -116,36 +145,54 @@ class HdfDataset(Dataset):
 def report(arguments: argparse.Namespace) -> None:
     """Measure everything and print it."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
     data = make_data(arguments.spots, 1024, 200, device)
-    model = make_model(data, arguments.width, device)
-    optimizer = make_optimizer(model, data.inputs, FitConfig())
-    parameters = sum(p.numel() for p in model.parameters())
-    rows = torch.arange(BATCH, device=device)
-    model.train()
-    measurements = []
-    for _ in range(arguments.rounds):  # interleaved, because the speed of a machine drifts
-        flops, rate = gemm_flops(model), gemm_rate(device)
-        products, optimiser = flops / rate, TRAFFIC * parameters / bandwidth(device)
-        step_s = seconds(lambda: step(model, data.inputs, optimizer, read_batch(data, rows)))
-        measurements.append((step_s, products, optimiser, rate))
-    step_time, products, optimiser, rate = (statistics.median(m[i] for m in measurements) for i in range(4))
-    ratio = statistics.median(m[0] / (m[1] + m[2]) for m in measurements)
-    print(
-        f"{device.type}, {torch.get_num_threads()} threads; {parameters / 1e6:.1f} M parameters, batch {BATCH}, float32"
-    )
-    print(
-        f"GEMM {rate / 1e9:,.0f} GFLOP/s; floor {1e3 * (products + optimiser):.1f} ms = "
-        f"products {1e3 * products:.1f} + optimiser {1e3 * optimiser:.1f}"
-    )
-    print(f"step {1e3 * step_time:.1f} ms: {ratio:.2f} x its floor")
-    figures = {"step_ms": 1e3 * step_time, "floor_ms": 1e3 * (products + optimiser), "ratio": ratio}
-    add_results(arguments.json, "train", {f"width {arguments.width}": figures | {"gemm_tflops": rate / 1e12}})
-
-    print_profile(lambda: step(model, data.inputs, optimizer, read_batch(data, rows)))
-    for width in sorted({arguments.width, SMALL}):
+    print(f"{device.type}, {torch.get_num_threads()} threads; batch {BATCH}")
+    widths = [int(width) for width in arguments.widths.split(",")]
+    for width in widths:
+        figures = compare_steps(width, data, device, arguments.rounds)
+        add_results(arguments.json, "train", {f"width {width}": figures})
+    for width in widths:
         compare_epochs(make_model(data, width, device), data, device)
-    scaling(arguments, device)
+    scaling(widths[0], device)
     loading(arguments.spots)
+
+
+def compare_steps(width: int, data: SpotData, device: torch.device, rounds: int) -> dict[str, float]:
+    """Print the steps of a model in both precisions beside both floors; returns the figures."""
+    model = make_model(data, width, device).train()
+    optimizer, rows = make_optimizer(model, data.inputs, FitConfig()), torch.arange(BATCH, device=device)
+    parameters = sum(p.numel() for p in model.parameters())
+
+    def one_step(precision: Precision) -> None:
+        model.precision = precision
+        step(model, data.inputs, optimizer, read_batch(data, rows))
+
+    measured: list[dict[str, float]] = []
+    for _ in range(rounds):  # interleaved, because the speed of a machine drifts
+        optimiser = TRAFFIC * parameters / bandwidth(device)
+        row = {"optimiser_ms": 1e3 * optimiser}
+        for precision in PRECISIONS:
+            row[f"{precision}_gflops"] = gemm_rate(device, precision) / 1e9
+            row[f"{precision}_products_ms"] = gemm_flops(model) / row[f"{precision}_gflops"] / 1e6
+            row[f"{precision}_floor_ms"] = row[f"{precision}_products_ms"] + row["optimiser_ms"]
+            row[f"{precision}_step_ms"] = 1e3 * seconds(lambda: one_step(precision), STEPS)  # noqa: B023
+            row[f"{precision}_alone_ms"] = 1e3 * seconds(linear_products(model, precision), STEPS)
+            row[f"{precision}_ratio"] = row[f"{precision}_step_ms"] / row[f"{precision}_floor_ms"]
+        row["bf16_gain"] = row["fp32_step_ms"] / row["bf16_step_ms"]
+        measured.append(row)
+    figures = {name: statistics.median(row[name] for row in measured) for name in measured[0]}
+    print(f"width {width}, {parameters / 1e6:.1f} M parameters")
+    for precision in PRECISIONS:
+        f = {name.removeprefix(f"{precision}_"): value for name, value in figures.items()}
+        print(
+            f"  {precision}: step {f['step_ms']:.1f} ms, {f['ratio']:.2f} x its floor of {f['floor_ms']:.1f} ms = "
+            f"products {f['products_ms']:.1f} (at {f['gflops']:,.0f} GFLOP/s; alone they take {f['alone_ms']:.1f}) + "
+            f"optimiser {f['optimiser_ms']:.1f}"
+        )
+    print(f"  a step in bf16 is {figures['bf16_gain']:.2f} x as fast as in fp32")
+    print_profile(lambda: one_step("bf16"))
+    return figures
 
 
 def loading(spots: int, genes: int = 18_000, share: float = 0.2) -> None:
@@ -191,12 +238,16 @@ def print_profile(work: Callable[[], object]) -> None:
 
 def compare_epochs(model: HistModel, data: SpotData, device: torch.device) -> None:
     """Print the time of an epoch on the cache in memory, and of the same steps fed spot by spot from HDF5."""
+    model.precision = "bf16" if has_fast_bf16(device) else "fp32"
     optimizer, order = make_optimizer(model, data.inputs, FitConfig()), torch.Generator().manual_seed(0)
     every = torch.arange(len(data.spot), device=device)
     cached = seconds(lambda: train_epoch(model, optimizer, data, every, BATCH, order), 3)
     feeding = seconds(lambda: [read_batch(data, part) for part in every.split(BATCH)], 3)
     size = sum(p.numel() for p in model.parameters()) / 1e6
-    print(f"{size:.1f} M parameters, epoch of {len(every):,} spots: {cached:.2f} s, of which feeding {feeding:.3f} s")
+    print(
+        f"{size:.1f} M parameters in {model.precision}, epoch of {len(every):,} spots: {cached:.2f} s, "
+        f"of which feeding {feeding:.3f} s"
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "features.h5"
         with h5py.File(path, "w") as file:
@@ -221,13 +272,13 @@ def compare_epochs(model: HistModel, data: SpotData, device: torch.device) -> No
                 print(f"  per-item HDF5, file {how}, {workers} workers: {from_hdf5:.2f} s, {from_hdf5 / cached:.1f} x")
 
 
-def scaling(arguments: argparse.Namespace, device: torch.device) -> None:
+def scaling(width: int, device: torch.device) -> None:
     """Print how the time of an epoch grows with spots and genes."""
 
     def epoch(spots: int, genes: int) -> float:
         """Seconds of one epoch."""
         data = make_data(spots, 1024, genes, device)
-        model = make_model(data, arguments.width, device)
+        model = make_model(data, width, device)
         optimizer, order = make_optimizer(model, data.inputs, FitConfig()), torch.Generator().manual_seed(0)
         return seconds(lambda: train_epoch(model, optimizer, data, torch.arange(spots, device=device), BATCH, order), 3)
 
@@ -238,8 +289,8 @@ def scaling(arguments: argparse.Namespace, device: torch.device) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=1024)
+    parser.add_argument("--widths", default="1024,256", help="latent widths; 256 gives a model of 4 M parameters")
     parser.add_argument("--spots", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     add_json_option(parser)
     report(parser.parse_args())

@@ -120,7 +120,8 @@ class HistModel(Model):
             points = tangents * scales.view(4, 1, 1)
             if self.variant.terms.geometry == "lorentz":
                 points = exp_map0(points, c)
-            return Embeddings(points[0], points[1], points[2], points[3], c, (-self.log_inverse_tau).exp())
+            spot, niche, gene_spot, gene_niche = points.unbind()
+            return Embeddings(spot, niche, gene_spot, gene_niche, c, (-self.log_inverse_tau).exp())
 
     def decode(self, images: SpotNiche) -> Tensor:
         """Predicted log2 expression `(B, G)` from the tangent vectors of the images."""
