@@ -94,7 +94,8 @@ def machine() -> dict[str, Any]:
 def run(part: Part, limit_s: float, log: IO[bytes]) -> dict[str, Any]:
     """Run a part; what became of it, how long it took, and the last lines it printed."""
     started = time.monotonic()
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             [sys.executable, *part.argv], cwd=REPOSITORY, env=environment, stdout=output, stderr=subprocess.STDOUT,

@@ -16,7 +16,7 @@ from tests.commands import REPOSITORY
 
 HANG = "import subprocess, sys, time; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
 FIGURES = """
-import sys; sys.path.insert(0, "benchmarks")
+import carried, hist_cache, sys; sys.path.insert(0, "benchmarks")
 from pathlib import Path
 from results import add_results
 add_results(Path(sys.argv[1]), "fold", {"seconds": 1.5}); add_results(Path(sys.argv[1]), "fold", {"peak_gb": 2.0})
@@ -54,6 +54,9 @@ def test_each_part_has_a_limit_and_all_results_are_kept(
         assert set(json.loads((tmp_path / "gpu.json").read_text())["parts"]) == {"hangs"}
         yield gpu.Part("measures", ["-c", FIGURES, str(results)], 20)
 
+    (tmp_path / "own/carried.py").parent.mkdir()
+    (tmp_path / "own/carried.py").touch()
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
     monkeypatch.setattr(gpu, "parts", parts)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(tmp_path)])
     assert gpu.main() == 1
@@ -63,7 +66,7 @@ def test_each_part_has_a_limit_and_all_results_are_kept(
     assert found["figures"] == {"fold": {"seconds": 1.5, "peak_gb": 2.0}}
     assert found["machine"]["torch"]
     assert "no such kernel" in (tmp_path / "gpu.log").read_text()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.log"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.json", "gpu.log", "own"]
     assert not children(), "what a part has started ends with it"
 
 

@@ -13,6 +13,12 @@ Place = Literal["device", "memory", "disk"]
 SHARE = 0.5  # of what is free that inputs may take: the rest is for the encoder and its activations
 
 
+def free_gpu_memory(device: torch.device) -> int:
+    """Bytes that this process may still take there: what the GPU has free, and what torch keeps of freed tensors."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept
+
+
 def choose_place(n_bytes: int, device: torch.device, share: float = SHARE) -> Place:
     """Where many bytes are kept: as near the device as they fit.
 
@@ -23,7 +29,7 @@ def choose_place(n_bytes: int, device: torch.device, share: float = SHARE) -> Pl
         device: Where they are used.
         share: The share of what is free that they may take.
     """
-    if device.type == "cuda" and n_bytes <= share * torch.cuda.mem_get_info(device)[0]:
+    if device.type == "cuda" and n_bytes <= share * free_gpu_memory(device):
         return "device"
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return "memory" if n_bytes <= share / processes * free_memory() else "disk"

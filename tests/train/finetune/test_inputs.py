@@ -374,6 +374,12 @@ def test_what_fits_stays_in_memory(
     assert choose_place(2000 * 1024 + 1, CPU) == "disk"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert choose_place(2000 * 1024, CPU) == "disk", "two processes share the memory"
+    for name, n_bytes in (("memory_reserved", 500_000), ("memory_allocated", 100_000)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, n=n_bytes: n)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_600_000, 10**9))
+    gpu = torch.device("cuda", 1)
+    assert choose_place(1_000_000, gpu) == "device", "half of what is free, and of what torch keeps and does not use"
+    assert choose_place(1_000_002, gpu) != "device"
     for name, text in (("max", "3000000"), ("current", "2500000"), ("stat", "anon 5\ninactive_file 500000")):
         (tmp_path / f"memory.{name}").write_text(text)
     assert free_memory() == 1_000_000
