@@ -225,7 +225,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
     cache: Path, start_command: Callable[..., Command], tmp_path: Path
 ) -> None:
     """Optimiser, epoch, random state (dropout in head and adapters) and early stopping go on."""
-    more = ("--epochs", 14, "--patience", 14)
+    more = ("--epochs", 14, "--patience", 14, "--precision", "bf16")
     start_and_wait(start_command, *arguments(cache, tmp_path / "one", *more))
     process = start_command(TALKATIVE, *arguments(cache, tmp_path / "two", *more))
     wait_for_epochs(process)
