@@ -112,13 +112,14 @@ def linear_products(model: HistModel, precision: Precision) -> Callable[[], obje
 
 def gemm_rate(device: torch.device, precision: Precision) -> float:
     """Floating-point operations per second of a large matrix product."""
-    a, b = torch.randn(2, 2048, 2048, device=device).to(DTYPES[precision])
-    return 2 * 2048**3 / seconds(lambda: a @ b, STEPS)
+    n = 8192 if device.type == "cuda" else 2048  # waiting for a GPU takes as long as a smaller product
+    a, b = torch.randn(2, n, n, device=device).to(DTYPES[precision])
+    return 2 * n**3 / seconds(lambda: a @ b, STEPS)
 
 
 def bandwidth(device: torch.device) -> float:
     """Bytes per second of a sum in place, as the optimiser's passes are: two reads and a write."""
-    a, b = torch.zeros(2, 1 << 26, device=device)
+    a, b = torch.zeros(2, 1 << (29 if device.type == "cuda" else 26), device=device)
     return 3 * a.nbytes / seconds(lambda: a.add_(b), STEPS)
 
 

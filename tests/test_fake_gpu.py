@@ -10,8 +10,11 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from extract.encoders.encoder import Encoder, PooledEncoder
+from extract.encoders.encoder import Encoder, PooledEncoder, blocks_before
+from extract.encoders.lora import LoraConfig, adapt
+from extract.encoders.tuned_forward import tuned_forward
 from extract.pipeline import Pipeline
 from extract.slides.batches import CropTransform, GpuBatch
 from tests.commands import fork_server
@@ -139,6 +142,27 @@ def crops_become_inputs(device: torch.device) -> None:
     assert pipeline.encode(inputs).shape == (5, 3)
 
 
+def an_encoder_is_tuned(device: torch.device) -> None:
+    """Adapters on the last block, from tokens and from crops: forward and backward."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    half = (0.5, 0.5, 0.5)
+    with unset_fake_temporarily():  # timm draws weights and reads numbers
+        backbone = VisionTransformer(img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=0)
+        encoder = Encoder("vit", PooledEncoder(backbone, "cls"), 32, 32, half, half, "bicubic", False, "random", "")
+        adapted = adapt(encoder, LoraConfig(layers=1))
+    to_fake_gpu(encoder.module)
+    encoder.module.train()
+    trained = [p for p in encoder.module.parameters() if p.requires_grad]
+    for tokens in (
+        torch.empty((3, 17, 32), device=device),
+        blocks_before(encoder.module, torch.empty((3, 3, 32, 32), device=device), 1),
+    ):
+        embeddings = tuned_forward(encoder.module, tokens, 1)
+        assert (embeddings.shape, embeddings.device) == ((3, 32), device)
+        assert len(torch.autograd.grad(embeddings.square().sum(), trained)) == len(adapted.modules) * 2
+
+
 def crops_are_turned(device: torch.device) -> None:
     """Draws of the CPU reach the device."""
     crops = torch.empty((4, 8, 8, 3), dtype=torch.uint8, device=device)
@@ -149,7 +173,7 @@ CHECKS = {
     check.__name__: check
     for check in (
         *(values_are_noticed, steps, steps_with_encoder, an_epoch_reads_once),
-        *(predictions, crops_become_inputs, crops_are_turned),
+        *(predictions, crops_become_inputs, crops_are_turned, an_encoder_is_tuned),
     )
 }
 
