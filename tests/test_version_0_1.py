@@ -36,6 +36,13 @@ def folder(tmp_path: Path, run_command: Run) -> Path:
     return stored_version(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is begun here would be in bf16, which version 0.1 did not know."""
+    monkeypatch.setattr("train.experiments.precision.has_fast_bf16", lambda device: True)
+    monkeypatch.setattr("train.experiments.precision.measured_speedup", lambda device, width, rows: 2.0)
+
+
 def stamps(folder: Path) -> dict[str, int]:
     files = (p for p in folder.rglob("*") if p.is_file() and p.suffix in (".h5", ".json", ".h5ad", ".safetensors"))
     return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in files if "last.json" not in p.name}
@@ -93,7 +100,9 @@ def test_a_stopped_run_goes_on_with_the_numbers_of_an_unbroken_one(folder: Path,
     assert code == 0, text
     assert "going on with the stopped run" in text
     rows = list(csv.DictReader((fold / "history.csv").open()))
-    assert [float(row["val_mse"]) for row in rows] == pytest.approx(expected["val_mse"], rel=1e-4)
+    errors = [float(row["val_mse"]) for row in rows]
+    assert errors[:2] == pytest.approx(expected["val_mse"][:2], rel=1e-6)  # from the checkpoint
+    assert errors == pytest.approx(expected["val_mse"], rel=1e-3)  # dropout draws other masks than version 0.1 did
     assert not (fold / "checkpoint.pt").exists()
 
 
