@@ -51,10 +51,22 @@ def parts(results: Path) -> Iterator[Part]:
     pytest = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--continue-on-collection-errors"]
     yield Part("tests", [*pytest, "--timeout=60", "--durations=10", "--tb=short", *files], 200)
     figures = ["--json", str(results)]
-    yield bench("extract", 110, "--generated", "--encoder", LARGE, "--precision", "bf16", "--no-usual", *figures)
-    yield bench("fold", 110, *figures)
+    yield bench(
+        "extract",
+        110,
+        "--generated",
+        "--encoder",
+        LARGE,
+        "--precision",
+        "bf16",
+        "--no-usual",
+        "--rounds",
+        "2",
+        *figures,
+    )
+    yield bench("fold", 150, *figures)
     yield bench("train", 80, *figures)
-    yield bench("finetune", 120, "--spots", "256", "--batch", "64", "--rounds", "2", *figures)
+    yield bench("finetune", 150, "--spots", "256", "--batch", "64", "--rounds", "2", *figures)
     yield bench("grid", 100, *figures)
 
 
