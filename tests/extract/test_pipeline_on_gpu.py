@@ -56,7 +56,7 @@ def test_embeddings_are_those_of_the_cpu(tmp_path: Path) -> None:
 
 @on_cuda
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("side", [24, 64, 160])
+@pytest.mark.parametrize("side", [24, 64, 160, 2000])
 def test_resized_crops_are_those_of_the_cpu(interpolation: str, side: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (5, side, side, 3), dtype=np.uint8)
     encoder = replace(load_encoder(TINY_ENCODER, random_weights=True), interpolation=interpolation)  # type: ignore[arg-type]
@@ -69,7 +69,7 @@ def test_resized_crops_are_those_of_the_cpu(interpolation: str, side: int) -> No
         results.append(batch.take())
     level = 1 / 255 / min(encoder.std)
     assert results[1].device.type == CUDA.type
-    assert (results[1].cpu() - results[0]).abs().max() < 1.01 * level, "a pixel differs by rounding, twice at most"
+    assert (results[1].cpu() - results[0]).abs().max() < 2.01 * level, "the GPU rounds after each of two passes"
 
 
 @on_cuda
