@@ -29,7 +29,8 @@ REPEATS = 3
 
 def run_from(checkout: Path, program: list[str], *argv: str) -> tuple[float, str]:
     """Wall time in seconds, start-up included, and output of a Python program that imports from a checkout."""
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    path = os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path}
     started = time.perf_counter()
     process = subprocess.run(
         [sys.executable, *program, *argv], capture_output=True, text=True, cwd=checkout, env=environment

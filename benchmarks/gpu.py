@@ -67,7 +67,7 @@ def parts(results: Path) -> Iterator[Part]:
     yield bench("fold", 150, *figures)
     yield bench("train", 80, *figures)
     yield bench("finetune", 150, "--spots", "256", "--batch", "64", "--rounds", "2", *figures)
-    yield bench("grid", 100, *figures)
+    yield bench("grid", 100, "--repeats", "1", *figures)
 
 
 def bench(name: str, limit_s: float, *argv: str) -> Part:
