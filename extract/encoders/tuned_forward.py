@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from extract.encoders.attention import attend, attend_from_first
+from extract.encoders.dropout import STEPS, dropped_steps, keep_mask
 from extract.encoders.encoder import PooledEncoder
 
 ADAPTER_KEY = "default"  # peft's name of an only adapter
-STEPS = 1 << 16  # dropout rounds its probability to a multiple of 1 / STEPS
 
 
 def first_adapted(module: PooledEncoder) -> int:
@@ -132,15 +132,8 @@ def low_rank(layer: Any, x: Tensor) -> Tensor:
         return F.linear(x, factor)
     if x.device.type != "cpu":
         return F.linear(F.dropout(x, dropout.p), factor)
-    dropped = round(dropout.p * STEPS)
-    return F.linear(x * keep_mask(x, dropped), factor) * (STEPS / (STEPS - dropped))
-
-
-def keep_mask(like: Tensor, dropped: int) -> Tensor:
-    """1 or 0 for each element of a tensor, independently 0 with probability `dropped` / STEPS."""
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
-    bits = words.view(torch.int16)[: like.numel()].view(like.shape)
-    return bits.ge_(torch.iinfo(torch.int16).min + dropped).to(like.dtype)
+    dropped = dropped_steps(dropout.p)
+    return F.linear(x * keep_mask(x, dropped).to(x.dtype), factor) * (STEPS / (STEPS - dropped))
 
 
 def adapted_linear(layer: Any, x: Tensor, low: Tensor, rows: slice = slice(None)) -> Tensor:

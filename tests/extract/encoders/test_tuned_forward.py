@@ -10,9 +10,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from extract.encoders import tuned_forward as under_test
+from extract.encoders.dropout import STEPS, keep_mask
 from extract.encoders.encoder import Encoder, PooledEncoder, blocks_before
 from extract.encoders.lora import LoraConfig, adapt, freeze_in_bf16, remove_adapters
-from extract.encoders.tuned_forward import STEPS, first_adapted, keep_mask, low_rank, tuned_forward
+from extract.encoders.tuned_forward import first_adapted, low_rank, tuned_forward
 from tests.extract.encoders.test_encoder import DEPTH, LAYOUTS, crops, encoder_of
 
 MORE: dict[str, tuple[Any, dict[str, Any]]] = {
