@@ -119,6 +119,14 @@ def spot_aspect(coords: np.ndarray) -> float:
     return float(min(max(height / max(width, 1.0), 0.5), 1.6))
 
 
+def smaller_picture(picture: dict[str, Any]) -> dict[str, Any]:
+    """A slide's entry of `uns["spatial"]` with a thumbnail that is no larger than a map, so that maps are quick."""
+    image = Image.fromarray(picture["images"]["lowres"]).convert("RGBA")
+    factor = max(1, max(image.size) // PICTURE_PX)
+    scale = picture["scalefactors"] | {"tissue_lowres_scalef": picture["scalefactors"]["tissue_lowres_scalef"] / factor}
+    return {"images": {"lowres": np.asarray(image.reduce(factor))}, "scalefactors": scale}
+
+
 def draw_tissue(ax: Axes, picture: dict[str, Any], coords: np.ndarray) -> None:
     """Draw a slide's thumbnail, cut to the area of its spots.
 
@@ -127,9 +135,7 @@ def draw_tissue(ax: Axes, picture: dict[str, Any], coords: np.ndarray) -> None:
         picture: the slide's entry of `uns["spatial"]`: thumbnail and scale.
         coords: (N, 2) centres of the spots, x and y, in px of the full resolution.
     """
-    image = picture["images"]["lowres"]
-    small = Image.fromarray(image).convert("RGBA").reduce(max(1, max(image.shape[:2]) // PICTURE_PX))
-    ax.imshow(small, extent=(-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5), interpolation="bilinear")
+    ax.imshow(picture["images"]["lowres"], interpolation="bilinear")
     ax.set_xticks([])
     ax.set_yticks([])
     x, y = (coords * picture["scalefactors"]["tissue_lowres_scalef"]).T

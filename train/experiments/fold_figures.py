@@ -16,6 +16,7 @@ from train.figures import (
     draw_tissue,
     fixed_figure,
     save_figure,
+    smaller_picture,
     spot_aspect,
 )
 from train.metrics import gene_pcc
@@ -74,7 +75,7 @@ def plot_maps(path: Path, table: anndata.AnnData, genes: list[str] | None = None
 def _draw_maps_of_slide(axes: np.ndarray, table: anndata.AnnData, slide: str, genes: Sequence[str]) -> None:
     """Fill two rows of axes, (2, 1 + genes), with the spots of one slide."""
     predicted, truth = np.asarray(table.X), np.asarray(table.layers["truth"])
-    picture, coords = table.uns["spatial"][slide], table.obsm["spatial"]
+    picture, coords = smaller_picture(table.uns["spatial"][slide]), table.obsm["spatial"]
     pcc = gene_pcc(predicted, truth)
     draw_tissue(axes[0, 0], picture, coords)
     axes[0, 0].set_title(slide, fontsize=10, parse_math=False)  # a $ in a name is no formula
