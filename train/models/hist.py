@@ -17,7 +17,7 @@ from train.models.base import Log, Model
 from train.models.configs import CURVATURE_RANGE, MAX_INVERSE_TEMPERATURE, HistConfig
 from train.models.lorentz import MAX_RADIUS, exp_map0, time_component
 from train.models.projection import TangentProjection, tangent_projection
-from train.models.streams import ResidualMLP
+from train.models.streams import ResidualMLP, at_least_float32
 from train.models.variants import Variant
 
 MIN_RADIUS = 1e-2  # below it an embedding counts as collapsed into the origin
@@ -95,16 +95,16 @@ class HistModel(Model):
 
     def image_tangents(self, images: Images) -> SpotNiche:
         """Tangent vectors at the origin, `(B, d)` each, before they are scaled."""
+        spot, niche = self.image_spot(images.spot), self.image_niche(images.niche)
         return SpotNiche(
-            self.project_image(self.image_spot(images.spot)), self.project_image(self.image_niche(images.niche))
-        )
+            *self.project_image(torch.cat([spot, niche])).chunk(2)
+        )  # one product, and one sum of gradients
 
     def gene_tangents(self, batch: Batch) -> SpotNiche:
         """The same of the expression profiles."""
         gene_niche = self.gene_spot if self.gene_niche is None else self.gene_niche
-        return SpotNiche(
-            self.project_gene(self.gene_spot(batch.expression)), self.project_gene(gene_niche(batch.niche_expression))
-        )
+        spot, niche = self.gene_spot(batch.expression), gene_niche(batch.niche_expression)
+        return SpotNiche(*self.project_gene(torch.cat([spot, niche])).chunk(2))
 
     def embed(self, images: SpotNiche, genes: SpotNiche) -> Embeddings:
         """The four embeddings from tangent vectors.
@@ -128,7 +128,9 @@ class HistModel(Model):
         if self.config.decoder_space != "tangent":
             images = SpotNiche(*map(self._decoder_input, images))
         inputs = {"both": images, "spot": images[:1], "niche": images[1:]}[self.variant.decoder]
-        return self.decoder(torch.cat(inputs, dim=1)).float()
+        hidden, to_genes = self.decoder[0](torch.cat(inputs, dim=1)), self.decoder[1]
+        with torch.autocast(hidden.device.type, enabled=False):  # bf16 would round expression to two or three digits
+            return to_genes(at_least_float32(hidden))
 
     def _decoder_input(self, v: Tensor) -> Tensor:
         """What a decoder that does not read tangent vectors reads in their place, float32."""

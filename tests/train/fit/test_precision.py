@@ -63,6 +63,7 @@ def test_products_are_bf16_and_the_losses_are_not(variant: str, options: dict[st
     model = make_model(data, variant, **options)
     model.precision = "bf16"
     weights = {p.data_ptr() for p in model.parameters() if p.ndim == 2}
+    weights.remove(model.decoder[1].weight.data_ptr())  # expression is not rounded to bf16
     optimizer = make_optimizer(model, data.inputs, FitConfig(lr=1e-3))
     for _ in range(2):
         with Spy() as spy:
