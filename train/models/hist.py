@@ -17,24 +17,11 @@ from train.models.base import Log, Model
 from train.models.configs import CURVATURE_RANGE, MAX_INVERSE_TEMPERATURE, HistConfig
 from train.models.lorentz import MAX_RADIUS, exp_map0, time_component
 from train.models.projection import TangentProjection, tangent_projection
-from train.models.streams import ResidualMLP, at_least_float32
+from train.models.streams import ResidualMLP, Stream, at_least_float32, encode
 from train.models.variants import Variant
 
 MIN_RADIUS = 1e-2  # below it an embedding counts as collapsed into the origin
 MIN_ENTAILMENT_LOSS = 1e-4  # below it every cone holds its child
-
-
-class Stream(nn.Module):
-    """One input, such as spot embeddings, to its representation: Linear, then a residual MLP."""
-
-    def __init__(self, inputs: int, config: HistConfig) -> None:
-        super().__init__()
-        self.enter = nn.Linear(inputs, config.width)
-        self.encode = ResidualMLP(config.width, config.width, config.depth, config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, inputs)` to `(B, width)`."""
-        return self.encode(self.enter(x))
 
 
 class HistModel(Model):
@@ -49,10 +36,12 @@ class HistModel(Model):
         has_network = config.image_network == "own"
         latent = d if has_network else config.embedding_width  # without a network the encoder's own space
         self.image_spot, self.image_niche = (
-            Stream(config.embedding_width, config) if has_network else nn.Identity() for _ in range(2)
+            Stream(config.embedding_width, d, config.depth, config.dropout) if has_network else nn.Identity()
+            for _ in range(2)
         )
-        self.gene_spot = Stream(config.n_genes, config)
-        self.gene_niche = Stream(config.n_genes, config) if config.gene_network == "own" else None
+        self.gene_spot = Stream(config.n_genes, d, config.depth, config.dropout)
+        has_own = config.gene_network == "own"
+        self.gene_niche = Stream(config.n_genes, d, config.depth, config.dropout) if has_own else None
         self.project_image = nn.Linear(d, d, bias=False) if has_network else nn.Identity()
         self.project_gene = nn.Linear(d, latent, bias=False)
         for projection in (self.project_image, self.project_gene):
@@ -95,16 +84,28 @@ class HistModel(Model):
 
     def image_tangents(self, images: Images) -> SpotNiche:
         """Tangent vectors at the origin, `(B, d)` each, before they are scaled."""
-        spot, niche = self.image_spot(images.spot), self.image_niche(images.niche)
-        return SpotNiche(
-            *self.project_image(torch.cat([spot, niche])).chunk(2)
-        )  # one product, and one sum of gradients
+        if not (isinstance(self.image_spot, Stream) and isinstance(self.image_niche, Stream)):
+            return SpotNiche(images.spot, images.niche)
+        encoded = encode([self.image_spot, self.image_niche], [images.spot, images.niche])
+        return SpotNiche(*self.project_image(encoded).unbind())
 
     def gene_tangents(self, batch: Batch) -> SpotNiche:
         """The same of the expression profiles."""
-        gene_niche = self.gene_spot if self.gene_niche is None else self.gene_niche
-        spot, niche = self.gene_spot(batch.expression), gene_niche(batch.niche_expression)
-        return SpotNiche(*self.project_gene(torch.cat([spot, niche])).chunk(2))
+        if self.gene_niche is None:
+            encoded = self.gene_spot(torch.cat([batch.expression, batch.niche_expression])).unflatten(0, (2, -1))
+        else:
+            encoded = encode([self.gene_spot, self.gene_niche], [batch.expression, batch.niche_expression])
+        return SpotNiche(*self.project_gene(encoded).unbind())
+
+    def tangents(self, batch: Batch) -> tuple[SpotNiche, SpotNiche]:
+        """Both, all four networks together where there are four."""
+        streams = self.image_spot, self.image_niche, self.gene_spot, self.gene_niche
+        if not all(isinstance(stream, Stream) for stream in streams):
+            return self.image_tangents(batch), self.gene_tangents(batch)
+        inputs = [batch.spot, batch.niche, batch.expression, batch.niche_expression]
+        encoded = encode([stream for stream in streams if isinstance(stream, Stream)], inputs)
+        images, genes = self.project_image(encoded[:2]), self.project_gene(encoded[2:])
+        return SpotNiche(*images.unbind()), SpotNiche(*genes.unbind())
 
     def embed(self, images: SpotNiche, genes: SpotNiche) -> Embeddings:
         """The four embeddings from tangent vectors.
@@ -149,9 +150,8 @@ class HistModel(Model):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Log]:
         """Prediction error plus weighted alignment (Eq. 11), the latter over the rows of all processes."""
-        images = self.image_tangents(batch)
+        images, genes = self.tangents(batch)
         mse = F.mse_loss(self.decode(images), batch.expression)
-        genes = self.gene_tangents(batch)
         embeddings = self.embed(SpotNiche(*map(all_gather, images)), SpotNiche(*map(all_gather, genes)))
         weight = self.config.alpha * self.variant.alpha_scale
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):  # without weight they are only logged
@@ -163,7 +163,7 @@ class HistModel(Model):
 
     def project(self, batch: Batch) -> TangentProjection:
         """Where the spots' four embeddings lie; those of genes come from counts, which no prediction reads."""
-        embeddings = self.embed(self.image_tangents(batch), self.gene_tangents(batch))
+        embeddings = self.embed(*self.tangents(batch))
         return tangent_projection(embeddings, self.variant.terms.geometry)
 
     def warnings(self, epoch: Mapping[str, float]) -> list[str]:

@@ -45,8 +45,8 @@ class Spy(TorchDispatchMode):
         name = func.overloadpacket.__name__
         if any(t.dtype == torch.bfloat16 for t in tree_leaves(result) if isinstance(t, torch.Tensor)):
             self.made[torch._C._current_autograd_node() is not None].add(name)
-            if name == "_to_copy":
-                self.casts.append(args[0].data_ptr())
+            if name in ("_to_copy", "copy_"):
+                self.casts.append(args[-1 if name == "copy_" else 0].data_ptr())
         return result
 
 

@@ -109,7 +109,7 @@ def test_without_hyperbolic_space_the_decoder_reads_the_scaled_vectors(decoder_s
     torch.manual_seed(3)
     model = HistModel(config, get_variant("euclidean"))
     read = []
-    model.decoder.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    model.decoder[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     batch = Batch(*torch.randn(2, 9, 12), torch.arange(9), *torch.rand(2, 9, 7))
     model.predict(batch)
     assert torch.equal(read[0], torch.cat(model.image_tangents(batch), dim=1))

@@ -8,7 +8,7 @@ import torch
 from scipy.special import erf
 from scipy.stats import binomtest, chisquare
 
-from train.models.streams import Dropout, ResidualMLP
+from train.models.streams import Dropout, ResidualMLP, Stream, batched_linear, encode
 
 
 def layer_norm(x: np.ndarray, layer: torch.nn.LayerNorm) -> np.ndarray:
@@ -89,3 +89,37 @@ def test_dropout_of_bf16_is_float32_with_the_exact_scale() -> None:
     out = Dropout(0.1)(torch.ones(64, 64, dtype=torch.bfloat16))
     assert out.dtype == torch.float32
     assert out.max().item() == pytest.approx(65536 / (65536 - 6554), rel=1e-6)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-6), ("bf16", 0.02)])
+def test_together_or_one_by_one(precision: str, tolerance: float) -> None:
+    """Streams of different inputs give the same together, and so do the gradients of all of their parameters."""
+    torch.manual_seed(4)
+    streams = [Stream(inputs, 16, 2, 0.0) for inputs in (9, 9, 5)]
+    inputs = [torch.randn(7, n, requires_grad=True) for n in (9, 9, 5)]
+    leaves = [*inputs, *(p for stream in streams for p in stream.parameters())]
+    weights = torch.randn(3, 7, 16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        together = encode(streams, inputs)
+        alone = torch.stack([stream(x) for stream, x in zip(streams, inputs, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=tolerance, atol=tolerance)
+    found, expected = (torch.autograd.grad((out * weights).sum(), leaves) for out in (together, alone))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() <= tolerance * b.norm()
+
+
+def test_the_gradient_of_layers_together() -> None:
+    torch.manual_seed(5)
+    shapes = [(2, 5, 3), (4, 3), (4, 3), (4,), (4,)]  # two layers from 3 to 4 numbers
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(lambda *values: batched_linear(torch.float64, *values), leaves)
+
+
+def test_dropout_of_networks_together_differs_between_them() -> None:
+    torch.manual_seed(6)
+    stream = Stream(4, 32, 1, 0.5)
+    x = torch.randn(6, 4)
+    one, other = encode([stream, stream], [x, x])
+    assert not torch.equal(one, other)
+    assert torch.equal(*encode([stream.eval(), stream], [x, x]))
