@@ -59,7 +59,17 @@ STAIRS = {
         *("experiments", "report", "cli"),
     ),
     "train.models": (
-        *("configs", "numerics", "lorentz", "alignment", "variants", "projection", "base", "registry"),
+        *(
+            "configs",
+            "numerics",
+            "lorentz",
+            "lorentz_losses",
+            "alignment",
+            "variants",
+            "projection",
+            "base",
+            "registry",
+        ),
         *("components", "baselines", "streams", "hist"),
     ),
     "train.fit": ("config", "allocation", "batches", "step", "graph", "checkpoints", "loop"),

@@ -5,14 +5,15 @@ An ablation is a choice of `Terms`. All ablations run the same code, and a term 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from train.models import lorentz
+from train.models.lorentz_losses import Cone, Contrast, UnitPoints, contrast, entailment, mean_radii, scale, unit_points
 
 Geometry = Literal["lorentz", "euclidean"]
 Level = Literal["spot", "niche"]
@@ -57,7 +58,7 @@ class Terms:
     """The level whose images and genes are contrasted in both directions; "niche" swaps the levels in `CONTRASTS`."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Embeddings:
     """One batch in the latent space: four `(B, D)` tensors; row i of each belongs to the same spot.
 
@@ -73,22 +74,22 @@ class Embeddings:
     tau: Tensor
     """Temperature, a scalar."""
 
+    @classmethod
+    def of_points(cls, points: Tensor, c: Tensor, tau: Tensor) -> Embeddings:
+        """From one `(4, B, D)` stack, in the order of `EMBEDDING_NAMES`, which need not be stacked again."""
+        embeddings = cls(*points.unbind(), c=c, tau=tau)
+        embeddings.__dict__["points"] = points
+        return embeddings
 
-def similarity(a: Tensor, b: Tensor, c: Tensor, geometry: Geometry) -> Tensor:
-    """Similarity of every row of a to every row of b: minus the hyperbolic distance, or the cosine.
+    @cached_property
+    def points(self) -> Tensor:
+        """The four, stacked in the order of `EMBEDDING_NAMES`."""
+        return torch.stack([getattr(self, name) for name in EMBEDDING_NAMES])
 
-    Args:
-        a: embeddings, `(..., B, D)`.
-        b: embeddings, `(..., B, D)`.
-        c: curvature magnitude.
-        geometry: "lorentz" for the distance, "euclidean" for the cosine.
-
-    Returns:
-        Similarities, `(..., B, B)`.
-    """
-    if geometry == "lorentz":
-        return -lorentz.pairwise_dist(a, b, c)
-    return lorentz.pairwise_cosine(a, b)
+    @cached_property
+    def unit(self) -> UnitPoints:
+        """The four in units of the curvature radius; all terms in the Lorentz geometry share them."""
+        return unit_points(self.points, self.c)
 
 
 def info_nce(logits: Tensor) -> Tensor:
@@ -128,17 +129,28 @@ def contrast_loss(embeddings: Embeddings, terms: Terms) -> Tensor:
     weights = {pair: w for pair, w in zip(contrast_pairs(terms.main), terms.contrast, strict=True) if w}
     if not weights:
         return _zero(embeddings)
-    # All similarities come from one product. Two terms that only swap anchor and candidates share a matrix.
-    pairs: list[tuple[str, str]] = []
-    for pair in weights:
-        if pair[::-1] not in pairs:
-            pairs.append(pair)
-    with torch.autocast(embeddings.image_spot.device.type, enabled=False):
-        anchors, candidates = (_stack(embeddings, [pair[k] for pair in pairs]) for k in range(2))
-        logits = similarity(anchors, candidates, embeddings.c, terms.geometry)
-        logits_of = dict(zip(pairs, logits / embeddings.tau.to(logits.dtype), strict=True))
-        losses = [info_nce(logits_of[pair] if pair in logits_of else logits_of[pair[::-1]].T) for pair in weights]
-        return _scale(weights.values(), torch.stack(losses)).sum()
+    # Two terms that only swap anchor and candidates share a matrix of similarities.
+    contrasts: dict[tuple[int, int], Contrast] = {}
+    for (anchor, candidates), weight in weights.items():
+        a, b = EMBEDDING_NAMES.index(anchor), EMBEDDING_NAMES.index(candidates)
+        if (b, a) in contrasts:
+            contrasts[b, a] = contrasts[b, a]._replace(columns=weight)
+        else:
+            contrasts[a, b] = Contrast(a, b, weight, 0.0)
+    if terms.geometry == "lorentz":
+        return contrast(embeddings.points, embeddings.c, embeddings.tau, embeddings.unit, [*contrasts.values()])
+    with torch.autocast(embeddings.c.device.type, enabled=False):
+        sets = embeddings.points.unbind()
+        anchors, others = (torch.stack([sets[pair[k]] for pair in contrasts]) for k in range(2))
+        logits = lorentz.pairwise_cosine(anchors, others)
+        logits = logits / embeddings.tau.to(logits.dtype)
+        losses = [pair.rows * info_nce(matrix) for pair, matrix in zip(contrasts.values(), logits, strict=True)]
+        losses += [
+            pair.columns * info_nce(matrix.T)
+            for pair, matrix in zip(contrasts.values(), logits, strict=True)
+            if pair.columns
+        ]
+        return torch.stack(losses).sum()
 
 
 def entailment_loss(embeddings: Embeddings, terms: Terms) -> tuple[Tensor, dict[str, Tensor]]:
@@ -154,22 +166,24 @@ def entailment_loss(embeddings: Embeddings, terms: Terms) -> tuple[Tensor, dict[
         half-aperture in rad before eta. Both are NaN if no term is in use.
     """
     rows = zip(ENTAILMENTS, terms.reverse, terms.entail, terms.etas, strict=True)
-    active = [(pair[::-1] if reverse else pair, weight, eta) for pair, reverse, weight, eta in rows if weight]
-    if not active:
+    index = EMBEDDING_NAMES.index
+    cones = [
+        Cone(*map(index, pair[::-1] if reverse else pair), weight, eta) for pair, reverse, weight, eta in rows if weight
+    ]
+    if not cones:
         zero = _zero(embeddings)
         return zero, {"violated": zero / 0, "aperture": zero / 0}
-    with torch.autocast(embeddings.image_spot.device.type, enabled=False):
-        parents, children = (_stack(embeddings, [pair[k] for pair, _, _ in active]) for k in range(2))
-        if terms.geometry == "lorentz":
-            angle = lorentz.exterior_angle(parents, children, embeddings.c)
-            aperture = lorentz.half_aperture(parents, embeddings.c)
-        else:
-            angle = lorentz.euclidean_exterior_angle(parents, children)
-            aperture = lorentz.euclidean_half_aperture(parents)
-        excess = angle - _scale([eta for _, _, eta in active], aperture)
-        loss = _scale([weight for _, weight, _ in active], excess.clamp_min(0).mean(dim=-1)).sum()
-        violated = (excess.detach() > 0).to(excess.dtype).mean()
-    return loss, {"violated": violated, "aperture": aperture.detach().mean()}
+    if terms.geometry == "lorentz":
+        loss, violated, aperture = entailment(embeddings.points, embeddings.c, embeddings.unit, cones)
+        return loss, {"violated": violated, "aperture": aperture}
+    with torch.autocast(embeddings.c.device.type, enabled=False):
+        sets = embeddings.points.unbind()
+        parents, children = (torch.stack([sets[cone[k]] for cone in cones]) for k in range(2))
+        apertures = lorentz.euclidean_half_aperture(parents)
+        excess = lorentz.euclidean_exterior_angle(parents, children) - scale([cone.eta for cone in cones], apertures)
+        loss = scale([cone.weight for cone in cones], excess.clamp_min(0).mean(dim=-1)).sum()
+        share = (excess.detach() > 0).to(excess.dtype).mean()
+    return loss, {"violated": share, "aperture": apertures.detach().mean()}
 
 
 @torch.no_grad()
@@ -184,23 +198,14 @@ def geometry_summary(embeddings: Embeddings, geometry: Geometry = "lorentz") -> 
         Detached scalars `c`, `tau` and `radius_image_spot` to `radius_gene_niche`. They stay on the device, since
         only converting one to a number has to wait for a GPU.
     """
-    points = _stack(embeddings, list(EMBEDDING_NAMES))
-    radii = lorentz.radius(points, embeddings.c) if geometry == "lorentz" else points.float().norm(dim=-1)
-    means = {f"radius_{name}": mean for name, mean in zip(EMBEDDING_NAMES, radii.mean(dim=-1), strict=True)}
+    if geometry == "lorentz":
+        radii = mean_radii(embeddings.points, embeddings.c, embeddings.unit)
+    else:
+        radii = embeddings.points.float().norm(dim=-1).mean(dim=-1)
+    means = {f"radius_{name}": mean for name, mean in zip(EMBEDDING_NAMES, radii.unbind(), strict=True)}
     return {"c": embeddings.c.detach(), "tau": embeddings.tau.detach()} | means
 
 
 def _zero(embeddings: Embeddings) -> Tensor:
     dtype = torch.float64 if embeddings.image_spot.dtype == torch.float64 else torch.float32
     return torch.zeros((), dtype=dtype, device=embeddings.image_spot.device)
-
-
-def _stack(embeddings: Embeddings, names: list[str]) -> Tensor:
-    return torch.stack([getattr(embeddings, name) for name in names])
-
-
-def _scale(factors: Collection[float], values: Tensor) -> Tensor:
-    """Multiply `(k, ...)` values by k numbers, without a tensor of them: copying one to a GPU would wait for it."""
-    if len(set(factors)) == 1:
-        return next(iter(factors)) * values
-    return torch.stack([factor * value for factor, value in zip(factors, values.unbind(), strict=True)])

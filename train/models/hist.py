@@ -121,8 +121,7 @@ class HistModel(Model):
             points = tangents * scales.view(4, 1, 1)
             if self.variant.terms.geometry == "lorentz":
                 points = exp_map0(points, c)
-            spot, niche, gene_spot, gene_niche = points.unbind()
-            return Embeddings(spot, niche, gene_spot, gene_niche, c, (-self.log_inverse_tau).exp())
+            return Embeddings.of_points(points, c, (-self.log_inverse_tau).exp())
 
     def decode(self, images: SpotNiche) -> Tensor:
         """Predicted log2 expression `(B, G)` from the tangent vectors of the images."""

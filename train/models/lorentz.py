@@ -31,6 +31,9 @@ MAX_RADIUS = 10.0
 """`exp_map0` clamps sqrt(c)|v| to this value. Then |x| <= sinh(10)/sqrt(c), which is 34,826 at c = 0.1. Such a point
 fits even into float16, and float64 inner products (of size 1e8) still resolve distances of 1e-4."""
 
+CONE_CONSTANT = 0.1
+"""The constant of a cone's width that the paper calls K."""
+
 MIN_DISTANCE = 1e-3
 """Parent and child that are closer than this (over sqrt(c)) have an angle but no gradient of it, because the gradient
 grows as 1/distance. For the same reason a parent whose norm is below it counts as the origin."""
@@ -181,7 +184,7 @@ def _aperture(sine: Tensor) -> Tensor:
 
 
 @full_precision
-def half_aperture(x: Tensor, c: Curvature, q: float = 0.1) -> Tensor:
+def half_aperture(x: Tensor, c: Curvature, q: float = CONE_CONSTANT) -> Tensor:
     """Half-aperture arcsin(2q / (sqrt(c)|x|)) of the entailment cone at each point (Eq. 6).
 
     For |x| below about 2q/sqrt(c) the cone has its greatest width, with gradient 0.
@@ -198,7 +201,7 @@ def half_aperture(x: Tensor, c: Curvature, q: float = 0.1) -> Tensor:
 
 
 @full_precision
-def euclidean_half_aperture(x: Tensor, q: float = 0.1) -> Tensor:
+def euclidean_half_aperture(x: Tensor, q: float = CONE_CONSTANT) -> Tensor:
     """Half-aperture arcsin(q / |x|) of a Euclidean cone at each point.
 
     Args:
