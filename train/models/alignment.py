@@ -77,7 +77,8 @@ class Embeddings:
     @classmethod
     def of_points(cls, points: Tensor, c: Tensor, tau: Tensor) -> Embeddings:
         """From one `(4, B, D)` stack, in the order of `EMBEDDING_NAMES`, which need not be stacked again."""
-        embeddings = cls(*points.unbind(), c=c, tau=tau)
+        image_spot, image_niche, gene_spot, gene_niche = points.unbind()
+        embeddings = cls(image_spot, image_niche, gene_spot, gene_niche, c, tau)
         embeddings.__dict__["points"] = points
         return embeddings
 
@@ -131,8 +132,8 @@ def contrast_loss(embeddings: Embeddings, terms: Terms) -> Tensor:
         return _zero(embeddings)
     # Two terms that only swap anchor and candidates share a matrix of similarities.
     contrasts: dict[tuple[int, int], Contrast] = {}
-    for (anchor, candidates), weight in weights.items():
-        a, b = EMBEDDING_NAMES.index(anchor), EMBEDDING_NAMES.index(candidates)
+    for pair, weight in weights.items():
+        a, b = map(EMBEDDING_NAMES.index, pair)
         if (b, a) in contrasts:
             contrasts[b, a] = contrasts[b, a]._replace(columns=weight)
         else:
@@ -141,15 +142,15 @@ def contrast_loss(embeddings: Embeddings, terms: Terms) -> Tensor:
         return contrast(embeddings.points, embeddings.c, embeddings.tau, embeddings.unit, [*contrasts.values()])
     with torch.autocast(embeddings.c.device.type, enabled=False):
         sets = embeddings.points.unbind()
-        anchors, others = (torch.stack([sets[pair[k]] for pair in contrasts]) for k in range(2))
-        logits = lorentz.pairwise_cosine(anchors, others)
+        anchors = torch.stack([sets[pair.anchor] for pair in contrasts.values()])
+        candidates = torch.stack([sets[pair.candidates] for pair in contrasts.values()])
+        logits = lorentz.pairwise_cosine(anchors, candidates)
         logits = logits / embeddings.tau.to(logits.dtype)
-        losses = [pair.rows * info_nce(matrix) for pair, matrix in zip(contrasts.values(), logits, strict=True)]
-        losses += [
-            pair.columns * info_nce(matrix.T)
-            for pair, matrix in zip(contrasts.values(), logits, strict=True)
-            if pair.columns
-        ]
+        losses = []
+        for (_, _, rows, columns), matrix in zip(contrasts.values(), logits.unbind(), strict=True):
+            losses.append(rows * info_nce(matrix))
+            if columns:
+                losses.append(columns * info_nce(matrix.T))
         return torch.stack(losses).sum()
 
 
@@ -165,11 +166,10 @@ def entailment_loss(embeddings: Embeddings, terms: Terms) -> tuple[Tensor, dict[
         in use: `violated`, the share of children outside the cone of their parent, and `aperture`, the mean
         half-aperture in rad before eta. Both are NaN if no term is in use.
     """
-    rows = zip(ENTAILMENTS, terms.reverse, terms.entail, terms.etas, strict=True)
     index = EMBEDDING_NAMES.index
-    cones = [
-        Cone(*map(index, pair[::-1] if reverse else pair), weight, eta) for pair, reverse, weight, eta in rows if weight
-    ]
+    rows = zip(ENTAILMENTS, terms.reverse, terms.entail, terms.etas, strict=True)
+    active = [(pair[::-1] if reverse else pair, weight, eta) for pair, reverse, weight, eta in rows if weight]
+    cones = [Cone(index(parent), index(child), weight, eta) for (parent, child), weight, eta in active]
     if not cones:
         zero = _zero(embeddings)
         return zero, {"violated": zero / 0, "aperture": zero / 0}
@@ -178,7 +178,8 @@ def entailment_loss(embeddings: Embeddings, terms: Terms) -> tuple[Tensor, dict[
         return loss, {"violated": violated, "aperture": aperture}
     with torch.autocast(embeddings.c.device.type, enabled=False):
         sets = embeddings.points.unbind()
-        parents, children = (torch.stack([sets[cone[k]] for cone in cones]) for k in range(2))
+        parents = torch.stack([sets[cone.parent] for cone in cones])
+        children = torch.stack([sets[cone.child] for cone in cones])
         apertures = lorentz.euclidean_half_aperture(parents)
         excess = lorentz.euclidean_exterior_angle(parents, children) - scale([cone.eta for cone in cones], apertures)
         loss = scale([cone.weight for cone in cones], excess.clamp_min(0).mean(dim=-1)).sum()

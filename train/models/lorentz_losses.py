@@ -76,7 +76,8 @@ def scale(factors: Sequence[float], values: Tensor) -> Tensor:
 def _excess_products(unit: UnitPoints, contrasts: Sequence[Contrast]) -> Tensor:
     """T_i T_j - X_i.X_j - 1 of every contrast, `(P, B, B)`, from E = T - 1, as the sum with 1 would lose digits."""
     points, excess = unit.points.unbind(), (unit.rows[0] / (unit.rows[1] + 1)).unbind()
-    anchors, candidates = (torch.stack([excess[pair[k]] for pair in contrasts]) for k in range(2))
+    anchors = torch.stack([excess[pair.anchor] for pair in contrasts])
+    candidates = torch.stack([excess[pair.candidates] for pair in contrasts])
     z = torch.addcmul(candidates.unsqueeze(-2), anchors.unsqueeze(-1), (candidates + 1).unsqueeze(-2))
     for matrix, pair in zip(z.unbind(), contrasts, strict=True):
         matrix.addmm_(points[pair.anchor], points[pair.candidates].T, alpha=-1)
@@ -115,7 +116,7 @@ class _Contrast(torch.autograd.Function):
         if has_gradient:
             along_logits = torch.dot(slopes.view(-1), logits.view(-1))
             # c times the derivative by z, as d arccosh(1 + z) = dz / sinh.
-            slopes.div_(F.threshold_(sinh, TINY, math.inf)).mul_((-c.sqrt() / tau).to(z.dtype))
+            slopes.div_(F.threshold(sinh, TINY, math.inf, inplace=True)).mul_((-c.sqrt() / tau).to(z.dtype))
             times = unit.rows[1].to(z.dtype)
             by_c = _sum_by_curvature(slopes, z, times, contrasts) / c**2
             gradient = _gradient_of_products(slopes, points, times, contrasts)
@@ -134,9 +135,10 @@ def _sum_by_curvature(slopes: Tensor, z: Tensor, times: Tensor, contrasts: Seque
     That is because c dX/dc = X / 2 and c dT/dc = (T - 1/T) / 2.
     """
     sets = times.unbind()
-    anchors, candidates = (torch.stack([sets[pair[k]] for pair in contrasts]).unsqueeze(-1) for k in range(2))
-    squares = torch.sub(anchors, candidates.mT).square_().mul_(slopes)
-    return torch.dot(slopes.view(-1), z.view(-1)) - ((squares @ candidates.reciprocal_()) / (2 * anchors)).sum()
+    anchors = torch.stack([sets[pair.anchor] for pair in contrasts]).unsqueeze(-1)
+    candidates = torch.stack([sets[pair.candidates] for pair in contrasts]).unsqueeze(-2)
+    relative = torch.sub(anchors, candidates).square_().div_(2 * anchors).div_(candidates)
+    return torch.dot(slopes.view(-1), relative.neg_().add_(z).view(-1))
 
 
 def _gradient_of_products(slopes: Tensor, points: Tensor, times: Tensor, contrasts: Sequence[Contrast]) -> Tensor:
