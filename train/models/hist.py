@@ -15,6 +15,7 @@ from train.distributed import all_gather
 from train.models.alignment import Embeddings, contrast_loss, entailment_loss, geometry_summary
 from train.models.base import Log, Model
 from train.models.configs import CURVATURE_RANGE, MAX_INVERSE_TEMPERATURE, HistConfig
+from train.models.exponential import scaled_exp_map0
 from train.models.lorentz import MAX_RADIUS, exp_map0, time_component
 from train.models.projection import TangentProjection, tangent_projection
 from train.models.streams import ResidualMLP, Stream, at_least_float32, encode
@@ -117,10 +118,11 @@ class HistModel(Model):
             c = self.log_c.exp()
             tangents = torch.stack([v.float() for v in (*images, *genes)])
             image, gene = self.log_scale_image, self.log_scale_gene
-            scales = torch.stack((image, image, gene, gene)).exp()
-            points = tangents * scales.view(4, 1, 1)
+            log_scales = torch.stack((image, image, gene, gene))
             if self.variant.terms.geometry == "lorentz":
-                points = exp_map0(points, c)
+                points = scaled_exp_map0(tangents, log_scales, c)
+            else:
+                points = tangents * log_scales.exp().view(4, 1, 1)
             return Embeddings.of_points(points, c, (-self.log_inverse_tau).exp())
 
     def decode(self, images: SpotNiche) -> Tensor:
