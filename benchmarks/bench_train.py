@@ -76,28 +76,27 @@ def make_model(data: SpotData, width: int, device: torch.device) -> HistModel:
     return HistModel(HistConfig(data.spot.shape[1], len(data.panel), width=width), get_variant("full")).to(device)
 
 
+def linear_layers(model: HistModel) -> list[tuple[torch.nn.Linear, bool]]:
+    """Every linear layer as often as a step uses it, and whether its inputs are data, which need no gradient."""
+    first = {id(s.enter) for s in (model.image_spot, model.image_niche, model.gene_spot, model.gene_niche)}
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    layers += [model.project_image, model.project_gene]  # spot and niche share a projection
+    return [(layer, id(layer) in first) for layer in layers]
+
+
 def gemm_flops(model: HistModel) -> float:
     """Floating-point operations of the matrix products of a step: forward, and backward to weights and to inputs."""
-    total = 0.0
-    first = {id(s.enter) for s in (model.image_spot, model.image_niche, model.gene_spot, model.gene_niche)}
-    uses = {id(model.project_image): 2, id(model.project_gene): 2}  # spot and niche share a projection
-    for layer in model.modules():
-        if isinstance(layer, torch.nn.Linear):
-            products = 2 if id(layer) in first else 3  # the data need no gradient
-            total += products * uses.get(id(layer), 1) * 2 * BATCH * layer.in_features * layer.out_features
-    return total + 3 * 3 * 2 * BATCH * BATCH * model.config.width  # three distance matrices
+    sizes = ((2 if first else 3) * layer.in_features * layer.out_features for layer, first in linear_layers(model))
+    return 2.0 * BATCH * sum(sizes) + 3 * 3 * 2 * BATCH * BATCH * model.config.width  # three distance matrices
 
 
 def linear_products(model: HistModel, precision: Precision) -> Callable[[], object]:
     """The matrix products of a step's layers and nothing else, on tensors that have the right type already."""
     device, dtype = model.log_c.device, DTYPES[precision]
-    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
-    layers += [model.project_image, model.project_gene]  # used twice
-    first = {id(s.enter) for s in (model.image_spot, model.image_niche, model.gene_spot, model.gene_niche)}
     tensors = []
-    for layer in layers:
+    for layer, is_first in linear_layers(model):
         x, g = (torch.randn(BATCH, n, device=device).to(dtype) for n in (layer.in_features, layer.out_features))
-        tensors.append((x, g, layer.weight.detach().to(dtype), id(layer) in first))
+        tensors.append((x, g, layer.weight.detach().to(dtype), is_first))
 
     def products() -> None:
         for x, _, weight, _ in tensors:
@@ -264,7 +263,7 @@ def compare_epochs(model: HistModel, data: SpotData, device: torch.device) -> No
             for batch in DataLoader(items, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=workers):
                 spot, niche, expression, niche_expression = (t.to(device) for t in batch)
                 rows = torch.arange(len(spot), device=device)
-                step(model, data.inputs, optimizer, Batch(spot, niche, rows, expression, niche_expression))
+                step(model, data.inputs, optimizer, Batch(spot, niche, rows, expression, niche_expression, expression))
 
         for reopen in (False, True):
             for workers in (0, 2):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
+from bench_train import DTYPES, seconds
 from torch.utils.flop_counter import FlopCounterMode
 
 from train.data import Inputs
@@ -15,25 +14,13 @@ from train.data import Inputs
 CROPS_OF_RATE = {"cpu": 16, "cuda": 256}  # crops whose MLP gives the rate
 
 
-def median_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median time of `work` in seconds after one warm-up; waits for the GPU."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
-
-
 def gemm_rate(tokens: tuple[int, int], device: torch.device, precision: str) -> float:
     """Measured FLOP/s of the first product of an MLP; `tokens` are the number and width of a crop's."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = DTYPES[precision]
     count, width = tokens
     x = torch.randn(CROPS_OF_RATE[device.type] * count, width, device=device, dtype=dtype)
     weight = torch.randn(4 * width, width, device=device, dtype=dtype)
-    return 8 * width * x.numel() / median_seconds(lambda: F.linear(x, weight), 9)
+    return 8 * width * x.numel() / seconds(lambda: F.linear(x, weight), 9)
 
 
 def products_of_a_crop(inputs: Inputs) -> float:
@@ -48,7 +35,7 @@ def forward_seconds(inputs: Inputs, batch: int, rounds: int) -> float:
     """Median seconds a crop through the encoder, without gradients."""
     crops = torch.cat([*inputs.read(torch.arange(batch))])
     with torch.no_grad():
-        return median_seconds(lambda: inputs.encode(crops), rounds) / len(crops)
+        return seconds(lambda: inputs.encode(crops), rounds) / len(crops)
 
 
 def print_limits(opened: Mapping[str, Inputs], whole: str, rate: float, spots: int, batch: int, rounds: int) -> None:
@@ -69,5 +56,5 @@ def print_limits(opened: Mapping[str, Inputs], whole: str, rate: float, spots: i
             f"  {name:32} {2 * spots * count / rate:8.3f} s an epoch   {products[whole] / count:5.2f} x as fast as the "
             f"whole encoder   {count / 1e9:.1f} GFLOP a crop"
         )
-    seconds = 2 * spots * forward_seconds(opened[whole], min(batch, spots), rounds)
-    print(f"  {'whole encoder, forward only':32} {seconds:8.3f} s an epoch, measured")
+    forward = 2 * spots * forward_seconds(opened[whole], min(batch, spots), rounds)
+    print(f"  {'whole encoder, forward only':32} {forward:8.3f} s an epoch, measured")

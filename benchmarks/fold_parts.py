@@ -20,7 +20,7 @@ import psutil
 
 PARTS = {
     "steps": ("train.fit.loop:train_epoch",),
-    "validation": ("train.fit.loop:validation_mse", "train.fit.loop:validation_loss"),
+    "validation": ("train.fit.loop:validation_scores", "train.fit.loop:validation_loss"),
     "reading": ("train.experiments.announcements:open_workspace", "train.workspace:Workspace.data"),
     "panels": ("train.workspace:Workspace.panel", "train.workspace:Workspace.keep_panels"),
     "controls": ("train.experiments.controls:Controls.metrics", "train.experiments.fold:permuted"),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CONFIG = "config.json"
 HISTORY = "history.csv"
 MODEL = "model.safetensors"
+RECIPE = "recipe.safetensors"
 PANEL = "panel.txt"
 PREDICTIONS = "predictions.h5ad"
 METRICS = "metrics.json"
@@ -35,10 +36,21 @@ MAPS = "maps.png"
 TRAINING = "training.png"
 GEOMETRY = "geometry.png"
 CHECKPOINT = "checkpoint.pt"
+MEMBER_CHECKPOINTS = "checkpoint.*.pt"  # of the further members of an ensemble
 
 RUN_ANEW = "it was written by another version, run it anew"  # the advice on a file that is no result of this version
 
 _FOLD_FOLDER = re.compile(r"fold(0|[1-9][0-9]*)", re.ASCII)
+
+
+def member_checkpoint(member: int) -> str:
+    """Name of the checkpoint of an ensemble's member, counted from 0."""
+    return f"checkpoint.{member}.pt" if member else CHECKPOINT
+
+
+def checkpoint_files(folder: Path) -> list[Path]:
+    """All checkpoints in a fold's folder, that of the first member last, as it stands for all of them."""
+    return [path for path in (*sorted(folder.glob(MEMBER_CHECKPOINTS)), folder / CHECKPOINT) if path.exists()]
 
 
 @dataclass(frozen=True)

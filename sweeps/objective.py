@@ -1,6 +1,7 @@
 """One trial: each fold trained as hist-train trains it, in memory, judged on its validation slides.
 
-Nothing is written, drawn or tested. The tensors that a fold is trained on have no row of its test slides.
+Of an ensemble a trial trains the first member alone. Nothing is written, drawn or tested. The tensors that a fold is
+trained on have no row of its test slides.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from sweeps.study import StudyPlan
 from sweeps.waiting import StorageLost
 from train.data import SpotData
 from train.experiments.jobs import Job
-from train.experiments.outputs import make_model
+from train.experiments.outputs import make_member
 from train.fit.loop import fit, predict
 from train.metrics import summarize
+from train.models.baselines import COMPONENTS, TUNED_COMPONENTS
+from train.models.components import principal_components
+from train.recipes.fitted import fit_recipe
 from train.workspace import Workspace
 
 TENSORS_KEPT = 4  # of trials with other neighbours or genes
@@ -89,11 +93,18 @@ class TrialFold:
     """
 
     def __init__(self, trial: optuna.Trial, job: Job, plan: StudyPlan, data: SpotData, before: Sequence[float]) -> None:
-        self.trial, self.plan, self.data, self.before = trial, plan, data, list(before)
+        self.trial, self.plan, self.before = trial, plan, list(before)
         self.setting = job.setting
-        torch.manual_seed(self.setting.fit.seed)  # as a fold of hist-train begins
-        self.model = make_model(self.setting).to(data.spot.device)
         self.train, self.val = data.rows(job.split.train), data.rows(job.split.val)
+        self.recipe = fit_recipe(
+            *(self.setting.recipe, data, self.train, self.val, self.setting.fit.select_by),
+            lambda cached: principal_components(cached, self.train, COMPONENTS),
+            lambda seen: principal_components(seen, self.train, TUNED_COMPONENTS),
+            with_ridge=False,
+        )
+        self.data = self.recipe.data
+        torch.manual_seed(self.setting.fit.seed)  # as a fold of hist-train begins
+        self.model = make_member(self.setting).to(data.spot.device)
         self.score, self.least = math.nan, math.inf
         self.last_rung = 0
 
@@ -134,7 +145,7 @@ class TrialFold:
 
     def judge(self, row: Mapping[str, float]) -> None:
         """Keep the objective of the weights that would be tested if this epoch were the last."""
-        watched = row[self.setting.fit.watched]
+        watched = self.setting.fit.watched(row)
         better = watched < self.least
         self.least = min(self.least, watched)
         if better or self.setting.protocol.tested != "best":
@@ -142,7 +153,7 @@ class TrialFold:
 
     def validation_score(self) -> float:
         """The objective on the validation spots, of the weights as they are."""
-        predicted = predict(self.model, self.data, self.val)
+        predicted = self.recipe.complete(predict(self.model, self.data, self.val), self.val)
         scores = summarize(predicted.cpu().numpy(), self.data.expression[self.val].cpu().numpy())
         if self.plan.objective not in scores:
             raise HistError(f"no {self.plan.objective} of {len(self.val)} validation spots; give --objective mse")

@@ -25,7 +25,7 @@ from train.data import CachedEmbeddings, Images, SpotData
 from train.finetune.crop_inputs import dihedral
 from train.fit.batches import encode_rows, read_batch
 from train.fit.config import FitConfig
-from train.fit.loop import predict, train_epoch, validation_loss, validation_mse
+from train.fit.loop import predict, train_epoch, validation_loss, validation_scores
 from train.fit.step import make_optimizer, step
 from train.models.baselines import KnnModel, RidgeModel
 from train.models.configs import KnnConfig, RidgeConfig
@@ -92,7 +92,7 @@ def an_epoch_reads_once(device: torch.device) -> None:
         row = train_epoch(model, optimizer, data, rows, 16, torch.Generator().manual_seed(0))
         assert read == ["tolist"]
         assert row["mse"] == 1 / 2
-        validation_mse(model, data, rows)
+        validation_scores(model, data, rows, "mse")
         assert read == ["tolist", "item"]
         validation_loss(model, data, rows, 16)
         assert read == ["tolist", "item", "item"]

@@ -127,12 +127,13 @@ def kept(jobs: list[Job]) -> str:
 
 def remove_leftover_checkpoints(jobs: list[Job]) -> None:
     """Remove the checkpoints of finished folds, which were killed between their last two steps."""
-    from hist_cache.runs import CHECKPOINT
+    from hist_cache.runs import checkpoint_files
 
     for job in jobs:
         if job.done:
-            with suppress(OSError):  # nobody needs the file, so it may stay where nothing can be removed
-                (job.folder / CHECKPOINT).unlink(missing_ok=True)
+            for file in checkpoint_files(job.folder):
+                with suppress(OSError):  # nobody needs the file, so it may stay where nothing can be removed
+                    file.unlink(missing_ok=True)
 
 
 def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -> None:

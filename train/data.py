@@ -16,6 +16,7 @@ from hist_cache.cache import Cache
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import DamagedCacheError, HistError, InputError
 from train.expression import NicheProfile, Transform, profiles
+from train.rings import join_rings, slide_rings
 
 FACTS = ("um_per_px", "spot_um", "thumbnail_downsample")  # what maps and predictions need to know of a slide
 _T = TypeVar("_T")
@@ -45,10 +46,36 @@ class Images:
 
 @dataclass(frozen=True)
 class Batch(Images):
-    """What a model learns from: images, and expression `(B, G)` float32 of the spots and of their niches."""
+    """What a model learns from.
+
+    Attributes:
+        expression: `(B, G)` float32 profiles of the spots, which networks of genes read.
+        niche_expression: The same of the niches.
+        target: `(B, G)` float32, what the model's predictions are compared with. Without a recipe that changes it, it
+            is `expression`.
+    """
 
     expression: Tensor
     niche_expression: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What is learnt in place of the expression itself, for all N spots; see `train.recipes`.
+
+    Attributes:
+        expression: `(N, G)` float32 profiles of the spots, which networks of genes read.
+        niche_expression: The same of the niches.
+        target: `(N, G)` float32, what a model's output is compared with.
+        offset: `(N, G)` float32, what is added to a model's output to make it expression. It is computed without the
+            expression of validation and test spots.
+    """
+
+    expression: Tensor
+    niche_expression: Tensor
+    target: Tensor
+    offset: Tensor
 
 
 class Inputs(Protocol):
@@ -125,7 +152,11 @@ class SpotData:
         slides: IDs of the slides.
         panel: Names of the genes.
         transform: Of the counts.
+        total: `(N,)` float32 counts of each spot over all genes; None where they are not known.
+        rings: Of ring 1, 2, ...: `(N, K)` int64 rows of the spots in this ring around each spot, -1 where there is
+            none. Only as many rings as were asked for.
         encoder_inputs: What an encoder that is fine-tuned reads; without it images are `spot` and `niche`.
+        targets: What is learnt in place of `expression`, where a recipe says so.
     """
 
     spot: Tensor
@@ -138,7 +169,10 @@ class SpotData:
     slides: list[str]
     panel: list[str]
     transform: Transform = "log2"
+    total: Tensor | None = None
+    rings: tuple[Tensor, ...] = ()
     encoder_inputs: Inputs | None = None
+    targets: Targets | None = None
 
     @property
     def inputs(self) -> Inputs:
@@ -146,6 +180,11 @@ class SpotData:
         if self.encoder_inputs is not None:
             return self.encoder_inputs
         return CachedEmbeddings(self.spot, self.niche)
+
+    @property
+    def target(self) -> Tensor:
+        """What a model learns to predict, `(N, G)`: the expression, or what a recipe puts in its place."""
+        return self.expression if self.targets is None else self.targets.target
 
     def rows(self, slides: Sequence[str]) -> Tensor:
         """Rows of these slides' spots, in order.
@@ -166,7 +205,18 @@ class SpotData:
         """The spots of some slides, in the same order, in memory of their own."""
         rows = self.rows(slides)
         per_spot = ("spot", "niche", "expression", "niche_expression", "slide", "row", "complete")
-        return replace(self, **{name: getattr(self, name)[rows] for name in per_spot}, encoder_inputs=None)
+        values: dict[str, Any] = {name: getattr(self, name)[rows] for name in per_spot}
+        new_rows = torch.full((len(self.slide) + 1,), -1, device=rows.device)  # the last one stands for "none"
+        new_rows[rows] = torch.arange(len(rows), device=rows.device)
+        values["rings"] = tuple(new_rows[ring[rows]] for ring in self.rings)
+        values["total"] = None if self.total is None else self.total[rows]
+        return replace(self, **values, encoder_inputs=None, targets=None)
+
+    def depths(self) -> dict[str, float]:
+        """Median counts a spot of each slide, over all genes; {} where they are not known."""
+        if self.total is None:
+            return {}
+        return {name: float(self.total[self.slide == i].median()) for i, name in enumerate(self.slides)}
 
 
 class TensorCache(Generic[_T]):
@@ -225,6 +275,7 @@ def assemble(
     transform: Transform = "log2",
     drop_edges: bool = False,
     niche_profile: NicheProfile = "log_of_mean",
+    n_rings: int = 0,
 ) -> SpotData:
     """Join slides by gene name into tensors.
 
@@ -236,8 +287,11 @@ def assemble(
         transform: Of the counts.
         drop_edges: Leave out spots that lack a neighbour.
         niche_profile: Whether counts are averaged before the transform or after it.
+        n_rings: Rings around each spot whose spots are listed in `SpotData.rings`.
     """
     parts: dict[str, list[np.ndarray]] = {}
+    rings: list[list[np.ndarray]] = []
+    first = 0
     for i, slide in enumerate(slides.values()):
         neighbors = slide.neighbors[size]
         complete = np.all(neighbors >= 0, axis=1)
@@ -251,13 +305,17 @@ def assemble(
             "slide": np.full(len(kept), i),
             "row": kept,
             "complete": complete[kept],
+            "total": np.asarray(slide.counts.sum(1), dtype=np.float32).ravel()[kept],
         }
         for name, array in of_slide.items():
             parts.setdefault(name, []).append(array)
+        rings.append(slide_rings(slide, n_rings, kept, first))
+        first += len(kept)
     tensors: dict[str, Any] = {
         name: torch.from_numpy(np.concatenate(arrays)).to(device) for name, arrays in parts.items()
     }
-    return SpotData(**tensors, slides=list(slides), panel=list(panel), transform=transform)
+    joined = tuple(torch.from_numpy(join_rings(of_ring)).to(device) for of_ring in zip(*rings, strict=True))
+    return SpotData(**tensors, slides=list(slides), panel=list(panel), transform=transform, rings=joined)
 
 
 def without_arrays(slides: dict[str, CachedSlide]) -> dict[str, CachedSlide]:

@@ -93,6 +93,11 @@ def fixed_figure(
     return figure, np.array([[figure.add_axes(place) for place in row] for row in places])
 
 
+def draw_title(figure: Figure, text: str) -> None:
+    """Write a title at the upper edge of a figure of `fixed_figure`, which has `head` for it."""
+    figure.suptitle(text, fontsize=10, y=1 - 0.08 / figure.get_figheight())
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     with atomic_write(path) as aside:

@@ -11,6 +11,8 @@ from hist_cache.options import CommandOptions, option
 from hist_cache.values import COUNT, FRACTION, INDEX, POSITIVE, Interval
 from train.fit.config import SEEDS, FitConfig
 from train.models.registry import model_entries
+from train.recipes.config import RecipeConfig
+from train.recipes.table import recipe_names
 
 HERE = Path(__file__).parent
 FINETUNING = (  # what only fine-tuning reads
@@ -27,6 +29,7 @@ def _row_names(file: str) -> str:
 
 
 VARIANTS, PROTOCOLS = _row_names("models/variants.toml"), _row_names("experiments/protocols.toml")
+RECIPES = ", ".join(recipe_names())
 TABLES = _row_names("experiments/tables.toml")
 MODELS = ", ".join(entry.name for entry in model_entries())
 
@@ -58,6 +61,8 @@ class TrainOptions(CommandOptions):
         None, "slide, patient, loso, a file or folder of splits (default: the dataset's)", "KINDS"
     )
     protocol: str = option("paper", f"what the sources disagree on: {PROTOCOLS}", "NAMES")
+    recipe: str = option("paper", f"what makes a model stronger: {RECIPES}", "NAMES")
+    recipe_file: str | None = option(None, "a TOML file of further recipes, like train/recipes/recipes.toml", "FILE")
     transform: str = option("log2", "of the counts: log2 (1 + count), ln_cp10k (1 + count per 10,000)", "NAMES")
     panel_from: Literal["all", "train"] | None = option(
         None, "choose genes on all slides, or on each split's train slides (default: the protocol's)"
@@ -108,8 +113,13 @@ class TrainOptions(CommandOptions):
     dry_run: bool = option(False, "say what would be run, and run nothing")
     debug: bool = option(False, "show a traceback for every error")
 
+    @property
+    def recipe_path(self) -> Path | None:
+        """The file of further recipes, if there is one."""
+        return Path(self.recipe_file) if self.recipe_file else None
+
     @classmethod
     def config_groups(cls) -> list[tuple[str, type]]:
-        """The training loop's options, and those of each model."""
+        """The training loop's options, those of a recipe, and those of each model."""
         models = [(f"model {entry.name}", entry.config) for entry in model_entries()]
-        return [("training (defaults may be the dataset's)", FitConfig), *models]
+        return [("training (defaults may be the dataset's)", FitConfig), ("recipe", RecipeConfig), *models]

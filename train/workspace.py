@@ -31,6 +31,7 @@ class DataKey:
     transform: Transform
     drop_edges: bool
     niche_profile: NicheProfile = "log_of_mean"
+    n_rings: int = 0  # rings around each spot whose spots are listed
 
 
 class Workspace:
@@ -127,7 +128,8 @@ class Workspace:
 
         def make() -> SpotData:
             profile = key.niche_profile
-            return assemble(chosen, key.neighbors, key.panel, device, key.transform, key.drop_edges, profile)
+            how = key.transform, key.drop_edges, profile, key.n_rings
+            return assemble(chosen, key.neighbors, key.panel, device, *how)
 
         return self._tensors.get((key, tuple(chosen), device), make)
 

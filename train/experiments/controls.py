@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from hist_cache.files import atomic_file, write_json
 from hist_cache.fingerprint import short_hash
@@ -18,6 +17,7 @@ from train.metrics import summarize
 from train.models.baselines import COMPONENTS, RidgeModel, train_mean
 from train.models.components import Components, principal_components
 from train.models.configs import RidgeConfig
+from train.recipes.config import RecipeConfig
 from train.workspace import DataKey
 
 _Metrics = dict[str, dict[str, float]]
@@ -46,7 +46,7 @@ class Controls:
             key: What the data are.
             split: Of its slides.
         """
-        name = short_hash({"data": asdict(key), "split": asdict(split)})
+        name = short_hash({"data": asdict(key) | {"n_rings": 0}, "split": asdict(split)})
         if name not in self._metrics:
             file = self._file(f"{name}.json")
             if file is not None and file.exists():
@@ -60,21 +60,35 @@ class Controls:
     def _compute(self, data: SpotData, key: DataKey, split: Split) -> _Metrics:
         train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
         ridge = RidgeModel(RidgeConfig(data.spot.shape[1], len(data.panel)))
-        read = {"neighbors": key.neighbors, "drop_edges": key.drop_edges, "train": sorted(split.train)}
-        ridge.fit(self._train_components(data, train, short_hash(read)), data, train, val)
+        ridge.fit(self.components(data, key, split), data, train, val)
         with torch.no_grad():
             predicted = ridge.predict(Images(data.spot[test].float(), data.niche[test].float(), test)).cpu().numpy()
         y_train, truth = data.expression[train].cpu().numpy(), data.expression[test].cpu().numpy()
         return {"train_mean": train_mean(y_train, truth), "ridge": summarize(predicted, truth)}
 
-    def _train_components(self, data: SpotData, train: Tensor, name: str) -> Components:
+    def components(
+        self, data: SpotData, key: DataKey, split: Split, count: int = COMPONENTS, recipe: RecipeConfig | None = None
+    ) -> Components:
+        """The first `count` principal components of the embeddings of the train spots.
+
+        Args:
+            data: All spots, with the embeddings that are decomposed.
+            key: What the cached data are.
+            split: Of its slides.
+            count: How many, fewer where there are no more.
+            recipe: What was made of the cached embeddings; None where they are as cached.
+        """
+        read = {"neighbors": key.neighbors, "drop_edges": key.drop_edges, "train": sorted(split.train), "count": count}
+        if recipe is not None:
+            read |= {"standardize": recipe.standardize, "rings": recipe.neighbor_rings}
+        name, train = short_hash(read), data.rows(split.train)
         if name not in self._components:
             file = self._file(f"{name}.npz")
             if file is not None and file.exists():
                 with np.load(file, allow_pickle=False) as stored:
                     self._components[name] = Components(**stored)
             else:
-                components = self._components[name] = principal_components(data, train, COMPONENTS)
+                components = self._components[name] = principal_components(data, train, count)
                 if file is not None:
                     with atomic_file(file) as opened:
                         np.savez(opened, **vars(components))

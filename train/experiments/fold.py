@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ from hist_cache.h5ad import write_h5ad
 from hist_cache.runs import Fold
 from train import distributed
 from train.data import Batch, SpotData
+from train.experiments.cautions import ridge_warnings, selection_warnings
 from train.experiments.claims import claim_fold
 from train.experiments.controls import Controls
 from train.experiments.fold_figures import plot_geometry, plot_maps, plot_training
 from train.experiments.fold_files import read_metrics
 from train.experiments.jobs import Job
+from train.experiments.members import Trained, train_members, train_one
 from train.experiments.memory_limits import (
     OUT_OF_MEMORY,
     OUT_OF_MEMORY_ENCODER,
@@ -36,21 +38,23 @@ from train.experiments.memory_limits import (
 from train.experiments.outputs import (
     fold_bytes,
     fold_cost,
-    make_model,
+    make_member,
     prediction_table,
     save_model,
+    save_recipe,
     write_history,
     write_start,
 )
 from train.finetune.encoder import Finetuner
 from train.fit.batches import encode_rows, make_batch
-from train.fit.checkpoints import Progress
 from train.fit.config import EncodingConfig
-from train.fit.loop import LOWER_LR, fit, predict_embedded
-from train.metrics import NON_FINITE, divergence, test_metrics
+from train.fit.loop import LOWER_LR, add_offset, predict_embedded
+from train.metrics import NON_FINITE, divergence, summarize, test_metrics
 from train.models.base import Model
-from train.models.baselines import permuted
+from train.models.baselines import TUNED_COMPONENTS, permuted
 from train.models.projection import TangentProjection
+from train.recipes.config import DEFAULT_RECIPE, RecipeConfig
+from train.recipes.fitted import FittedRecipe, fit_recipe
 
 
 @dataclass
@@ -113,8 +117,9 @@ class FoldRunner:
         check_model_fits(setting, self.device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)  # of the fold before
+        recipe = self._fit_recipe(job, data)
         torch.manual_seed(setting.fit.seed)
-        model = make_model(setting).to(self.device)
+        model = make_member(setting).to(self.device)
         finetuner = None
         if setting.finetuning is not None:
             if self.finetuner is None:
@@ -127,24 +132,30 @@ class FoldRunner:
         else:
             torch.manual_seed(setting.fit.seed + distributed.rank())  # the same weights, other dropout
         try:
-            progress = self._train(job, model, data, on_epoch)
+            if setting.recipe.ensemble > 1:
+                trained = train_members(job, model, recipe.data, on_epoch)
+            else:
+                trained = Trained(model, (train_one(job, model, recipe.data, on_epoch, self._encoding(job)),))
         except KeyboardInterrupt:
-            if leads:
+            if leads and setting.recipe.ensemble == 1:
                 self._save(job, model, finetuner)
             raise
         if not leads:
             return {}
-        digest = self._save(job, model, finetuner)
-        return self._test(job, model, data, progress, digest)
+        digest = self._save(job, trained.model, finetuner)
+        save_recipe(folder, recipe)
+        return self._test(job, trained, data, recipe, digest)
 
-    def _train(self, job: Job, model: Model, data: SpotData, on_epoch: Callable[[dict[str, float]], None]) -> Progress:
-        setting = job.setting
-        train, val = data.rows(job.split.train), data.rows(job.split.val)
-        model.prepare(data, train, val, setting.fit.seed)
-        if not model.learns:
-            return Progress()
-        tested, encoding = setting.protocol.tested, self._encoding(job)
-        return fit(model, data, train, val, setting.fit, job.checkpoint, on_epoch, tested, encoding)
+    def _fit_recipe(self, job: Job, data: SpotData) -> FittedRecipe:
+        """What the setting's recipe makes of the data."""
+        setting, split = job.setting, job.split
+        config, rule = setting.recipe, setting.fit.select_by
+        return fit_recipe(
+            *(config, data, data.rows(split.train), data.rows(split.val), rule),
+            lambda cached: self.controls.components(cached, job.data, split),
+            lambda seen: self.controls.components(seen, job.data, split, TUNED_COMPONENTS, config),
+            with_ridge=replace(config, name=DEFAULT_RECIPE) != RecipeConfig() or rule != "mse",
+        )
 
     def _encoding(self, job: Job) -> EncodingConfig | None:
         """How the encoder is fed, where this job fine-tunes it."""
@@ -156,25 +167,26 @@ class FoldRunner:
             finetuner.save(job.folder, job.adapter)
         return save_model(job.folder / files.MODEL, model)
 
-    def _test(self, job: Job, model: Model, data: SpotData, progress: Progress, digest: str) -> dict[str, Any]:
+    def _test(self, job: Job, trained: Trained, data: SpotData, recipe: FittedRecipe, digest: str) -> dict[str, Any]:
         """Predict the test spots and write all that a finished fold has, metrics.json last.
 
         Args:
             job: The fold.
-            model: Trained.
+            trained: The model.
             data: All spots.
-            progress: Of its training.
+            recipe: Fitted on the train spots.
             digest: Of the file with its weights.
         """
-        folder, test, seed = job.folder, data.rows(job.split.test), job.setting.fit.seed
+        folder, test, seed, model = job.folder, data.rows(job.split.test), job.setting.fit.seed, trained.model
         encoding = self._encoding(job)
         started = time.monotonic()
-        images = encode_rows(data, test, encoding.micro_batch if encoding else None)
-        predicted = predict_embedded(model, images, test).cpu().numpy()
+        images = encode_rows(recipe.data, test, encoding.micro_batch if encoding else None)
+        expression = add_offset(recipe.data, test, predict_embedded(model, images, test))
+        predicted = recipe.complete(expression, test).cpu().numpy()
         if not np.isfinite(predicted).all():
             raise HistError(f"{folder}: training diverged: not all predictions of test spots are finite; {LOWER_LR}")
-        write_json(folder / files.COST, fold_cost(progress, time.monotonic() - started, test.device))
-        projection, problems = self._project(model, make_batch(data, test, images))
+        write_json(folder / files.COST, fold_cost(trained.history, time.monotonic() - started, test.device))
+        projection, problems = self._project(model, make_batch(recipe.data, test, images))
         table = prediction_table(predicted, data, test, self.slides, projection)
         write_h5ad(folder / files.PREDICTIONS, table)
 
@@ -182,19 +194,25 @@ class FoldRunner:
         metrics = test_metrics(predicted, truth, table.obs["slide"].to_numpy(), table.obs["complete_niche"].to_numpy())
         metrics["controls"] = {"permuted": permuted(predicted, truth, seed)}
         metrics["controls"] |= self.controls.metrics(data, job.data, job.split)
-        metrics |= training_metrics(model, progress, job.setting.protocol.tested)
+        if recipe.tuned_ridge is not None:
+            metrics["controls"]["ridge_tuned"] = summarize(recipe.tuned_ridge[test].cpu().numpy(), truth)
+        metrics |= training_metrics(trained, job.setting.protocol.tested)
+        metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val)
+        metrics["warnings"] += ridge_warnings(metrics["pooled"], metrics["controls"])
         metrics["warnings"] += [*([f"LEAK: this fold {job.leak}"] if job.leak else []), *problems]
         errors = metrics["pooled"]["mse"], metrics["controls"]["train_mean"]["mse"], float(np.square(truth).mean())
         metrics["diverged"] += divergence(*errors)
         metrics["model_digest"] = digest
-        if progress.history:
-            write_history(folder / files.HISTORY, progress.history)
-            plot_training(folder / files.TRAINING, pd.DataFrame(progress.history), progress.best_epoch)
+        if trained.history:
+            write_history(folder / files.HISTORY, trained.history)
+            first = trained.members[0]
+            plot_training(folder / files.TRAINING, pd.DataFrame(first.history), first.best_epoch)
         plot_maps(folder / files.MAPS, table)
         if projection is not None:
             plot_geometry(folder / files.GEOMETRY, table)
         write_json(folder / files.METRICS, metrics)  # last: from here on the fold is finished
-        (folder / files.CHECKPOINT).unlink(missing_ok=True)
+        for file in files.checkpoint_files(folder):
+            file.unlink(missing_ok=True)
         remove_partial_files(folder / files.CHECKPOINT)  # there may have been no time for another one
         return metrics
 
@@ -208,11 +226,19 @@ class FoldRunner:
             return None, [f"geometry: the axes of its figure cannot be computed ({one_line(error)})"]
 
 
-def training_metrics(model: Model, progress: Progress, tested: str) -> dict[str, Any]:
-    """How training went: its epochs, warnings about the epoch that is tested, and whether it diverged there."""
-    if not progress.history:
+def training_metrics(trained: Trained, tested: str) -> dict[str, Any]:
+    """How training went: its epochs, warnings about the epoch that is tested, and whether it diverged there.
+
+    Of an ensemble the best epoch is the first member's, and the epochs are those of all members.
+    """
+    if not trained.history:
         return {"best_epoch": None, "epochs": 0, "warnings": [], "diverged": []}
-    row = progress.history[progress.best_epoch if tested == "best" else progress.epoch - 1]
-    skipped = [f"{row['skipped']:.0f} steps of the {tested} epoch {NON_FINITE}"] if row["skipped"] else []
-    epochs = {"best_epoch": progress.best_epoch, "epochs": progress.epoch}
-    return epochs | {"warnings": model.warnings(row), "diverged": skipped}
+    rows = [p.history[p.best_epoch if tested == "best" else p.epoch - 1] for p in trained.members]
+    skipped = sum(row["skipped"] for row in rows)
+    warnings = dict.fromkeys(text for row in rows for text in trained.first.warnings(row))
+    return {
+        "best_epoch": trained.members[0].best_epoch,
+        "epochs": trained.epochs,
+        "warnings": list(warnings),
+        "diverged": [f"{skipped:.0f} steps of the {tested} epoch {NON_FINITE}"] if skipped else [],
+    }

@@ -14,6 +14,7 @@ from train.figures import (
     draw_scale,
     draw_spots,
     draw_tissue,
+    draw_title,
     fixed_figure,
     save_figure,
     smaller_picture,
@@ -64,11 +65,7 @@ def plot_maps(path: Path, table: anndata.AnnData, genes: list[str] | None = None
     figure, axes = fixed_figure(1 + len(genes), 2 * len(names), size, MAP_MARGINS, TITLE_ROOM)
     for i, name in enumerate(names):
         _draw_maps_of_slide(axes[2 * i : 2 * i + 2], table[slide == name], str(name), genes)
-    figure.suptitle(
-        f"Expression, {table.uns['expression']}; each map has its own scale",
-        fontsize=10,
-        y=1 - 0.08 / figure.get_figheight(),
-    )
+    draw_title(figure, f"Expression, {table.uns['expression']}; each map has its own scale")
     save_figure(figure, path)
 
 
@@ -181,7 +178,5 @@ def plot_training(path: Path, history: pd.DataFrame, best_epoch: int) -> None:
         ax.margins(x=0.02)
         if any(lines.values()):
             ax.legend(fontsize=7, frameon=False)
-    figure.suptitle(
-        f"Training; the grey line marks the best epoch ({best_epoch})", fontsize=10, y=1 - 0.08 / figure.get_figheight()
-    )
+    draw_title(figure, f"Training; the grey line marks the best epoch ({best_epoch})")
     save_figure(figure, path)

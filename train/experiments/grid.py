@@ -15,12 +15,15 @@ from hist_cache.options import flag, option_fields
 from train.experiments.protocols import get_protocol
 from train.expression import Transform
 from train.fit.config import FitConfig
-from train.models.registry import DEFAULT_MODEL, ModelEntry, named_models
+from train.models.registry import DEFAULT_MODEL, ModelEntry, model_entries, named_models
 from train.models.variants import named_variants
 from train.options import TrainOptions
+from train.recipes.config import DEFAULT_RECIPE, RecipeConfig
+from train.recipes.table import recipe_options
 
 _O = TypeVar("_O", bound=TrainOptions)
 TABLES_FILE = Path(__file__).with_name("tables.toml")
+RECIPE_OPTIONS = {"validate_on"}  # what a recipe may set of the command itself
 TABLE_OPTIONS = ("ablation", "neighbors", "genes", "n_genes", "split", "test_dataset", "finetune_lora", "lora_layers")
 
 
@@ -46,6 +49,7 @@ class Point:
     transform: Transform
     lora_layers: int | None = 0
     model: str = DEFAULT_MODEL
+    recipe: str = DEFAULT_RECIPE
 
 
 def points(options: TrainOptions) -> list[Point]:
@@ -55,17 +59,20 @@ def points(options: TrainOptions) -> list[Point]:
         InputError: Names the option and the value that is wrong.
     """
     combinations = product(
-        *(_values(options.protocol), _values(options.split), _values(options.genes), _numbers("n_genes", options)),
+        *(_values(options.protocol), _values(options.recipe), _values(options.split)),
+        *(_values(options.genes), _numbers("n_genes", options)),
         *(_values(options.transform), _numbers("neighbors", options), _lora_layers(options), _methods(options)),
     )
     grid = [
         Point(
-            ablation, neighbors, genes, n_genes, split, protocol, transform, layers if entry.learns else 0, entry.name
+            *(ablation, neighbors, genes, n_genes, split, protocol, transform),
+            *(layers if entry.learns else 0, entry.name, recipe),
         )
-        for protocol, split, genes, n_genes, transform, neighbors, layers, (entry, ablation) in combinations
+        for protocol, recipe, split, genes, n_genes, transform, neighbors, layers, (entry, ablation) in combinations
     ]
     for point in grid:
         get_protocol(point.protocol)
+        _check_recipe(point.recipe, options)
         if point.neighbors not in RINGS:
             raise InputError(f"--neighbors {point.neighbors}: one of {', '.join(map(str, RINGS))} (rings 1, 2, 3)")
         if point.transform not in get_args(Transform):
@@ -84,11 +91,19 @@ def _methods(options: TrainOptions) -> list[tuple[ModelEntry, str]]:
         raise InputError(f"--ablation {options.ablation}: --model {options.model} has no variants; leave one out")
     if options.finetune_lora and not any(entry.learns for entry in entries):
         raise InputError(f"--finetune-lora: --model {options.model} is not trained by gradient steps; leave one out")
-    kinds: list[type] = [FitConfig, *(entry.config for entry in entries)]
+    kinds: list[type] = [FitConfig, RecipeConfig, *(entry.config for entry in entries)]
     known = {f.name for kind in kinds for f in option_fields(kind)}
     if foreign := sorted(set(options.config_values) - known):
         raise InputError(f"{flag(foreign[0])}: no option of --model {options.model}; leave one out")
     return [(entry, variant) for entry in entries for variant in variants(entry)]
+
+
+def _check_recipe(name: str, options: TrainOptions) -> None:
+    """`InputError` for a recipe that is not there, or that sets what is no option of any model or of training."""
+    kinds = [RecipeConfig, FitConfig, *(entry.config for entry in model_entries())]
+    known = {f.name for kind in kinds for f in option_fields(kind)} | RECIPE_OPTIONS
+    if foreign := sorted(set(recipe_options(name, options.recipe_path)) - known):
+        raise InputError(f"--recipe {name}: {foreign[0]} is no option that a recipe sets")
 
 
 def _lora_layers(options: TrainOptions) -> list[int | None]:

@@ -11,10 +11,11 @@ from typing import Any
 
 from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.lora import LoraConfig
+from hist_cache.checked import check_fields
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import is_tuned
-from hist_cache.runs import CHECKPOINT, CONFIG, Fold
+from hist_cache.runs import CHECKPOINT, CONFIG, Fold, member_checkpoint
 from hist_cache.splits import SPLIT_PARTS, Split, make_splits
 from hist_cache.values import Precision
 from train.experiments.fold_files import read_split
@@ -29,6 +30,8 @@ from train.leaks import adapter_slides, find_leak
 from train.models.registry import DEFAULT_MODEL, get_model
 from train.models.variants import get_variant
 from train.options import TrainOptions
+from train.recipes.config import RecipeConfig
+from train.recipes.table import recipe_options
 from train.workspace import DataKey, Workspace, panel_digest, slide_digests
 
 
@@ -66,6 +69,15 @@ class Job:
             "embedded_by": self.embedded_by,
         }
         return Checkpoint(self.folder / CHECKPOINT, json.loads(json.dumps(made_for)))
+
+    def member_checkpoint(self, member: int) -> Checkpoint:
+        """The checkpoint of one model of the fold, from 0 on; those of an ensemble are kept until the fold ends."""
+        first = self.checkpoint
+        if self.setting.recipe.ensemble == 1:
+            return first
+        path = self.folder / member_checkpoint(member)
+        made_for = first.made_for | ({"member": member} if member else {})
+        return dataclasses.replace(first, path=path, made_for=made_for, kept=True)
 
     @property
     def done(self) -> bool:
@@ -140,7 +152,10 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
         run = run_folder(runs / workspace.dataset, setting)
         for i, split in folds.items():
             drop_edges = protocol.edge_spots == "drop"
-            key = DataKey(point.neighbors, tuple(panels[i]), point.transform, drop_edges, protocol.niche_profile)
+            key = DataKey(
+                *(point.neighbors, tuple(panels[i]), point.transform, drop_edges, protocol.niche_profile),
+                n_rings=setting.recipe.n_rings,
+            )
             adapter = adapter_slides(workspace, split) if setting.finetuning else None
             jobs.append(Job(setting, i, run / f"fold{i}", split, key, find_leak(workspace, split), adapter=adapter))
     return jobs
@@ -173,13 +188,27 @@ def make_setting(
     point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace, panel: Sequence[str]
 ) -> Setting:
     """Resolve a point: options that were given, over the protocol's, over the dataset's, over the defaults."""
-    of_protocol = protocol_options(protocol.name)
-    preset = dataset_named(workspace.dataset).training | of_protocol
+    of_protocol, of_recipe = protocol_options(protocol.name), recipe_options(point.recipe, options.recipe_path)
+    preset = dataset_named(workspace.dataset).training | of_protocol | of_recipe
     entry = get_model(point.model)
+    recipe = options.resolve(RecipeConfig, of_recipe, name=point.recipe) if entry.takes_recipe else RecipeConfig()
+    if not entry.learns:
+        recipe = dataclasses.replace(recipe, ensemble=1, ridge="none")  # seeds change nothing, and ridge leaves nothing
     model_preset = preset if entry.name == DEFAULT_MODEL else {}  # a width that suits HiST says nothing of others
     finetunes = bool(point.lora_layers) and entry.learns
     precision: Precision = "bf16" if options.precision == "bf16" and entry.learns else "fp32"
-    embedding_width = next(iter(workspace.slides.values())).embeddings.shape[1]
+    fit = options.resolve(FitConfig, preset, precision=precision)
+    try:
+        check_fields(recipe)
+        check_fields(fit)
+    except TypeError as error:
+        raise InputError(f"--recipe {point.recipe}: {error}") from None
+    if finetunes and recipe.changes_inputs:
+        raise InputError(
+            "--finetune-lora: the encoder's embeddings change in every step, so that they cannot be standardised or "
+            "averaged over rings beforehand; give --standardize none --neighbor-rings 0"
+        )
+    embedding_width = recipe.embedding_width(next(iter(workspace.slides.values())).embeddings.shape[1])
     return Setting(
         dataset=workspace.dataset,
         test_dataset=workspace.test_dataset,
@@ -194,9 +223,10 @@ def make_setting(
         split=point.split or protocol.split or "default",
         transform=point.transform,
         model=options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel)),
-        fit=options.resolve(FitConfig, preset, precision=precision),
+        fit=fit,
         finetuning=make_finetuning(point.lora_layers or 0, options, of_protocol, precision) if finetunes else None,
         model_name=point.model,
+        recipe=recipe,
         digests={name: slide_digests(slide, point.neighbors) for name, slide in workspace.all_slides.items()},
     )
 

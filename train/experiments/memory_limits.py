@@ -8,7 +8,7 @@ import torch
 
 from hist_cache.errors import HistError
 from hist_cache.memory import free_memory
-from train.experiments.outputs import make_model
+from train.experiments.outputs import make_member
 from train.experiments.setting import Setting
 
 OUT_OF_MEMORY = "out of memory; give a smaller model (such as --width) or --batch-size"
@@ -23,7 +23,7 @@ def check_model_fits(setting: Setting, device: torch.device) -> None:
     """`HistError` where the weights of a setting's model, and what training keeps beside them, exceed the memory."""
     try:
         with torch.device("meta"):  # nothing is allocated
-            needed = COPIES * sum(p.numel() * p.element_size() for p in make_model(setting).parameters())
+            needed = COPIES * sum(p.numel() * p.element_size() for p in make_member(setting).parameters())
     except Exception:  # a user's model may need values to be made, such as weights from a file: then nothing is known
         return
     is_gpu = device.type == "cuda"

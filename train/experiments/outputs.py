@@ -27,19 +27,27 @@ from train.data import SpotData
 from train.experiments.fold_files import read_metrics
 from train.experiments.setting import Setting, read_setting
 from train.expression import UNITS
-from train.fit.checkpoints import Progress
 from train.metrics import mean_of, std_of
 from train.models.base import Model
+from train.models.ensemble import EnsembleModel
 from train.models.projection import TangentProjection
 from train.models.registry import get_model
+from train.recipes.fitted import FittedRecipe
 
 
 def make_model(setting: Setting) -> Model:
-    """The model of a setting, on the CPU; its weights are drawn from torch's random state."""
+    """What predicts under a setting, on the CPU: its model, or an ensemble of such models."""
+    count = setting.recipe.ensemble
+    return make_member(setting) if count == 1 else EnsembleModel([make_member(setting) for _ in range(count)])
+
+
+def make_member(setting: Setting) -> Model:
+    """A model of a setting, on the CPU; its weights are drawn from torch's random state."""
     entry = get_model(setting.model_name)
     more = (setting.variant,) if entry.has_variants else ()
     model = entry.load()(setting.model, *more)
     model.precision = setting.fit.precision if entry.learns else "fp32"
+    model.pearson, model.select_by = setting.fit.pearson, setting.fit.select_by
     return model
 
 
@@ -71,11 +79,11 @@ def fold_bytes(model: Model) -> int:
     return weights * (5 if model.learns else 1)
 
 
-def fold_cost(progress: Progress, inference_s: float, device: torch.device) -> dict[str, Any]:
+def fold_cost(history: list[dict[str, float]], inference_s: float, device: torch.device) -> dict[str, Any]:
     """What a fold took.
 
     Args:
-        progress: Of its training; without epochs, seconds an epoch are left out.
+        history: Of its training; without epochs, seconds an epoch are left out.
         inference_s: Seconds for all test spots.
         device: Where it ran. Peak memory is the device's on a GPU and the whole process's on a CPU.
     """
@@ -83,7 +91,7 @@ def fold_cost(progress: Progress, inference_s: float, device: torch.device) -> d
         peak = torch.cuda.max_memory_allocated(device) / 1e9
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-    seconds = [row["seconds"] for row in progress.history]
+    seconds = [row["seconds"] for row in history]
     epoch = {"train_s_per_epoch": float(np.median(seconds))} if seconds else {}
     return epoch | {
         "inference_s": inference_s,
@@ -160,6 +168,13 @@ def save_model(path: Path, model: Model) -> str:
     with atomic_write(path) as aside:
         aside.write_bytes(content)  # not `save_file`, whose files only their owner may read
     return hashlib.sha256(content).hexdigest()
+
+
+def save_recipe(folder: Path, recipe: FittedRecipe) -> None:
+    """Write what a recipe has fitted on the train spots, if anything: slides that are predicted later need it."""
+    if recipe.tensors:
+        with atomic_write(folder / files.RECIPE) as aside:
+            aside.write_bytes(save({name: value.contiguous().cpu() for name, value in recipe.tensors.items()}))
 
 
 def load_model(folder: Path) -> Model:

@@ -179,6 +179,7 @@ def map_tensors(file: Path, device: torch.device) -> SpotData:
     """Tensors that another process has written, mapped into memory."""
     stored: dict[str, Any] = torch.load(file, mmap=True, weights_only=True)
     moved: dict[str, Any] = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in stored.items()}
+    moved["rings"] = tuple(ring.to(device) for ring in stored["rings"])
     return SpotData(**moved)
 
 

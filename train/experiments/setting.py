@@ -20,6 +20,7 @@ from train.fit.config import FitConfig
 from train.models.configs import ModelConfig
 from train.models.registry import DEFAULT_MODEL, get_model
 from train.models.variants import Variant
+from train.recipes.config import RecipeConfig
 
 # Names in config.json and in the hash that differ from those here.
 FILE_NAMES = {"fit": "loop", "finetuning": "tuning"}
@@ -55,6 +56,7 @@ class Setting:
         fit: The training loop's options.
         finetuning: How the encoder is fine-tuned with the model; None on cached embeddings.
         model_name: As `--model` takes it.
+        recipe: What the model reads and learns, and what becomes of its predictions.
         digests: Slide -> digests of its counts and of its embeddings, for all slides that are read; {} in runs of
             version 0.1. No part of the hash: `train.experiments.run_folders` tells runs on other contents apart.
     """
@@ -75,12 +77,14 @@ class Setting:
     fit: FitConfig
     finetuning: Finetuning | None = None
     model_name: str = DEFAULT_MODEL
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     digests: dict[str, dict[str, str]] = field(default_factory=dict)
 
     @property
     def method(self) -> str:
-        """What is compared: the variant of HiST, or the model."""
-        return self.variant.name if self.variant else self.model_name
+        """What is compared: the variant of HiST, or the model; a mean with ridge is another model."""
+        name = self.variant.name if self.variant else self.model_name
+        return f"{name}+ridge" if self.recipe.ridge == "mean" else name
 
     @property
     def name(self) -> str:
@@ -95,6 +99,7 @@ class Setting:
         absent = [] if self.finetuning else ["tuning"]
         absent += ["model_name"] if self.model_name == DEFAULT_MODEL else []
         absent += [] if self.digests else ["digests"]
+        absent += ["recipe"] if self.recipe == RecipeConfig() else []
         return {name: value for name, value in values.items() if name not in absent}
 
     def identity(self) -> dict[str, Any]:
@@ -107,8 +112,11 @@ class Setting:
         values["model"] = without_new_defaults(self.model)
         values["loop"] = without_new_defaults(self.fit)
         values["protocol"] = without_new_defaults(self.protocol)
+        if "recipe" in values:
+            values["recipe"] = without_new_defaults(self.recipe)
         if not get_model(self.model_name).learns:
-            values["loop"] = {"seed": self.fit.seed}
+            chosen = {"select_by": self.fit.select_by} if self.fit.select_by != "mse" else {}
+            values["loop"] = {"seed": self.fit.seed} | chosen
         return values
 
     @classmethod
@@ -139,6 +147,7 @@ class Setting:
             split=values["split_kind"],
             model=entry.config(**values["model"]),
             fit=FitConfig(**values["loop"]),
+            recipe=RecipeConfig(**values.get("recipe", {})),
             finetuning=Finetuning.from_dict(values["tuning"]) if values.get("tuning") else None,
             digests=values.get("digests", {}),
         )

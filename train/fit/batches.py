@@ -23,7 +23,11 @@ def read_batch(data: SpotData, rows: Tensor) -> Batch:
 
 def make_batch(data: SpotData, rows: Tensor, images: SpotNiche) -> Batch:
     """The batch of these rows, from images that were read or encoded before."""
-    return Batch(images.spot, images.niche, rows, data.expression[rows], data.niche_expression[rows])
+    if data.targets is None:
+        expression = data.expression[rows]
+        return Batch(images.spot, images.niche, rows, expression, data.niche_expression[rows], expression)
+    learnt = (data.targets.expression, data.targets.niche_expression, data.targets.target)
+    return Batch(images.spot, images.niche, rows, *(values[rows] for values in learnt))
 
 
 def read_batches(data: SpotData, chunks: Sequence[Tensor], augment: bool = False) -> Iterator[Batch]:

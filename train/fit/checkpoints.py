@@ -18,6 +18,7 @@ from hist_cache.errors import HistError, InputError, one_line
 from hist_cache.files import atomic_file
 from train import distributed
 from train.data import Inputs
+from train.fit.average import WeightAverage
 from train.models.base import Model
 
 HEAD = b"hist-cache checkpoint 1\n"
@@ -33,8 +34,8 @@ class Progress:
 
     Attributes:
         epoch: Epochs that were run.
-        best_epoch: The epoch with the least validation MSE (loss, with `stop_on` "loss"), from 0; -1 before the first.
-        best_watched: That MSE, or loss.
+        best_epoch: The epoch with the best validation score, from 0; -1 before the first.
+        best_watched: That score; the lower, the better.
         best: Its weights.
         history: What was logged, a row an epoch.
     """
@@ -77,13 +78,21 @@ class Checkpoint:
         path: The file.
         made_for: All that decides the run: its setting, split, panel and the digests of its slides. Another run does
             not go on from the file. Plain values, as JSON reads them back.
+        kept: Whether it is written when training ends, too.
     """
 
     path: Path
     made_for: dict[str, Any] = field(default_factory=dict)
+    kept: bool = False
 
     def save(
-        self, progress: Progress, model: Model, inputs: Inputs, optimizer: torch.optim.AdamW, order: torch.Generator
+        self,
+        progress: Progress,
+        model: Model,
+        inputs: Inputs,
+        optimizer: torch.optim.AdamW,
+        order: torch.Generator,
+        average: WeightAverage,
     ) -> None:
         """Write everything that decides the epochs to come; every process's random state, written by the first."""
         states = distributed.all_gather_states(torch.get_rng_state())
@@ -96,6 +105,7 @@ class Checkpoint:
             "model": trained_state(model, inputs),
             "optimizer": optimizer.state_dict(),
             "order": order.get_state(),
+            "average": average.state(),
             "rng": states,
             "cuda_rng": cuda_states,
         }
@@ -107,7 +117,12 @@ class Checkpoint:
                 file.write(part)
 
     def load(
-        self, model: Model, inputs: Inputs, optimizer: torch.optim.AdamW, order: torch.Generator
+        self,
+        model: Model,
+        inputs: Inputs,
+        optimizer: torch.optim.AdamW,
+        order: torch.Generator,
+        average: WeightAverage,
     ) -> Progress | None:
         """Load what `save` wrote.
 
@@ -128,6 +143,7 @@ class Checkpoint:
             load_trained_state(model, inputs, state["model"])
             optimizer.load_state_dict(state["optimizer"])
             order.set_state(state["order"].cpu())
+            average.load(state.get("average", {}))
             torch.set_rng_state(state["rng"][distributed.rank()].cpu())
             if state["cuda_rng"] and inputs.device.type == "cuda":
                 torch.cuda.set_rng_state(state["cuda_rng"][distributed.rank()].cpu(), inputs.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +11,8 @@ from hist_cache.options import check_ranges, option
 from hist_cache.values import COUNT, NOT_NEGATIVE, POSITIVE, Interval, Precision
 
 SEEDS = Interval(0, 2**32 - 1)  # of scikit-learn's random states
+STEP_COUNT = Interval(0, 10_000_000)
+DECAY = Interval(0, 1, below=True)
 MAX_GRADIENT_NORM = 5.0  # entailment gradients reach 1e4 at a cone's border
 Tested = Literal["best", "last"]
 
@@ -23,8 +27,14 @@ class FitConfig:
     lr: float = option(1e-4, "learning rate of AdamW", "X", within=POSITIVE)
     weight_decay: float = option(0.01, "weight decay of AdamW", "X", within=NOT_NEGATIVE)
     seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N", within=SEEDS)
-    stop_on: Literal["mse", "loss"] = option(
-        "mse", "what early stopping watches: the prediction error, or the whole loss with alignment", since="0.2"
+    select_by: Literal["mse", "centered_mse", "pcc", "loss"] = option(
+        "mse",
+        "validation score of early stopping and of the best epoch: error; error less each slide's offset; PCC within "
+        "slides; or the whole loss with alignment",
+        since="0.2",
+    )
+    patience_steps: int = option(
+        0, "and after so many steps at least, where epochs are short", "N", since="0.2", within=STEP_COUNT
     )
     clip_norm: float = option(
         MAX_GRADIENT_NORM,
@@ -34,13 +44,28 @@ class FitConfig:
         within=NOT_NEGATIVE,
     )
 
+    pearson: float = option(
+        0.0, "weight of 1 - PCC over the spots of a batch in the loss", "X", since="0.2", within=NOT_NEGATIVE
+    )
+    ema: float = option(
+        0.0,
+        "decay of the moving average of weights that is tested; 0: the weights",
+        "X",
+        since="0.2",
+        within=DECAY,
+    )
+
     # What --precision is resolved to, for the matrix products of the model; no option itself.
     precision: Precision = field(default="fp32", metadata={"since": "0.2"})
 
-    @property
-    def watched(self) -> str:
-        """The entry of an epoch's row that early stopping watches: the lower, the better."""
-        return f"val_{self.stop_on}"
+    def watched(self, row: Mapping[str, float]) -> float:
+        """What early stopping watches of an epoch's row: the lower, the better."""
+        value = row[f"val_{self.select_by}"]
+        return -value if self.select_by == "pcc" else value
+
+    def patience_in_epochs(self, steps: int) -> int:
+        """Epochs of `steps` steps without a better validation score after which training stops."""
+        return max(self.patience, math.ceil(self.patience_steps / steps))
 
     def __post_init__(self) -> None:
         """Check ranges; `InputError` names the flag."""

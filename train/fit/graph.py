@@ -24,9 +24,8 @@ from train.models.base import Log, Model
 
 log = logging.getLogger(__name__)
 
-ORDINARY_STEPS = (
-    3  # ordinary steps before one is recorded, in which libraries set up and the optimizer makes its moments
-)
+ORDINARY_STEPS = 3
+"""Steps before one is recorded, in which libraries set up and the optimizer makes its moments."""
 
 
 class Recorder(Protocol):

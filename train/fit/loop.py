@@ -11,15 +11,18 @@ from torch import Tensor
 
 from hist_cache.errors import HistError
 from hist_cache.processes import GracefulStop
+from hist_cache.values import SelectBy
 from train import distributed
 from train.data import Images, SpotData, SpotNiche
 from train.fit.allocation import keep_freed_memory
+from train.fit.average import WeightAverage
 from train.fit.batches import encode_rows, make_batch, read_batches
 from train.fit.checkpoints import Checkpoint, Progress, load_trained_state, trained_state
 from train.fit.config import MAX_GRADIENT_NORM, EncodingConfig, FitConfig, Tested
 from train.fit.graph import RecordedStep, why_not_recorded
-from train.fit.step import loss_of, make_optimizer, step
+from train.fit.step import loss_of, make_optimizer, step, trained_parameters
 from train.models.base import Log, Model
+from train.selection import SLIDE_SCORES
 
 log = logging.getLogger(__name__)
 
@@ -38,11 +41,12 @@ def train_epoch(
     encoding: EncodingConfig | None = None,
     clip_norm: float = MAX_GRADIENT_NORM,
     recorded: RecordedStep | None = None,
+    average: WeightAverage | None = None,
 ) -> dict[str, float]:
     """Train on all `rows` once in random order.
 
     A last batch that is not full is left out (other batches take its spots next epoch): contrast needs its negatives.
-    `recorded` takes the place of the ordinary step.
+    `recorded` takes the place of the ordinary step, and `average` takes in the weights after each.
 
     Returns:
         The mean of every logged value over the steps; `skipped` as a count.
@@ -61,6 +65,8 @@ def train_epoch(
         logged = (step(model, data.inputs, optimizer, b, encoding.micro_batch, clip_norm) for b in batches)
     for values in logged:  # a recorded step writes them into the same tensors each time
         totals = {k: totals[k] + v if totals else v.clone() for k, v in values.items()}
+        if average is not None:
+            average.update()
     names = list(totals)
     # The epoch's one synchronisation; each process has its own spots' MSE.
     sums = distributed.all_reduce_sum(torch.stack([totals[k].float() for k in names]))
@@ -85,17 +91,34 @@ def predict_embedded(model: Model, images: SpotNiche, rows: Tensor) -> Tensor:
 
 
 def predict(model: Model, data: SpotData, rows: Tensor, micro_batch: int | None = None) -> Tensor:
-    """Predictions `(n, G)` for `rows` `(n,)`; only their images are read."""
+    """Predicted expression `(n, G)` of `rows` `(n,)`; only their images are read."""
     _set_mode(model, data, training=False)
-    return predict_embedded(model, encode_rows(data, rows, micro_batch), rows)
+    return add_offset(data, rows, predict_embedded(model, encode_rows(data, rows, micro_batch), rows))
 
 
-def validation_mse(model: Model, data: SpotData, rows: Tensor, micro_batch: int | None = None) -> float:
-    """MSE over all spots and genes of `rows`; each process predicts its share of the spots."""
+def add_offset(data: SpotData, rows: Tensor, output: Tensor) -> Tensor:
+    """Expression `(n, G)` of `rows` from a model's output for them: with what its targets were less than expression."""
+    return output if data.targets is None else output + data.targets.offset[rows]
+
+
+def validation_scores(
+    model: Model, data: SpotData, rows: Tensor, rule: SelectBy, micro_batch: int | None = None
+) -> dict[str, float]:
+    """`val_mse` over all spots and genes of `rows`, and what else epochs are selected by (`val_pcc`).
+
+    Each process predicts its share of the spots.
+    """
     own = distributed.shard(rows)
-    error = predict(model, data, own, micro_batch) - data.expression[own] if len(own) else data.expression[own]
+    predicted = predict(model, data, own, micro_batch) if len(own) else data.expression[own]
+    error = predicted - data.expression[own] if len(own) else data.expression[own]
     total = distributed.all_reduce_sum(error.double().square().sum())
-    return total.item() / (len(rows) * data.expression.shape[1])
+    scores = {"val_mse": total.item() / (len(rows) * data.expression.shape[1])}
+    if rule in SLIDE_SCORES:
+        everything = predicted.new_zeros(len(rows), predicted.shape[1])
+        everything[distributed.rank() :: distributed.world_size()] = predicted
+        distributed.all_reduce_sum(everything)
+        scores[f"val_{rule}"] = SLIDE_SCORES[rule](everything, data.expression[rows], data.slide[rows]).item()
+    return scores
 
 
 @torch.no_grad()
@@ -140,7 +163,7 @@ def fit(
     encoding: EncodingConfig | None = None,
     record: bool = False,
 ) -> Progress:
-    """Train for `epochs`, or until the validation error (or loss) has not improved for `patience` of them.
+    """Train for `epochs`, or until the validation score of `select_by` has not improved for `patience` of them.
 
     Interrupted, it leaves a checkpoint, gives the model the best weights so far and raises KeyboardInterrupt.
 
@@ -163,36 +186,44 @@ def fit(
     keep_freed_memory()
     optimizer = make_optimizer(model, inputs, config)
     order = torch.Generator().manual_seed(config.seed)
-    stopped = checkpoint.load(model, inputs, optimizer, order) if checkpoint else None
+    average = WeightAverage(trained_parameters(model, inputs), config.ema)
+    stopped = checkpoint.load(model, inputs, optimizer, order, average) if checkpoint else None
     progress = stopped or Progress()
     recorded = record_steps(model, optimizer, data, len(train), config) if record else None
+    patience = config.patience_in_epochs(max(1, len(train) // config.batch_size))
     saved = time.monotonic()
     with GracefulStop("stopping at the end of this epoch (once more to stop at once)") as stop:
         stopping = distributed.any_rank(bool(stop.requested))
-        while not progress.finished(config.epochs, config.patience) and not stopping:
+        while not progress.finished(config.epochs, patience) and not stopping:
             started = time.monotonic()
             row = {"epoch": float(progress.epoch)} | train_epoch(
-                model, optimizer, data, train, config.batch_size, order, encoding, config.clip_norm, recorded
+                *(model, optimizer, data, train, config.batch_size, order),
+                *(encoding, config.clip_norm, recorded, average),
             )
-            row["val_mse"] = validation_mse(model, data, val, micro_batch)
-            if config.stop_on == "loss":
-                row["val_loss"] = validation_loss(model, data, val, config.batch_size, micro_batch)
-            row["seconds"] = time.monotonic() - started
-            if row[config.watched] < progress.best_watched:
-                progress.best_watched, progress.best_epoch = row[config.watched], progress.epoch
-                progress.best = {k: v.detach().clone() for k, v in trained_state(model, inputs).items()}
+            with average.in_place():
+                row |= validation_scores(model, data, val, config.select_by, micro_batch)
+                if config.select_by == "loss":
+                    row["val_loss"] = validation_loss(model, data, val, config.batch_size, micro_batch)
+                row["seconds"] = time.monotonic() - started
+                if config.watched(row) < progress.best_watched:
+                    progress.best_watched, progress.best_epoch = config.watched(row), progress.epoch
+                    progress.best = {k: v.detach().clone() for k, v in trained_state(model, inputs).items()}
             progress.history.append(row)
             progress.epoch += 1
             on_epoch(row)
             stopping = distributed.any_rank(bool(stop.requested))
             if checkpoint and (stopping or distributed.any_rank(time.monotonic() - saved > CHECKPOINT_EVERY_S)):
-                checkpoint.save(progress, model, inputs, optimizer, order)
+                checkpoint.save(progress, model, inputs, optimizer, order, average)
                 saved = time.monotonic()
     if progress.best_epoch < 0:
         raise HistError(f"training diverged: no epoch had a finite validation error; {LOWER_LR}")
-    finished = progress.finished(config.epochs, config.patience)
+    finished = progress.finished(config.epochs, patience)
+    if checkpoint and checkpoint.kept and finished:
+        checkpoint.save(progress, model, inputs, optimizer, order, average)
     if tested == "best" or not finished:
         load_trained_state(model, inputs, progress.best)
+    else:
+        average.apply()
     if not finished:
         raise KeyboardInterrupt
     return progress

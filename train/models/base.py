@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hist_cache.values import Precision
+from hist_cache.values import Precision, SelectBy
 from train.data import Batch, Images, SpotData
 from train.models.configs import ModelConfig
 from train.models.projection import TangentProjection
+
+MIN_SQUARES = 1e-12  # keeps the gradient of a correlation finite where a gene has no variance
 
 Log = dict[str, Tensor]
 """Detached scalars by name, on the device; their means over an epoch go into history.csv."""
@@ -29,6 +32,12 @@ class Model(nn.Module):
     precision: Precision = "fp32"
     """Of its matrix products; set where the model is made. Whoever calls it does so in its `autocast`."""
 
+    pearson: float = 0.0
+    """Weight of 1 - PCC in its prediction loss; set where the model is made."""
+
+    select_by: SelectBy = "mse"
+    """How a model that does not learn by gradient steps chooses hyperparameters; set where the model is made."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
@@ -41,8 +50,20 @@ class Model(nn.Module):
         """
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
+    def prediction_loss(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The error of predictions `(B, G)` as a part of a loss, and the MSE within it, which is logged.
+
+        With `pearson` it has 1 - PCC beside the MSE: the mean over genes of the correlation over the batch's spots.
+        """
+        mse = F.mse_loss(predicted, target)
+        if not self.pearson:
+            return mse, mse
+        return mse + self.pearson * (1 - batch_pcc(predicted, target)), mse
+
     def loss(self, batch: Batch) -> tuple[Tensor, Log]:
         """The loss of a batch, a scalar, and what to log; `mse` should be in the log.
+
+        Predictions are compared with `batch.target`; `batch.expression` is what networks of genes read.
 
         It is computed in float32 or better: what layers return may be bf16.
         """
@@ -90,6 +111,18 @@ class Model(nn.Module):
     def warnings(self, epoch: Mapping[str, float]) -> list[str]:
         """Sentences on what looks wrong in the logged values of the epoch that is tested; empty where all is well."""
         return []
+
+
+def batch_pcc(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean over genes of the PCC over spots, differentiable; one without variance in either counts as 0.
+
+    Args:
+        predicted: `(B, G)`.
+        target: `(B, G)`.
+    """
+    p, t = (values.float() - values.float().mean(0) for values in (predicted, target))
+    squares = p.square().sum(0) * t.square().sum(0)
+    return ((p * t).sum(0) / squares.clamp(min=MIN_SQUARES).sqrt()).mean()
 
 
 class PreparedModel(Model):

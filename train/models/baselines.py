@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from hist_cache.values import SelectBy
 from train.data import Images, SpotData
 from train.metrics import summarize
 from train.models.base import PreparedModel
-from train.models.components import Components, chunks, principal_components
+from train.models.components import Components, principal_components
 from train.models.configs import KnnConfig, ModelConfig
+from train.models.ridge import ALPHAS, TUNED_ALPHAS, LinearMap, fit_ridge
+from train.selection import selection_error
 
 COMPONENTS = 256
-ALPHAS = 10.0 ** np.arange(-1, 7)
+TUNED_COMPONENTS = 512
 
 
 def permuted(predicted: np.ndarray, truth: np.ndarray, seed: int) -> dict[str, float]:
@@ -54,25 +58,51 @@ class RidgeModel(PreparedModel):
         self.fit(principal_components(data, train, COMPONENTS), data, train, val)
 
     def fit(self, components: Components, data: SpotData, train: Tensor, val: Tensor) -> None:
-        """Fit on the train rows, whose first `COMPONENTS` components are known already.
-
-        Components are uncorrelated, so each strength divides the same products by other numbers.
-        """
+        """Fit on the train rows, whose first `COMPONENTS` components are known already."""
         y_val = data.expression[val].double().cpu().numpy()
-        mean = data.expression[train].double().mean(0).cpu().numpy()
-        products = np.zeros((len(components.squares), len(mean)))
-        for rows, x in chunks(data, train):
-            products += components.of(x).T @ (data.expression[rows].double().cpu().numpy() - mean)
-        z_val = np.concatenate([components.of(x) for _, x in chunks(data, val)])
-        fits = [products / (components.squares + alpha)[:, None] for alpha in ALPHAS]
-        best = min(fits, key=lambda weights: float(((z_val @ weights + mean - y_val) ** 2).mean()))
-        weight = components.axes @ best
-        self.keep(weight=torch.from_numpy(weight), bias=torch.from_numpy(mean - components.mean @ weight))
+        mse = lambda predicted: float(((predicted - y_val) ** 2).mean())  # noqa: E731
+        fitted = fit_ridge(components, data, data.expression, train, val, ALPHAS, mse)
+        self.keep(weight=fitted.weight, bias=fitted.bias)
         self.to(data.spot.device)
 
     def predict(self, images: Images) -> Tensor:
         """Predicted expression `(B, G)`, float64."""
-        return torch.cat([images.spot, images.niche], dim=1).double() @ self.weight + self.bias
+        return LinearMap(self.weight, self.bias).of(images.spot, images.niche)
+
+
+class TunedRidgeModel(PreparedModel):
+    """Ridge as strong as it can be: on what the model beside it reads, learning what that model learns.
+
+    It takes the inputs and the targets of the recipe, more components and a finer row of penalties than `RidgeModel`,
+    and the penalty that is best by the rule which selects the epochs of a model that learns.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:
+        """Fit on the train rows; see `Model.prepare`."""
+        components = principal_components(data, train, TUNED_COMPONENTS)
+        error = validation_error(self.select_by, data, val)
+        fitted = fit_ridge(components, data, data.target, train, val, TUNED_ALPHAS, error)
+        self.keep(weight=fitted.weight, bias=fitted.bias)
+        self.to(data.spot.device)
+
+    def predict(self, images: Images) -> Tensor:
+        """Predicted expression `(B, G)`, or what is learnt in its place, float64."""
+        return LinearMap(self.weight, self.bias).of(images.spot, images.niche)
+
+
+def validation_error(rule: SelectBy, data: SpotData, val: Tensor) -> Callable[[np.ndarray], float]:
+    """A function from a model's output `(m, G)` for the validation rows to the error that `rule` selects by."""
+    truth, slide = data.expression[val].cpu(), data.slide[val].cpu()
+    offset = None if data.targets is None else data.targets.offset[val].cpu().double()
+
+    def error(output: np.ndarray) -> float:
+        predicted = torch.from_numpy(output)
+        return selection_error(rule, predicted if offset is None else predicted + offset, truth, slide)
+
+    return error
 
 
 class KnnModel(PreparedModel):
@@ -92,7 +122,7 @@ class KnnModel(PreparedModel):
     def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:
         """Keep the train spots; see `Model.prepare`."""
         bank = torch.cat([data.spot[train], data.niche[train]], dim=1)
-        self.keep(bank=bank, bank_expression=data.expression[train])
+        self.keep(bank=bank, bank_expression=data.target[train])
 
     def predict(self, images: Images) -> Tensor:
         """Predicted expression `(B, G)`, float32."""

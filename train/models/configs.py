@@ -60,6 +60,11 @@ class RidgeConfig(ModelConfig):
 
 
 @dataclass(frozen=True)
+class TunedRidgeConfig(ModelConfig):
+    """Tuned ridge has nothing to set: what it reads and learns is the recipe's."""
+
+
+@dataclass(frozen=True)
 class KnnConfig(ModelConfig):
     """The number of train spots that a prediction averages."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from train.models.lorentz import MAX_RADIUS
+from train.models.lorentz import MAX_RADIUS, MIN_SCALED_NORM
 from train.models.numerics import to_widest_float
 
 
@@ -19,7 +19,7 @@ class _ScaledExpMap0(torch.autograd.Function):
     def forward(ctx: Any, tangents: Tensor, log_scales: Tensor, c: Tensor) -> Tensor:
         c, scales = to_widest_float(c), to_widest_float(log_scales).exp().unsqueeze(-1)
         norms = to_widest_float(torch.linalg.vector_norm(tangents, dim=-1))
-        r = norms.mul_(c.sqrt() * scales).clamp_min_(1e-6)  # as in `lorentz.exp_map0`
+        r = norms.mul_(c.sqrt() * scales).clamp_min_(MIN_SCALED_NORM)  # as in `lorentz.exp_map0`
         ratio = r.clamp_max(MAX_RADIUS).sinh_().div_(r)
         factor = (ratio * scales).to(tangents.dtype).unsqueeze(-1)
         ctx.save_for_backward(tangents, c, scales, r, ratio, factor)
@@ -31,7 +31,9 @@ class _ScaledExpMap0(torch.autograd.Function):
         tangents, c, scales, r, ratio, factor = ctx.saved_tensors
         along = to_widest_float((tangents * grad).sum(dim=-1)).mul_(scales)
         # r d(sinh(r)/r)/dr = cosh(r) - sinh(r)/r, 0 for cosh where r is held; r grows as |v|, as scale and as sqrt(c).
-        slope = r.cosh().masked_fill_(r > MAX_RADIUS, 0.0).sub_(ratio).masked_fill_(r <= 1e-6, 0.0).mul_(along)
+        slope = (
+            r.cosh().masked_fill_(r > MAX_RADIUS, 0.0).sub_(ratio).masked_fill_(r <= MIN_SCALED_NORM, 0.0).mul_(along)
+        )
         by_tangent = (c * (scales / r).square_() * slope).to(grad.dtype).unsqueeze(-1)
         by_scale = (ratio * along).add_(slope).sum(dim=-1)
         return (grad * factor).addcmul_(tangents, by_tangent), by_scale, slope.sum() / (2 * c)

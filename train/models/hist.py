@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.data import Batch, Images, SpotNiche
@@ -17,8 +16,9 @@ from train.models.base import Log, Model
 from train.models.configs import CURVATURE_RANGE, MAX_INVERSE_TEMPERATURE, HistConfig
 from train.models.exponential import scaled_exp_map0
 from train.models.lorentz import MAX_RADIUS, exp_map0, time_component
+from train.models.numerics import at_least_float32
 from train.models.projection import TangentProjection, tangent_projection
-from train.models.streams import ResidualMLP, Stream, at_least_float32, encode
+from train.models.streams import ResidualMLP, Stream, encode
 from train.models.variants import Variant
 
 MIN_RADIUS = 1e-2  # below it an embedding counts as collapsed into the origin
@@ -100,11 +100,12 @@ class HistModel(Model):
 
     def tangents(self, batch: Batch) -> tuple[SpotNiche, SpotNiche]:
         """Both, all four networks together where there are four."""
-        streams = self.image_spot, self.image_niche, self.gene_spot, self.gene_niche
-        if not all(isinstance(stream, Stream) for stream in streams):
+        networks = self.image_spot, self.image_niche, self.gene_spot, self.gene_niche
+        streams = [network for network in networks if isinstance(network, Stream)]
+        if len(streams) < len(networks):
             return self.image_tangents(batch), self.gene_tangents(batch)
         inputs = [batch.spot, batch.niche, batch.expression, batch.niche_expression]
-        encoded = encode([stream for stream in streams if isinstance(stream, Stream)], inputs)
+        encoded = encode(streams, inputs)
         images, genes = self.project_image(encoded[:2]), self.project_gene(encoded[2:])
         return SpotNiche(*images.unbind()), SpotNiche(*genes.unbind())
 
@@ -152,13 +153,13 @@ class HistModel(Model):
     def loss(self, batch: Batch) -> tuple[Tensor, Log]:
         """Prediction error plus weighted alignment (Eq. 11), the latter over the rows of all processes."""
         images, genes = self.tangents(batch)
-        mse = F.mse_loss(self.decode(images), batch.expression)
+        error, mse = self.prediction_loss(self.decode(images), batch.target)
         embeddings = self.embed(SpotNiche(*map(all_gather, images)), SpotNiche(*map(all_gather, genes)))
         weight = self.config.alpha * self.variant.alpha_scale
         with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):  # without weight they are only logged
             hca = contrast_loss(embeddings, self.variant.terms)
             hea, cones = entailment_loss(embeddings, self.variant.terms)
-        loss = mse + weight * (hca + self.config.beta * hea)
+        loss = error + weight * (hca + self.config.beta * hea)
         log = {"loss": loss.detach(), "mse": mse.detach(), "hca": hca.detach(), "hea": hea.detach()}
         return loss, log | cones | geometry_summary(embeddings, self.variant.terms.geometry)
 

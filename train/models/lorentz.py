@@ -43,9 +43,13 @@ APERTURE_MARGIN = 1e-3
 112 sqrt(c) for q = 0.1 (1e4 with a margin of 1e-7)."""
 
 
+MIN_SCALED_NORM = 1e-6
+"""sqrt(c)|x| counts as at least this: sinh(r)/r and asinh(r)/r are 1 to within 1e-12 there."""
+
+
 def _scaled_norm(x: Tensor, c: Curvature) -> Tensor:
-    """sqrt(c)|x| of `(..., D)` points, at least 1e-6: sinh(r)/r and asinh(r)/r are 1 to within 1e-12 there."""
-    return (c**0.5 * to_widest_float(torch.linalg.vector_norm(x, dim=-1))).clamp_min(1e-6)
+    """sqrt(c)|x| of `(..., D)` points, at least `MIN_SCALED_NORM`."""
+    return (c**0.5 * to_widest_float(torch.linalg.vector_norm(x, dim=-1))).clamp_min(MIN_SCALED_NORM)
 
 
 @full_precision

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from train.models.lorentz import APERTURE_MARGIN, CONE_CONSTANT, MIN_DISTANCE
-from train.models.numerics import TINY, to_widest_float
+from train.models.numerics import TINY, at_least_float32, to_widest_float
 
 
 class UnitPoints(NamedTuple):
@@ -42,7 +42,7 @@ def unit_points(points: Tensor, c: Tensor) -> UnitPoints:
 def mean_radii(points: Tensor, c: Tensor, unit: UnitPoints) -> Tensor:
     """Mean distance of each set from the origin, `(K,)`, from points and `unit_points` of them."""
     radii = unit.rows[0].sqrt().asinh_().mean(dim=-1) / c.to(unit.rows.dtype).sqrt()
-    return radii.to(_at_least_float32(points).dtype)
+    return radii.to(at_least_float32(points).dtype)
 
 
 class Contrast(NamedTuple):
@@ -169,7 +169,7 @@ def contrast(points: Tensor, c: Tensor, tau: Tensor, unit: UnitPoints, contrasts
     Returns:
         A scalar of the points' type, float32 at least. It has no second derivatives.
     """
-    points, has_gradient = _at_least_float32(points), _has_gradient(points, c, tau)
+    points, has_gradient = at_least_float32(points), _has_gradient(points, c, tau)
     with torch.autocast(points.device.type, enabled=False):
         loss: Tensor = _Contrast.apply(points, c, tau, unit, contrasts, has_gradient)
     return loss
@@ -271,14 +271,10 @@ def entailment(points: Tensor, c: Tensor, unit: UnitPoints, cones: Sequence[Cone
         The loss in rad, and without a graph the share of children outside of their parents' cones and the mean
         half-aperture in rad; scalars of the points' type, float32 at least. The loss has no second derivatives.
     """
-    points, has_gradient = _at_least_float32(points), _has_gradient(points, c)
+    points, has_gradient = at_least_float32(points), _has_gradient(points, c)
     with torch.autocast(points.device.type, enabled=False):
         loss, violated, aperture = _Entailment.apply(points, c, unit, cones, has_gradient)
     return loss, violated, aperture
-
-
-def _at_least_float32(points: Tensor) -> Tensor:
-    return points if points.dtype == torch.float64 else points.float()
 
 
 def _has_gradient(*tensors: Tensor) -> bool:

@@ -25,6 +25,11 @@ def to_widest_float(x: Tensor) -> Tensor:
     return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """The tensor, in float32 where it has fewer bits."""
+    return x.float() if x.itemsize < 4 else x
+
+
 def full_precision(function: Callable[_P, Tensor]) -> Callable[_P, Tensor]:
     """Make a function of points compute in at least float32, whatever autocast surrounds the call.
 

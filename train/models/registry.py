@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from hist_cache.errors import InputError
-from train.models.configs import HistConfig, KnnConfig, ModelConfig, RidgeConfig
+from train.models.configs import HistConfig, KnnConfig, ModelConfig, RidgeConfig, TunedRidgeConfig
 
 if TYPE_CHECKING:  # a model's file imports torch, which `--help` does without
     from train.models.base import Model
@@ -28,6 +28,7 @@ class ModelEntry:
         config: The dataclass of its options.
         learns: Whether it is trained by gradient steps; otherwise `Model.prepare` computes it at once.
         has_variants: Whether the ablations of variants.toml apply to it.
+        takes_recipe: Whether a recipe changes what it reads and learns; a fixed point of comparison stays as it is.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelEntry:
     config: type[ModelConfig]
     learns: bool = True
     has_variants: bool = False
+    takes_recipe: bool = True
 
     def load(self) -> type[Model]:
         """The model's class."""
@@ -58,7 +60,25 @@ def register(entry: ModelEntry) -> None:
 
 
 register(ModelEntry("hist", "HiST / HyperST", "train.models.hist:HistModel", HistConfig, has_variants=True))
-register(ModelEntry("ridge", "ridge on 256 components", "train.models.baselines:RidgeModel", RidgeConfig, learns=False))
+register(
+    ModelEntry(
+        "ridge",
+        "ridge on 256 components",
+        "train.models.baselines:RidgeModel",
+        RidgeConfig,
+        learns=False,
+        takes_recipe=False,
+    )
+)
+register(
+    ModelEntry(
+        "ridge_tuned",
+        "ridge on a recipe's inputs",
+        "train.models.baselines:TunedRidgeModel",
+        TunedRidgeConfig,
+        learns=False,
+    )
+)
 register(ModelEntry("knn", "nearest train spots", "train.models.baselines:KnnModel", KnnConfig, learns=False))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from extract.encoders.dropout import STEPS, dropped_steps, keep_mask
+from train.models.numerics import at_least_float32
 
 
 class Dropout(nn.Module):
@@ -81,11 +82,6 @@ def encode(streams: Sequence[Stream], inputs: Sequence[Tensor]) -> Tensor:
     """What k streams of the same width and depth make of their inputs, `(B, n)` each: `(k, B, width)`."""
     entered = [stream.enter(x) for stream, x in zip(streams, inputs, strict=True)]
     return run_together([stream.encode for stream in streams], torch.stack(entered))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """The tensor, in float32 where it has fewer bits."""
-    return x.float() if x.itemsize < 4 else x
 
 
 class _Linear(torch.autograd.Function):

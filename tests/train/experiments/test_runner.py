@@ -81,7 +81,7 @@ def test_the_letter_of_the_text_is_a_protocol(cache: Path, run_command: Run, tmp
     assert isinstance(model, HistConfig)
     found = (model.decoder_space, model.image_network, model.gene_network, model.map_scale, model.limits)
     assert found == ("points", "none", "shared", "one", "none")
-    assert (loop.stop_on, loop.clip_norm, loop.epochs) == ("loss", 0, 2)
+    assert (loop.select_by, loop.clip_norm, loop.epochs) == ("loss", 0, 2)
     assert "val_loss" in runs["literal"].folds[0].fold.history.columns
     assert "val_loss" not in runs["paper"].folds[0].fold.history.columns
     code, text = run_command(main, *argv, "--protocol", "literal", "--gene-network", "own", "--clip-norm", 5)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hist_cache.errors import HistError, InputError
 from tests.fuzzing import fuzz
 from tests.train.fit.test_loop import make_data, make_model
+from train.fit.average import WeightAverage
 from train.fit.checkpoints import Checkpoint, Progress, differing
 from train.fit.config import FitConfig
 from train.fit.step import make_optimizer
@@ -24,7 +25,8 @@ def parts() -> tuple:  # type: ignore[type-arg]
     """What a checkpoint is written from and loaded into."""
     data = make_data(n=12, width=4, genes=3)
     model = make_model(data)
-    return model, data.inputs, make_optimizer(model, data.inputs, FitConfig()), torch.Generator().manual_seed(5)
+    optimizer = make_optimizer(model, data.inputs, FitConfig())
+    return model, data.inputs, optimizer, torch.Generator().manual_seed(5), WeightAverage([], 0.0)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def setup(dropout: float) -> tuple[HistModel, EncodedInputs, Batch]:
     model.train()
     g = torch.Generator().manual_seed(3)
     spot, niche = torch.randn(2, 11, 5, generator=g)
-    batch = Batch(spot, niche, torch.arange(11), data.expression[:11], data.niche_expression[:11])
+    batch = Batch(spot, niche, torch.arange(11), data.expression[:11], data.niche_expression[:11], data.expression[:11])
     return model, EncodedInputs(spot, niche, encoder), batch
 
 

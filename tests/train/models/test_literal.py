@@ -90,7 +90,8 @@ def test_predictions_and_loss(switches):
     torch.manual_seed(3)
     model = HistModel(config, get_variant("full"))
     spot, niche = torch.randn(2, 9, 12)
-    batch = Batch(spot, niche, torch.arange(9), *(torch.rand(2, 9, 7) * 5))
+    profiles = torch.rand(2, 9, 7) * 5
+    batch = Batch(spot, niche, torch.arange(9), *profiles, profiles[0])
     predicted, expected = written_out(config, float64_weights(model), batch)
     loss, log = model.loss(batch)
     np.testing.assert_allclose(model.predict(batch).detach().numpy(), predicted, rtol=1e-4, atol=1e-4)
@@ -110,7 +111,8 @@ def test_without_hyperbolic_space_the_decoder_reads_the_scaled_vectors(decoder_s
     model = HistModel(config, get_variant("euclidean"))
     read = []
     model.decoder[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
-    batch = Batch(*torch.randn(2, 9, 12), torch.arange(9), *torch.rand(2, 9, 7))
+    images, profiles = torch.randn(2, 9, 12), torch.rand(2, 9, 7)
+    batch = Batch(*images, torch.arange(9), *profiles, profiles[0])
     model.predict(batch)
     assert torch.equal(read[0], torch.cat(model.image_tangents(batch), dim=1))
 
@@ -179,16 +181,16 @@ def test_the_validation_loss_is_the_whole_loss(tmp_path):
 
 def test_early_stopping_watches_what_it_is_told():
     data, histories = make_data(), {}
-    for stop_on in ("mse", "loss"):
+    for select_by in ("mse", "loss"):
         model = make_model(data, alpha=3.0)
-        config = FitConfig(epochs=12, batch_size=16, lr=1e-2, patience=50, stop_on=stop_on)
+        config = FitConfig(epochs=12, batch_size=16, lr=1e-2, patience=50, select_by=select_by)
         torch.manual_seed(1)
         progress = fit(model, data, data.rows(("A",)), data.rows(("B",)), config, None)
-        watched = [row[config.watched] for row in progress.history]
+        watched = [config.watched(row) for row in progress.history]
         assert progress.best_epoch == int(np.argmin(watched))
         assert progress.best_watched == min(watched)
-        histories[stop_on] = progress
-        if stop_on == "loss":
+        histories[select_by] = progress
+        if select_by == "loss":
             again = validation_loss(model, data, data.rows(("B",)), config.batch_size)
             assert again == pytest.approx(min(watched), rel=1e-6), "the weights are not those of the best epoch"
     assert [r["val_mse"] for r in histories["mse"].history] == [r["val_mse"] for r in histories["loss"].history]
@@ -199,5 +201,5 @@ def test_early_stopping_watches_what_it_is_told():
 def test_the_row_of_the_table():
     assert get_protocol("literal").niche_profile == "mean_of_logs"
     fit_options = {k: v for k, v in protocol_options("literal").items() if k in FitConfig.__dataclass_fields__}
-    assert fit_options == {"stop_on": "loss", "clip_norm": 0}
+    assert fit_options == {"select_by": "loss", "clip_norm": 0}
     assert set(LITERAL) == {"decoder_space", "image_network", "gene_network", "map_scale", "limits"}

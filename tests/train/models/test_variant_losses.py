@@ -116,7 +116,7 @@ def setup(variant, seed=3):
     torch.manual_seed(seed)
     spot, niche = torch.randn(2, 9, 12, dtype=torch.float64)
     y, y_niche = torch.rand(2, 9, 7, dtype=torch.float64) * 5
-    batch = Batch(spot, niche, torch.arange(9), y, y_niche)
+    batch = Batch(spot, niche, torch.arange(9), y, y_niche, y)
     with torch.no_grad():
         images, genes = model.image_tangents(batch), model.gene_tangents(batch)
         scale_i, scale_g = model.log_scale_image.exp(), model.log_scale_gene.exp()

@@ -82,7 +82,7 @@ def test_one_difference_is_what_is_compared(tmp_path: Path) -> None:
 
 def test_a_protocol_is_one_difference_with_all_that_it_decides(tmp_path: Path) -> None:
     """Its switches follow from it where they are as it has them; of several runs the usual one is the reference."""
-    literal = {"protocol.name": "literal", "protocol.niche_profile": "mean_of_logs", "loop.stop_on": "loss"}
+    literal = {"protocol.name": "literal", "protocol.niche_profile": "mean_of_logs", "loop.select_by": "loss"}
     literal |= {"loop.clip_norm": 0.0, "model.decoder_space": "points", "model.image_network": "none"}
     literal |= {"model.gene_network": "shared", "model.map_scale": "one", "model.limits": "none"}
     for change in ({}, literal, {"loop.clip_norm": 1.0}, {"model.decoder_space": "hyperbolic"}):

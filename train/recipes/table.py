@@ -1,0 +1,55 @@
+"""Recipes by name: rows of recipes.toml."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hist_cache.errors import InputError, one_line
+from hist_cache.texts import read_text
+
+RECIPES_FILE = Path(__file__).with_name("recipes.toml")
+
+
+@cache
+def _own_rows() -> dict[str, Any]:
+    return tomllib.loads(RECIPES_FILE.read_text("utf-8"))
+
+
+def recipe_names() -> list[str]:
+    """The recipes of this program, in the order of their table."""
+    return list(_own_rows())
+
+
+def recipe_options(name: str, file: Path | None = None) -> dict[str, Any]:
+    """The options of hist-train that a recipe sets, by name.
+
+    Args:
+        name: Of the recipe.
+        file: Of further recipes.
+
+    Raises:
+        InputError: There is no recipe of this name, or the file is not one of recipes.
+    """
+    rows = _own_rows() | (read_rows(file) if file else {})
+    if name not in rows:
+        raise InputError(f"--recipe {name}: there are {', '.join(rows)}")
+    return dict(rows[name].get("options", {}))
+
+
+def read_rows(file: Path) -> dict[str, Any]:
+    """Recipes that a user wrote; `InputError` in one line where the file is not like recipes.toml."""
+    try:
+        rows = tomllib.loads(read_text(file))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--recipe-file {file}: {one_line(error)}") from error
+    for name, row in rows.items():
+        options = row.get("options", {}) if isinstance(row, dict) else None
+        if not isinstance(options, dict) or name in _own_rows():
+            problem = "has the name of a recipe of this program" if name in _own_rows() else "is no recipe"
+            raise InputError(
+                f"--recipe-file {file}: {name} {problem}; give tables [NAME.options] with options of hist-train"
+            )
+    return rows
