@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-WARM_UP = 10.0
+DECAY_WARM_UP = 10.0
 """The decay of step t is at most (1 + t) / (10 + t), so that the average soon forgets the weights that were drawn."""
 
 
@@ -31,7 +31,7 @@ class WeightAverage:
         """Take the weights after a step into the average."""
         if not self._parameters:
             return
-        decay = min(self._decay, (1 + self._steps) / (WARM_UP + self._steps))
+        decay = min(self._decay, (1 + self._steps) / (DECAY_WARM_UP + self._steps))
         self._steps += 1
         torch._foreach_lerp_(self._values, [p.detach() for p in self._parameters], 1 - decay)
 

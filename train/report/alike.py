@@ -6,7 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
+from hist_cache.options import option_fields
 from train.experiments.protocols import decided_by, protocol_names
+from train.recipes.config import RecipeConfig
+from train.recipes.table import recipe_names, recipe_options
 from train.report.fold_result import FoldResult
 from train.report.results import RunResult
 from train.report.run_settings import NOT_RECORDED, TRUTH, model_settings, phrase
@@ -67,8 +70,10 @@ def setting_differences(run: RunResult, other: RunResult) -> list[str]:
     own = set() if run.model == other.model else {*model_settings(run.setting.model)}
     values = {k: (run.settings[k], other.settings[k]) for k in run.settings if k in other.settings and k not in own}
     differing = [k for k, (a, b) in values.items() if _differ(a, b)]
-    of_protocol = _decided(run) & _decided(other) if "protocol" in differing else set()
-    return [k for k in differing if k not in of_protocol and not _follows(k, values[k], differing)]
+    of_name = _decided(run) & _decided(other) if "protocol" in differing else set()
+    if "recipe" in differing:
+        of_name |= set(recipe_settings()) - {"recipe"}
+    return [k for k in differing if k not in of_name and not _follows(k, values[k], differing)]
 
 
 def _decided(run: RunResult) -> set[str]:
@@ -76,6 +81,12 @@ def _decided(run: RunResult) -> set[str]:
     name = run.setting.protocol.name
     values = decided_by(name) if name in protocol_names() else {}
     return {key for key, value in values.items() if key in run.settings and run.settings[key] in (value, None)}
+
+
+def recipe_settings() -> list[str]:
+    """Names of the settings that recipes decide."""
+    by_rows = [name for recipe in recipe_names() for name in recipe_options(recipe)]
+    return list(dict.fromkeys([*(f.name for f in option_fields(RecipeConfig)), *by_rows]))
 
 
 def _follows(key: str, values: tuple[object, object], differing: list[str]) -> bool:

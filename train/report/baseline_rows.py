@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from train.report.results import Results, RunResult
-from train.report.run_settings import DATA
+from train.report.run_settings import DATA, RECIPE
 from train.report.significance import REFERENCE
 from train.report.table import BASELINE, Row, mean_cells
 
 PERMUTED = "permuted"  # the one baseline that depends on the run's own predictions
 RIDGE = "ridge"
-BASELINE_TITLES = {RIDGE: "ridge, PCA-256", "train_mean": "train mean", PERMUTED: "permuted"}
+RIDGE_TUNED = "ridge_tuned"  # reads what the model beside it reads, and learns what it learns
+BASELINE_TITLES = {
+    RIDGE: "ridge, PCA-256",
+    RIDGE_TUNED: "ridge, same inputs",
+    "train_mean": "train mean",
+    PERMUTED: "permuted",
+}
 
 
 def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -> list[Row]:
@@ -20,15 +28,9 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
         runs: those in the table.
         metrics: one for each cell.
     """
-    groups: list[list[RunResult]] = []
-    for run in runs:
-        group = next((g for g in groups if run.shares(g[0], DATA)), None)
-        if group is None:
-            groups.append([run])
-        else:
-            group.append(run)
     rows = []
     for baseline, title in BASELINE_TITLES.items():
+        groups = _groups(runs, (*DATA, *RECIPE) if baseline == RIDGE_TUNED else DATA)
         rows_by_values: dict[tuple[float | None, ...], Row] = {}
         labels: dict[str, str] = {}
         for group in groups:
@@ -40,22 +42,35 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
             if baseline == PERMUTED:
                 label = f"{run.label}, permuted"
             else:
-                label = ", ".join(filter(None, [_title(baseline, group), run.data_label]))
+                of_recipe = f"{run.settings['recipe']} recipe" if baseline == RIDGE_TUNED else ""
+                label = ", ".join(filter(None, [_title(baseline, group), of_recipe, run.data_label]))
             values = tuple(c.value for c in cells)
             if values not in rows_by_values and labels.setdefault(label, run.label) != run.label:
                 label = f"{title}, data of {run.label}"  # the label of its data is that of other data too
             rows_by_values.setdefault(values, Row(label, BASELINE, cells))
-        if len(rows_by_values) == 1 and baseline != PERMUTED:  # train means are the same for any neighbourhood
+        if len(rows_by_values) == 1 and baseline not in (PERMUTED, RIDGE_TUNED):  # the same for any neighbourhood
             rows += [Row(_title(baseline, runs), BASELINE, row.cells) for row in rows_by_values.values()]
         else:
             rows += rows_by_values.values()
     return [row for row in rows if any(c.value is not None for c in row.cells)]
 
 
+def _groups(runs: list[RunResult], keys: Sequence[str]) -> list[list[RunResult]]:
+    """The runs with the same values of these settings together, in order."""
+    groups: list[list[RunResult]] = []
+    for run in runs:
+        group = next((g for g in groups if run.shares(g[0], keys)), None)
+        if group is None:
+            groups.append([run])
+        else:
+            group.append(run)
+    return groups
+
+
 def _title(baseline: str, runs: list[RunResult]) -> str:
     """What a baseline is called; ridge reads the runs' embeddings, so it shares their leaks."""
     title = BASELINE_TITLES[baseline]
-    return f"{title}, LEAK" if baseline == RIDGE and any(run.leaks for run in runs) else title
+    return f"{title}, LEAK" if baseline in (RIDGE, RIDGE_TUNED) and any(run.leaks for run in runs) else title
 
 
 def _run_with_baseline(group: list[RunResult], baseline: str) -> RunResult:

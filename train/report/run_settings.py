@@ -12,11 +12,25 @@ from train.models.configs import ModelConfig
 from train.models.registry import get_model
 
 RANKING = (  # runs are put in order by these settings, then by the others
-    *("dataset", "test_dataset", "protocol", "split", "lora_layers", "genes", "n_genes", "transform", "neighbors"),
+    *(
+        "dataset",
+        "test_dataset",
+        "protocol",
+        "recipe",
+        "split",
+        "lora_layers",
+        "genes",
+        "n_genes",
+        "transform",
+        "neighbors",
+    ),
 )
 DATA = (  # settings on which data and baselines depend
     *("dataset", "test_dataset", "split", "encoder", "cache", "slides", "neighbors", "genes", "n_genes", "panel"),
     *("transform", "panel_from", "edge_spots", "niche_profile", "seed", "counts", "embeddings"),
+)
+RECIPE = (  # settings on which ridge on the same inputs and targets depends
+    *("recipe", "standardize", "neighbor_rings", "targets", "level", "smooth", "select_by"),
 )
 TRUTH = ("dataset", "test_dataset", "genes", "n_genes", "panel", "transform", "panel_from", "edge_spots", "counts")
 TUNED_BEFORE = "tuned before"  # in place of the number of blocks, on a cache of an encoder with an adapter
@@ -26,6 +40,7 @@ PHRASES = {
     "dataset": "{}",
     "test_dataset": "tested on {}",
     "protocol": "{} protocol",
+    "recipe": "{} recipe",
     "split": "{} split",
     "encoder": "{}",
     "cache": "cache {}",
@@ -57,6 +72,7 @@ def settings_of(setting: Setting) -> dict[str, Any]:
         "dataset": setting.dataset,
         "test_dataset": setting.test_dataset,
         "protocol": protocol.name,
+        "recipe": setting.recipe.name,
         "split": setting.split,
         "encoder": setting.cache.get("encoder"),
         "cache": identity_hash(setting.cache),
@@ -73,6 +89,7 @@ def settings_of(setting: Setting) -> dict[str, Any]:
         "edge_spots": protocol.edge_spots,
         "tested": protocol.tested,
         "niche_profile": protocol.niche_profile,
+        **{name: value for name, value in asdict(setting.recipe).items() if name != "name"},
         **model_settings(setting.model),
         **_training_settings(setting),
     }
@@ -92,7 +109,9 @@ def model_settings(model: ModelConfig) -> dict[str, Any]:
 
 def _training_settings(setting: Setting) -> dict[str, Any]:
     """The settings of the training loop; a model without gradient steps depends on the seed alone."""
-    return asdict(setting.fit) if get_model(setting.model_name).learns else {"seed": setting.fit.seed}
+    if get_model(setting.model_name).learns:
+        return asdict(setting.fit)
+    return {"seed": setting.fit.seed, "select_by": setting.fit.select_by}
 
 
 def _finetuning_settings(setting: Setting) -> dict[str, Any]:
