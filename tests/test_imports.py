@@ -83,8 +83,8 @@ STAIRS = {
     ),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),
-        *("significance", "analysis", "baseline_rows", "paper_tables", "analysis_tables", "plots"),
-        *("figures", "context", "page"),
+        *("significance", "analysis", "baseline_rows", "against_ridge", "paper_tables", "ridge_table"),
+        *("analysis_tables", "plots", "forest", "figures", "context", "page"),
         *("sections", "cli"),
     ),
     "sweeps": (

@@ -142,6 +142,7 @@ def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -
     from train.experiments.outputs import write_summary
     from train.report.paper_tables import results_tables
     from train.report.results import read_results
+    from train.report.ridge_table import ridge_tables
     from train.report.table import to_rich
 
     folders = [folder for folder in dict.fromkeys(job.folder.parent for job in jobs) if Run(folder).folds]
@@ -149,7 +150,8 @@ def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -
         write_summary(folder)
     if genes is not None:
         redraw_maps(jobs, genes)
-    for results_table in results_tables(read_results(folders), table=table):
+    results = read_results(folders)
+    for results_table in [*results_tables(results, table=table), *ridge_tables(results)]:
         out.print(to_rich(results_table))
     folder = folders[0] if len(folders) == 1 else folders[0].parent
     drawn = {path.name for f in folders for path in f.glob("fold*/*.png")}

@@ -107,12 +107,13 @@ def report_request(options: ReportOptions) -> ReportRequest:
 
 
 def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
-    """The tables to print: those of the table of the paper that is asked for, else metrics and cost; then regions.
+    """The tables to print: those of the table of the paper that is asked for, else metrics, ridge, cost; then regions.
 
     Raises:
         InputError: The table needs another option, or runs that are not there.
     """
     from train.report.paper_tables import cost_table, results_tables, status_table
+    from train.report.ridge_table import ridge_tables
 
     if request.table == STATUS_TABLE:
         return [status_table()]
@@ -124,7 +125,7 @@ def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
         tables = significance_tables(results, request)
     else:
         tables = results_tables(results, request.against, request.table)
-    tables += [cost_table(results)] if request.table is None else []
+    tables += [*ridge_tables(results), cost_table(results)] if request.table is None else []
     return tables + (region_tables(results, request) if request.region is not None else [])
 
 

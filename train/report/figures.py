@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hist_cache.runs import GEOMETRY, MAPS, TRAINING, readable_file
+from train.report.against_ridge import AgainstRidge
 from train.report.alike import truth_differences
+from train.report.forest import plot_forest
 from train.report.plots import plot_ablation, plot_gene, plot_gene_distributions, plot_gene_panel
 from train.report.results import Results, RunResult
 from train.report.significance import REFERENCE
@@ -106,6 +108,23 @@ class ReportFigures:
         methods = "Variants" if all(run.variant for run in self.runs) else "Methods"
         alt = f"Bars of each metric by run. {metric}: {values}."
         return [picture(file, f"{methods} side by side", caption, alt)]
+
+    def forest(self, found: Sequence[AgainstRidge]) -> list[Picture]:
+        """Differences to ridge with their intervals; none where nothing is compared.
+
+        Args:
+            found: `against_ridge` of the runs.
+        """
+        if not found:
+            return []
+        file = self._file("against-ridge")
+        plot_forest(file, found)
+        caption = (
+            "Mean over folds of the difference to ridge, with a 95 % interval. An interval that crosses the line shows "
+            "no clear difference; a dot without one is of a single fold."
+        )
+        alt = f"Differences to ridge by run: {'; '.join(one.sentence for one in found)}."
+        return [picture(file, "Against ridge", caption, alt)]
 
     def genes(self, main: RunResult, names: Sequence[str], correlations: Mapping[str, pd.Series]) -> list[Picture]:
         """Maps of single genes on the first test slide, as all runs of that fold predict them.

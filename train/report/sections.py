@@ -8,6 +8,7 @@ from pathlib import Path
 from hist_cache.console import progress
 from hist_cache.errors import InputError
 from hist_cache.files import write_text
+from train.report.against_ridge import against_ridge
 from train.report.alike import same_tests
 from train.report.analysis import RunSummary, run_regions, summarize_run
 from train.report.analysis_tables import (
@@ -23,6 +24,7 @@ from train.report.figures import ReportFigures
 from train.report.page import Section, render
 from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups, status_table
 from train.report.results import Results, RunResult
+from train.report.ridge_table import ridge_table, ridge_text
 from train.report.significance import references
 from train.report.table import Table, mean_cells, slug, to_csv, to_latex
 
@@ -121,6 +123,7 @@ def group_sections(
     significance = significance_table(results, runs, request.against)
     sections = [
         _metrics_section(results, runs, metric, figures, request),
+        _ridge_section(runs, figures),
         Section("Significance", tables=[significance] if significance else []),
         Section("Maps", pictures=figures.genes(main, request.genes, correlations), more=figures.maps()),
         _geometry_section({run.label: summaries[run.label] for run in runs}, group, figures),
@@ -146,6 +149,14 @@ def _metrics_section(
         figures.ablation(pooled),
         [("Slide by slide, and spots with a complete niche", others)] if others else [],
     )
+
+
+def _ridge_section(runs: list[RunResult], figures: ReportFigures) -> Section:
+    found = against_ridge(runs)
+    table = ridge_table(runs, found)
+    if table is None:
+        return Section("Against ridge")
+    return Section("Against ridge", ridge_text(found), [table], figures.forest(found))
 
 
 def _geometry_section(summaries: dict[str, RunSummary], group: str, figures: ReportFigures) -> Section:
