@@ -20,6 +20,7 @@ from train.report.published import (
 from train.report.results import COST_KEYS, Results, RunResult
 from train.report.significance import P_NOTE, REFERENCE, compare, references, without_reference
 from train.report.table import (
+    CENTERED_MSE,
     HIGHER,
     LOWER,
     METHOD,
@@ -43,6 +44,10 @@ SCOPES = {
     "slide_mean": "slide by slide, then their mean",
     "complete_niches": "spots with a complete niche",
 }
+CENTERED_NOTE = (
+    "MSE, centred: of prediction and truth less each gene's mean over the slide: the error that remains where a "
+    "slide's level is known. The MSE beside it counts the level too"
+)
 NO_BEST_NOTE = "no best is marked: the runs are tested on other slides, spots or genes"
 NOT_COMPARABLE = "not comparable"  # in the label of a published row whose setting is not the run's
 PUBLISHED_NOTE = (
@@ -121,6 +126,7 @@ def metrics_table(
     frame = results.metrics[results.metrics["scope"] == scope]
     frame = frame[frame["run"].isin([r.label for r in runs])]
     metrics = ordered_metrics(set(frame["metric"]))
+    metrics += [CENTERED_MSE] if scope == "pooled" and _all_centered(runs) else []
     columns = metric_columns(metrics)
     chosen = references(results, reference)
     rows = []
@@ -136,6 +142,7 @@ def metrics_table(
     if scope == "pooled":
         rows += [*baseline_rows(results, runs, metrics), *_method_rows(runs, metrics, table)]
     notes = [f"mean ± std over {_fold_counts(runs)} folds, {SCOPES[scope]}; MSE and MAE in {_unit(runs[0])}"]
+    notes += [CENTERED_NOTE] if CENTERED_MSE in metrics else []
     notes += [P_NOTE] if any(cell.value is not None for cell in p_cells) else []
     notes += without_reference(results, runs, reference)
     notes += [] if marks else [NO_BEST_NOTE]
@@ -147,6 +154,11 @@ def metrics_table(
     notes += [text for text in doubts if any(text.startswith(f"{run.label}: ") for run in runs)]
     group = group_name(runs[0])
     return Table(slug(f"metrics {scope} {group}"), f"{title or 'Metrics'}, {group}", columns, tuple(rows), tuple(notes))
+
+
+def _all_centered(runs: list[RunResult]) -> bool:
+    """Whether all folds of all runs have metrics without the slides' levels."""
+    return all("mse" in fold.metrics.get("centered", {}) for run in runs for fold in run.folds)
 
 
 def _fold_counts(runs: list[RunResult]) -> str:

@@ -19,6 +19,7 @@ from train.models.registry import model_entries
 from train.models.variants import load_variants
 from train.report.fold_result import FoldResult, read_fold
 from train.report.run_settings import DATA, RANKING, model_settings, phrase, settings_of
+from train.report.table import CENTERED_MSE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,14 +101,15 @@ class Results:
     def metrics(self) -> pd.DataFrame:
         """A metric of a fold a row: run, fold, split, test_slides, n_spots, scope, metric, value.
 
-        The scope is pooled, slide_mean, complete_niches or a slide's id.
+        The scope is pooled, slide_mean, complete_niches or a slide's id. Pooled has `CENTERED_MSE` where it is known.
         """
         import pandas as pd
 
         rows = []
         for run, fold in self._folds():
             m = fold.metrics
-            scopes = {"pooled": m["pooled"], "slide_mean": m["slide_mean"]} | m["slides"]
+            centered = {CENTERED_MSE: m["centered"]["mse"]} if "mse" in m.get("centered", {}) else {}
+            scopes = {"pooled": m["pooled"] | centered, "slide_mean": m["slide_mean"]} | m["slides"]
             scopes |= {"complete_niches": m["complete_niches"]} if m.get("complete_niches") else {}
             fold_columns = (run.label, fold.number, fold.split.name, fold.test_slides, m.get("n_spots"))
             rows += [(*fold_columns, scope, k, v) for scope, values in scopes.items() for k, v in values.items()]

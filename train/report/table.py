@@ -18,6 +18,8 @@ HIGHER, LOWER, NEITHER = 1, -1, 0  # which values of a column are better
 BASELINE = "control"  # kind of a baseline's row; CSV files have had this word since version 0.1
 METHOD = "method"  # kind of the row of a method that others have published
 SUBROW_KINDS = ("p", "published")  # kinds of rows that belong to the run above them
+CENTERED_MSE = "centered_mse"  # MSE after each gene's mean over a slide is taken from prediction and truth
+METRIC_TITLES = {CENTERED_MSE: "MSE, centred"}  # of others the name in capitals
 NOTE_WIDTH = 110  # characters, on the terminal
 ARROWS = {HIGHER: "↑", LOWER: "↓"}
 LATEX_ESCAPES = {
@@ -142,7 +144,7 @@ def ordered_metrics(metrics: set[str]) -> list[str]:
 
 def metric_columns(metrics: list[str]) -> tuple[Column, ...]:
     """A column for each metric: a higher PCC is better, and a lower error."""
-    return tuple(Column(m.upper(), HIGHER if m.startswith("pcc") else LOWER) for m in metrics)
+    return tuple(Column(METRIC_TITLES.get(m, m.upper()), HIGHER if m.startswith("pcc") else LOWER) for m in metrics)
 
 
 def slug(text: str) -> str:

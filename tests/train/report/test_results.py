@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
+from scipy import stats
 
 from hist_cache.errors import InputError
 from tests.train.report.fake_runs import RIDGE, numbers, write_run
@@ -116,6 +117,28 @@ def test_the_table_against_pandas(tmp_path: Path) -> None:
         assert cell.text == f"{expected[metric].mean():.3f} ± {expected[metric].std():.3f}"
     assert [c.best for c in table.rows[0].cells] == [True] * 4  # higher PCC, lower errors
     assert table.rows[3].cells[0].value == pytest.approx(np.mean([0.4, 0.41, 0.42, 0.43, 0.44]))
+
+
+def test_the_error_without_levels_where_all_runs_have_it(tmp_path: Path) -> None:
+    errors = {"full": (0.5, 0.6, 0.7, 0.55, 0.65), "no_hea": (0.55, 0.62, 0.8, 0.5, 0.7)}
+    for (variant, centered), values in zip(errors.items(), (FULL, NO_HEA), strict=True):
+        folder = write_run(tmp_path, values, change={"variant.name": variant})
+        for i, error in enumerate(centered):
+            file = folder / f"fold{i}/metrics.json"
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"centered": {"mse": error, "mae": 0.4}}))
+    [table] = results_tables(read_results([tmp_path]))
+    assert [c.title for c in table.columns] == ["PCC@10", "PCC@50", "MSE", "MAE", "MSE, centred"]
+    full, no_hea, p, ridge = (row.cells[-1] for row in table.rows[:4])
+    assert (full.value, full.spread) == pytest.approx((np.mean(errors["full"]), np.std(errors["full"], ddof=1)))
+    assert (full.best, no_hea.best) == (True, False)
+    assert p.value == pytest.approx(stats.ttest_rel(errors["no_hea"], errors["full"]).pvalue)
+    assert ridge.text == "–"
+    assert sum(note.startswith("MSE, centred: ") for note in table.notes) == 1
+    by_slide = results_tables(read_results([tmp_path]), scope="slide_mean")[0]
+    assert [c.title for c in by_slide.columns] == ["PCC@10", "PCC@50", "MSE", "MAE"]
+    write_run(tmp_path, FULL, change={"variant.name": "clip"})
+    [table] = results_tables(read_results([tmp_path]))
+    assert [c.title for c in table.columns] == ["PCC@10", "PCC@50", "MSE", "MAE"]
 
 
 def test_baselines_come_once_for_each_data_setting(tmp_path: Path) -> None:
