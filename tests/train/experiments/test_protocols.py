@@ -1,5 +1,6 @@
 import re
 import tomllib
+from dataclasses import replace
 from typing import get_args, get_type_hints
 
 import pytest
@@ -10,7 +11,14 @@ from hist_cache.fingerprint import CropRule
 from hist_cache.options import option_fields
 from tests.commands import REPOSITORY
 from train.experiments.jobs import make_finetuning
-from train.experiments.protocols import PROTOCOLS_FILE, Protocol, check_crops, get_protocol, protocol_options
+from train.experiments.protocols import (
+    PROTOCOLS_FILE,
+    Protocol,
+    check_crops,
+    decided_by,
+    get_protocol,
+    protocol_options,
+)
 from train.fit.config import FitConfig
 from train.models.configs import HistConfig
 from train.models.variants import Variant, get_variant
@@ -24,15 +32,23 @@ def test_the_table() -> None:
     assert get_protocol("paper") == Protocol("paper", "all", "", "keep", "best", 1, (1, 1, 1, 1), 0)
     assert get_protocol("release") == Protocol("release", "all", "", "drop", "last", 2, (1.2, 1.2, 0.7, 0.7), 112)
     assert get_protocol("strict") == Protocol("strict", "train", "patient", "keep", "best", 1, (1, 1, 1, 1), 0)
+    assert replace(get_protocol("reviewer"), name="strict") == get_protocol("strict")
     literal = Protocol("literal", "all", "", "keep", "best", 1, (1, 1, 1, 1), 0, "mean_of_logs")
     assert get_protocol("literal") == literal
-    with pytest.raises(InputError, match="--protocol papre: there are paper, release, strict, literal"):
+    with pytest.raises(InputError, match="--protocol papre: there are paper, release, strict, reviewer, literal"):
         get_protocol("papre")
 
 
 def test_a_single_option_overrides_its_row() -> None:
     mine = get_protocol("strict").with_options(panel_from="all", edge_spots=None, tested="last")
     assert (mine.panel_from, mine.edge_spots, mine.tested, mine.split) == ("all", "keep", "last", "patient")
+
+
+def test_reviewer_differs_from_strict_in_how_the_epoch_is_chosen() -> None:
+    strict, reviewer = decided_by("strict"), decided_by("reviewer")
+    assert {k for k in strict if strict[k] != reviewer[k]} == {"name", "select_by"}
+    assert (strict["select_by"], reviewer["select_by"]) == ("mse", "centered_mse")
+    assert (reviewer["split"], reviewer["panel_from"], reviewer["edge_spots"]) == ("patient", "train", "keep")
 
 
 def lora_of(protocol: str, **given: object) -> LoraConfig:
