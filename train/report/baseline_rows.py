@@ -29,6 +29,7 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
         metrics: one for each cell.
     """
     rows = []
+    recipes = {run.settings["recipe"] for run in runs}
     for baseline, title in BASELINE_TITLES.items():
         groups = _groups(runs, (*DATA, *RECIPE) if baseline == RIDGE_TUNED else DATA)
         rows_by_values: dict[tuple[float | None, ...], Row] = {}
@@ -38,11 +39,14 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
             frame = results.baselines[
                 (results.baselines["run"] == run.label) & (results.baselines["baseline"] == baseline)
             ]
+            if frame.empty:
+                continue
             cells = mean_cells(frame, metrics)
             if baseline == PERMUTED:
                 label = f"{run.label}, permuted"
             else:
-                of_recipe = f"{run.settings['recipe']} recipe" if baseline == RIDGE_TUNED else ""
+                has_own = baseline == RIDGE_TUNED and len(recipes) > 1
+                of_recipe = f"{run.settings['recipe']} recipe" if has_own else ""
                 label = ", ".join(filter(None, [_title(baseline, group), of_recipe, run.data_label]))
             values = tuple(c.value for c in cells)
             if values not in rows_by_values and labels.setdefault(label, run.label) != run.label:

@@ -173,6 +173,27 @@ def test_baselines_on_other_data_have_other_labels(tmp_path: Path) -> None:
     assert found == ["ridge, PCA-256", "ridge, PCA-256, data of full, release protocol"]
 
 
+def test_labels_of_ridge_on_the_same_inputs(tmp_path: Path) -> None:
+    """A run without that ridge takes no label from one that has it; recipes are named where they differ."""
+
+    def tuned_ridge(change: dict[str, object], value: float) -> None:
+        for file in write_run(tmp_path, FULL, change=change).glob("fold*/metrics.json"):
+            metrics = json.loads(file.read_text())
+            metrics["controls"]["ridge_tuned"] = numbers(value)
+            file.write_text(json.dumps(metrics))
+
+    def found() -> list[str]:
+        [table] = results_tables(read_results([tmp_path]))
+        return [row.label for row in table.rows if row.label.startswith("ridge")]
+
+    write_run(tmp_path, FULL)
+    assert found() == ["ridge, PCA-256"]
+    tuned_ridge({"loop.select_by": "centered_mse"}, 0.6)
+    assert found() == ["ridge, PCA-256", "ridge, same inputs"]
+    tuned_ridge({"recipe": {"name": "strong", "standardize": "slide"}}, 0.65)
+    assert found() == ["ridge, PCA-256", "ridge, same inputs, paper recipe", "ridge, same inputs, strong recipe"]
+
+
 def test_nothing_is_bold_across_panels_and_datasets_stand_apart(tmp_path: Path) -> None:
     write_run(tmp_path, FULL)
     write_run(tmp_path, NO_HEA, change={"n_genes": 1000, "panel": "b" * 64})
