@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from train.figures import EMBEDDING_STYLES
@@ -10,7 +11,7 @@ from train.report.alike import comparison_label, comparison_notes, fold_pairs
 from train.report.analysis import RunSummary, improvement, region_gains
 from train.report.paper_tables import group_name
 from train.report.results import Results, RunResult
-from train.report.significance import P_NOTE, compare, references
+from train.report.significance import HOLM_NOTE, P_NOTE, compare, holm, references
 from train.report.table import (
     HIGHER,
     LOWER,
@@ -47,21 +48,29 @@ def significance_table(results: Results, runs: Sequence[RunResult], against: str
     chosen = references(results, against)
     frame = results.metrics
     metrics = ordered_metrics(set(frame[frame["scope"] == "pooled"]["metric"]))
-    rows, notes = [], [P_NOTE]
-    for run in runs:
-        if run.label not in chosen:
-            continue
-        notes += comparison_notes(run, chosen[run.label])
-        tests = [compare(results, run, chosen[run.label], m) for m in metrics]
-        n = max(test.n for test in tests)
-        label = f"{run.label} − {comparison_label(run, chosen[run.label])}, {n} pair{'s' * (n != 1)}"
-        rows.append(Row(label, "run", tuple(difference_cell(test.difference) for test in tests)))
-        rows.append(Row("p, paired t-test", "p", tuple(Cell(p_text(t.p_t), t.p_t) for t in tests)))
-        rows.append(Row("p, Wilcoxon", "p", tuple(Cell(p_text(t.p_wilcoxon), t.p_wilcoxon) for t in tests)))
-    if not rows:
+    compared = [run for run in runs if run.label in chosen]
+    if not compared:
         return None
+    tests = {run.label: [compare(results, run, chosen[run.label], m) for m in metrics] for run in compared}
+    corrected = iter(holm([test.p_t for of_run in tests.values() for test in of_run]))
+    rows, notes = [], [P_NOTE]
+    for run in compared:
+        notes += comparison_notes(run, chosen[run.label])
+        of_run = tests[run.label]
+        n = max(test.n for test in of_run)
+        label = f"{run.label} − {comparison_label(run, chosen[run.label])}, {n} pair{'s' * (n != 1)}"
+        rows.append(Row(label, "run", tuple(difference_cell(test.difference) for test in of_run)))
+        rows.append(_p_row_of("p, paired t-test", [test.p_t for test in of_run]))
+        rows.append(_p_row_of("p, Wilcoxon", [test.p_wilcoxon for test in of_run]))
+        rows.append(_p_row_of("p, Holm", list(islice(corrected, len(of_run)))))
+    count = sum(test.p_t is not None for of_run in tests.values() for test in of_run)
+    notes.insert(1, HOLM_NOTE.format(count=count))
     name = slug(f"significance {group_name(runs[0])}")
     return Table(name, "Difference to the reference", metric_columns(metrics), tuple(rows), tuple(notes))
+
+
+def _p_row_of(label: str, values: Sequence[float | None]) -> Row:
+    return Row(label, "p", tuple(Cell(p_text(value), value) for value in values))
 
 
 def slide_table(results: Results, runs: list[RunResult], metric: str) -> Table:

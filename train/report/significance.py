@@ -17,8 +17,13 @@ if TYPE_CHECKING:
 
 REFERENCE = "full"  # the method that others are compared with, unless another is named
 P_NOTE = (
-    "p: paired over splits, two-sided, not corrected for the number of comparisons. Repeated splits share slides and "
-    "are not independent, so that p is too small; with 5 splits the Wilcoxon test cannot go below 0.0625"
+    "p: paired over splits, two-sided, not corrected for the number of comparisons unless it says Holm. Repeated "
+    "splits share slides and are not independent, so that p is too small; with 5 splits the Wilcoxon test cannot go "
+    "below 0.0625"
+)
+HOLM_NOTE = (
+    "p, Holm: that of the paired t-test, corrected by Holm's method for all {count} tests of this table, over runs and "
+    "metrics"
 )
 
 
@@ -47,6 +52,24 @@ def paired(first: np.ndarray, second: np.ndarray) -> Paired:
     varies = np.ptp(d) > rounding
     p_t = float(ttest_rel(first, second).pvalue) if varies else None
     return Paired(n, float(d.mean()), p_t, float(wilcoxon(d).pvalue))
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """P-values corrected for their number by Holm's method, which keeps the chance of any false finding.
+
+    Args:
+        p: of all comparisons; None where there was no test, which does not count.
+
+    Returns:
+        The corrected p-values in the same order, 1 at most; None where there was no test.
+    """
+    tested = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    corrected: list[float | None] = [None] * len(p)
+    highest = 0.0
+    for rank, (value, i) in enumerate(tested):
+        highest = max(highest, min(1.0, value * (len(tested) - rank)))
+        corrected[i] = highest
+    return corrected
 
 
 def compare(results: Results, run: RunResult, reference: RunResult, metric: str, scope: str = "pooled") -> Paired:

@@ -15,7 +15,7 @@ from hist_cache.errors import InputError
 from tests.train.report.fake_runs import RIDGE, write_run
 from train.report.analysis_tables import significance_table
 from train.report.results import read_results
-from train.report.significance import compare, comparisons, paired, references
+from train.report.significance import compare, comparisons, holm, paired, references
 
 A = [0.711, 0.702, 0.745, 0.698, 0.731]
 B = [0.701, 0.704, 0.725, 0.690, 0.728]
@@ -110,7 +110,48 @@ def test_the_table_has_both_tests(tmp_path: Path) -> None:
     results = read_results([tmp_path])
     table = significance_table(results, results.runs)
     assert table is not None
-    assert [r.label for r in table.rows] == ["no_hea − full, 5 pairs", "p, paired t-test", "p, Wilcoxon"]
+    assert [r.label for r in table.rows] == ["no_hea − full, 5 pairs", "p, paired t-test", "p, Wilcoxon", "p, Holm"]
     assert table.rows[1].cells[0].value == pytest.approx(stats.ttest_rel(B, A).pvalue)
     assert table.rows[2].cells[0].value == pytest.approx(stats.wilcoxon(B, A).pvalue)
     assert "not independent" in table.notes[0]
+
+
+def rejected_step_by_step(p: list[float], level: float) -> set[int]:
+    """What Holm's procedure rejects at a level: the smallest p against level / n, the next against level / (n - 1)."""
+    rejected = set()
+    for left, i in zip(range(len(p), 0, -1), sorted(range(len(p)), key=lambda i: p[i]), strict=True):
+        if p[i] > level / left:
+            break
+        rejected.add(i)
+    return rejected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 999), min_size=1, max_size=9, unique=True))
+def test_holm_rejects_what_its_procedure_does(thousandths: list[int]) -> None:
+    p = [value / 1000 for value in thousandths]
+    corrected = holm(p)
+    for level in (0.0105, 0.0505, 0.2005):
+        assert {
+            i for i, value in enumerate(corrected) if value is not None and value <= level
+        } == rejected_step_by_step(p, level)
+
+
+def test_holm_leaves_out_what_was_not_tested() -> None:
+    assert holm([0.03, None, 0.01, 0.9]) == pytest.approx([0.06, None, 0.03, 0.9])
+    assert holm([None]) == [None]
+
+
+def test_the_table_is_corrected_over_runs_and_metrics(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    write_run(tmp_path, A)
+    for variant in ("no_hea", "clip"):
+        write_run(tmp_path, [a + 0.02 * rng.normal() for a in A], change={"variant.name": variant})
+    results = read_results([tmp_path])
+    table = significance_table(results, results.runs)
+    assert table is not None
+    p = [cell.value for row in table.rows if row.label == "p, paired t-test" for cell in row.cells]
+    shown = [cell.value for row in table.rows if row.label == "p, Holm" for cell in row.cells]
+    assert len(p) == 8
+    assert shown == pytest.approx(holm(p))
+    assert "all 8 tests of this table" in table.notes[1]
