@@ -20,6 +20,7 @@ from train.report.analysis_tables import (
     significance_table,
     slide_table,
 )
+from train.report.checklist import checklist_table
 from train.report.figures import ReportFigures
 from train.report.page import Section, render
 from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups, status_table
@@ -47,6 +48,8 @@ class ReportRequest:
     """Folder that holds the slides' `st/`, for regions that the predictions do not have."""
     table: int | None = None
     """Number of a table of the paper."""
+    pathways: Path | None = None
+    """GMT file of gene sets, whose scores are compared."""
 
 
 def write_run_report(results: Results, folder: Path, request: ReportRequest) -> Path:
@@ -75,6 +78,8 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
         for runs in run_groups(results)
         for section in group_sections(results, runs, summaries, folder / "figures", request)
     ]
+    checklist = checklist_table(results, request.against, request.pathways is not None)
+    sections.append(Section("What reviewers ask for", tables=[checklist]))
     sections += [*regions, Section("Memory and time", tables=[cost_table(results, request.table)])]
     if any(run.setting.dataset == STATUS_DATASET for run in results.runs):
         sections.append(Section("Published only", tables=[status_table()]))

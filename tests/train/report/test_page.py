@@ -42,13 +42,20 @@ def test_the_files(page_file: Path) -> None:
     names = {p.name for p in (page_file.parent / "tables").iterdir()}
     stems = {
         "metrics-pooled-tiny", "metrics-slide-mean-tiny", "metrics-complete-niches-tiny", "significance-tiny", "cost",
+        "against-ridge-tiny", "checklist",
         "genes-tiny", "gains-full-over-clip", "slides-tiny", "regions-region", "region-gains-region", "radii-tiny",
     }  # fmt: skip
     assert {f"{stem}.{ending}" for stem in stems for ending in ("csv", "tex")} <= names
     with (page_file.parent / "tables/metrics-pooled-tiny.csv").open(newline="") as file:
         assert next(csv.DictReader(file))["run"] == "full"
     drawn = {p.name for p in (page_file.parent / "figures").iterdir()}
-    assert {"tiny-ablation.png", "tiny-gene-gene3.png", "tiny-gene-gene5.png", "tiny-gene-panel.png"} <= drawn
+    assert {
+        "tiny-against-ridge.png",
+        "tiny-ablation.png",
+        "tiny-gene-gene3.png",
+        "tiny-gene-gene5.png",
+        "tiny-gene-panel.png",
+    } <= drawn
 
 
 def test_the_page_needs_nothing_else(page_file: Path) -> None:
@@ -292,10 +299,11 @@ def test_sections_that_no_run_has_are_left_out(visit: Callable[..., Any], page_f
     write_run(tmp_path, (0.8, 0.81, 0.79), change=RIDGE, predictions=True)
     assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     page = visit(tmp_path / "out/report.html")
-    expected = ["Metrics", "Maps", "Genes", "Slides", "Memory and time", "Configuration"]
+    expected = ["Metrics", "Maps", "Genes", "Slides", "What reviewers ask for", "Memory and time", "Configuration"]
     assert [title for title in section_titles(page) if title != "Before you read on"] == expected
     hist = section_titles(visit(page_file))
     assert [title for title in hist if title in ("Geometry", "Training")] == ["Geometry", "Training"]
+    assert hist[1:3] == ["Metrics", "Against ridge"]
 
 
 def test_it_can_be_printed(visit: Callable[..., Any]) -> None:
