@@ -34,6 +34,7 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
         groups = _groups(runs, (*DATA, *RECIPE) if baseline == RIDGE_TUNED else DATA)
         rows_by_values: dict[tuple[float | None, ...], Row] = {}
         labels: dict[str, str] = {}
+        of_recipe = ""
         for group in groups:
             run = _run_with_baseline(group, baseline)
             frame = results.baselines[
@@ -52,8 +53,9 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
             if values not in rows_by_values and labels.setdefault(label, run.label) != run.label:
                 label = f"{title}, data of {run.label}"  # the label of its data is that of other data too
             rows_by_values.setdefault(values, Row(label, BASELINE, cells))
-        if len(rows_by_values) == 1 and baseline not in (PERMUTED, RIDGE_TUNED):  # the same for any neighbourhood
-            rows += [Row(_title(baseline, runs), BASELINE, row.cells) for row in rows_by_values.values()]
+        if len(rows_by_values) == 1 and baseline != PERMUTED:  # the same for any seed or neighbourhood
+            label = ", ".join(filter(None, [_title(baseline, runs), of_recipe]))
+            rows += [Row(label, BASELINE, row.cells) for row in rows_by_values.values()]
         else:
             rows += rows_by_values.values()
     return [row for row in rows if any(c.value is not None for c in row.cells)]

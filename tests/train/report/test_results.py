@@ -194,6 +194,19 @@ def test_labels_of_ridge_on_the_same_inputs(tmp_path: Path) -> None:
     assert found() == ["ridge, PCA-256", "ridge, same inputs, paper recipe", "ridge, same inputs, strong recipe"]
 
 
+def test_a_seed_that_changes_no_ridge_is_not_in_its_label(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        strong = {"recipe": {"name": "strong", "standardize": "slide"}, "loop.seed": seed}
+        for change in (strong, {"loop.seed": seed}):
+            for file in write_run(tmp_path, FULL, change=change).glob("fold*/metrics.json"):
+                metrics = json.loads(file.read_text())
+                metrics["controls"] |= {"ridge_tuned": numbers(0.6)} if change is strong else {}
+                file.write_text(json.dumps(metrics))
+    [table] = results_tables(read_results([tmp_path]))
+    ridges = [row.label for row in table.rows if row.label.startswith("ridge")]
+    assert ridges == ["ridge, PCA-256", "ridge, same inputs, strong recipe"]
+
+
 def test_nothing_is_bold_across_panels_and_datasets_stand_apart(tmp_path: Path) -> None:
     write_run(tmp_path, FULL)
     write_run(tmp_path, NO_HEA, change={"n_genes": 1000, "panel": "b" * 64})
