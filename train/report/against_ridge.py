@@ -67,8 +67,13 @@ class AgainstRidge:
     metric: str
     """PCC@k that is compared."""
     folds: tuple[FoldScores, ...]
-    n_seeds: int = 1
-    """How many are averaged in each fold."""
+    runs: tuple[str, ...]
+    """Labels of the runs: one, or all seeds, which are averaged in each fold."""
+
+    @property
+    def n_seeds(self) -> int:
+        """How many runs are averaged in each fold."""
+        return len(self.runs)
 
     @property
     def pcc(self) -> Estimate:
@@ -201,7 +206,7 @@ def _compared(group: Sequence[RunResult], metric: str, label: str) -> list[Again
     for ridge in RIDGE_NAMES:
         if folds and all(metric in fold.metrics["controls"].get(ridge, {}) for seeds in folds for fold in seeds):
             scores = tuple(_mean_scores(seeds, metric, ridge) for seeds in folds)
-            found.append(AgainstRidge(label, ridge, metric, scores, len(group)))
+            found.append(AgainstRidge(label, ridge, metric, scores, tuple(run.label for run in group)))
     return found
 
 

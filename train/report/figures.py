@@ -121,7 +121,7 @@ class ReportFigures:
         plot_forest(file, found)
         caption = (
             "Mean over folds of the difference to ridge, with a 95 % interval. An interval that crosses the line shows "
-            "no clear difference; a dot without one is of a single fold."
+            "no clear difference. A single fold has none, and a narrow one lies behind its dot."
         )
         alt = f"Differences to ridge by run: {'; '.join(one.sentence for one in found)}."
         return [picture(file, "Against ridge", caption, alt)]

@@ -88,8 +88,10 @@ def _interval(estimate: Estimate) -> Cell:
 
 
 def principal(found: Sequence[AgainstRidge]) -> list[AgainstRidge]:
-    """The first comparison of each label: with ridge on the same inputs where that is there."""
-    return list({one.label: one for one in reversed(found)}.values())[::-1]
+    """The comparisons put into words: with ridge on the same inputs where that is there, seeds as their mean."""
+    averaged = {label for one in found if one.n_seeds > 1 for label in one.runs}
+    first = {one.label: one for one in reversed(found) if one.label not in averaged}
+    return list(first.values())[::-1]
 
 
 def seed_notes(runs: Sequence[RunResult], found: Sequence[AgainstRidge]) -> list[str]:
@@ -111,7 +113,7 @@ def ridge_text(found: Sequence[AgainstRidge]) -> str:
     """The first sentences of the section: each run's where there are few, else how many are above and below."""
     chosen = principal(found)
     if len(chosen) <= MAX_SENTENCES:
-        return f"In {found[0].metric.upper()}, " + ". ".join(one.sentence for one in chosen) + "."
+        return f"In {found[0].metric.upper()}: " + ". ".join(one.sentence for one in chosen) + "."
     counts = Counter(one.verdict for one in chosen)
     words = {"above": "above ridge", "BELOW": "BELOW ridge", "no clear difference": "without a clear difference to it"}
     parts = [f"{counts[verdict]} {text}" for verdict, text in words.items() if counts[verdict]]

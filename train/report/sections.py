@@ -8,7 +8,7 @@ from pathlib import Path
 from hist_cache.console import progress
 from hist_cache.errors import InputError
 from hist_cache.files import write_text
-from train.report.against_ridge import against_ridge
+from train.report.against_ridge import RIDGE_NAMES, against_ridge
 from train.report.alike import same_tests
 from train.report.analysis import RunSummary, run_regions, summarize_run
 from train.report.analysis_tables import (
@@ -20,6 +20,7 @@ from train.report.analysis_tables import (
     significance_table,
     slide_table,
 )
+from train.report.baseline_rows import RIDGE_TUNED
 from train.report.checklist import checklist_table
 from train.report.figures import ReportFigures
 from train.report.page import Section, render
@@ -202,7 +203,9 @@ def summary_text(results: Results, runs: list[RunResult], metric: str) -> str:
     baselines = {
         name: mean_cells(own[own["baseline"] == name], [metric])[0].text for name in dict.fromkeys(own["baseline"])
     }
-    baseline_text = ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in baselines.items())
+    names = {RIDGE_TUNED: RIDGE_NAMES[RIDGE_TUNED]}
+    texts = [f"{names.get(name, name.replace('_', ' '))} {text}" for name, text in baselines.items()]
+    baseline_text = ", ".join(texts)
     first = (
         f"Highest {metric.upper()}: {best.label}, {cell.text}." if len(runs) > 1 else f"{metric.upper()} {cell.text}."
     )

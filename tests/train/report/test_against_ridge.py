@@ -113,6 +113,7 @@ def test_seeds_are_averaged_in_each_fold_first(tmp_path: Path) -> None:
     assert (pooled.pcc.low, pooled.pcc.high) == pytest.approx((interval.low, interval.high))
     [table] = ridge_tables(read_results([tmp_path]))
     assert any("mean over seeds in each fold first" in note for note in table.notes)
+    assert [note for note in table.notes if note.startswith("full")] == [pooled.sentence]  # not each seed by itself
 
 
 def test_seeds_of_other_splits_are_not_averaged(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_the_sentence(tmp_path: Path, own: Sequence[float], says: str) -> None:
     tuned, _ = compared(tmp_path)
     expected = f"full: {says.format('ridge on the same inputs')}"
     assert tuned.sentence == expected
-    assert ridge_text([tuned]) == f"In PCC@50, {expected}."
+    assert ridge_text([tuned]) == f"In PCC@50: {expected}."
 
 
 def test_a_single_fold_has_no_interval(tmp_path: Path) -> None:
