@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from train.relative_values import LEAST_SPREAD, slide_centered
+
 TOP_K = (10, 50, 200, 500, 1000, 2000, 3000)
 """Numbers of best predicted genes over which PCC@k is averaged; the last four are for the paper's table 9."""
 
@@ -24,8 +26,6 @@ NON_FINITE = "had a non-finite gradient and were skipped"
 """A run whose tested epoch had such steps diverged too."""
 
 _NAME = re.compile(r"pcc@[1-9][0-9]{0,5}|mse|mae", re.ASCII)
-_MIN_SPREAD = 1e-12
-"""A root mean square deviation below this share of the largest value is rounding: the gene counts as constant."""
 
 
 def gene_pcc(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def gene_pcc(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     p -= p.mean(0)
     t -= t.mean(0)
     norm_p, norm_t = np.linalg.norm(p, axis=0), np.linalg.norm(t, axis=0)
-    min_spread = _MIN_SPREAD * np.sqrt(len(p))
+    min_spread = LEAST_SPREAD * np.sqrt(len(p))
     defined = (norm_p > min_spread * scale_p) & (norm_t > min_spread * scale_t)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(defined, (p * t).sum(0) / (norm_p * norm_t), np.nan)
@@ -78,8 +78,10 @@ def test_metrics(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray, co
 
     Returns:
         `summarize` over all spots (`pooled`), per slide (`slides`), as the mean over slides (`slide_mean`) and over
-        the spots with a complete niche (`complete_niches`, None with fewer than `MIN_SPOTS` such spots); the number of
-        spots of each slide (`spots`); and the numbers of all spots, of complete niches and of genes whose pooled PCC is
+        the spots with a complete niche (`complete_niches`, None with fewer than `MIN_SPOTS` such spots), and over all
+        spots with prediction and truth centred within each slide (`centered`): its MSE is what remains if a model knew
+        the mean of each gene in each slide, and its PCC pools the deviations from these means; the number of spots of
+        each slide (`spots`); and the numbers of all spots, of complete niches and of genes whose pooled PCC is
         undefined (`n_*`).
     """
     slides = {str(s): summarize(predicted[slide == s], truth[slide == s]) for s in sorted(set(slide))}
@@ -88,6 +90,7 @@ def test_metrics(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray, co
         "slide_mean": mean_of(list(slides.values())),
         "slides": slides,
         "complete_niches": summarize(predicted[complete], truth[complete]) if complete.sum() >= MIN_SPOTS else None,
+        "centered": summarize(slide_centered(predicted, slide), slide_centered(truth, slide)),
         "spots": {s: int((slide == s).sum()) for s in slides},
         "n_spots": len(truth),
         "n_complete_niches": int(complete.sum()),

@@ -15,6 +15,7 @@ from train.metrics import gene_pcc, mean_of, std_of, summarize
 from train.metrics import test_metrics as all_metrics
 from train.models.baselines import RidgeModel, permuted, train_mean
 from train.models.configs import RidgeConfig
+from train.relative_values import slide_centered
 
 
 @settings(max_examples=30, deadline=None)
@@ -74,6 +75,55 @@ def test_pooled_and_per_slide() -> None:
     assert metrics["slide_mean"]["mse"] == pytest.approx(
         (metrics["slides"]["A"]["mse"] + metrics["slides"]["B"]["mse"]) / 2
     )
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 40), genes=st.integers(1, 6), slides=st.integers(1, 4), seed=st.integers(0, 999))
+def test_centering_within_slides(n: int, genes: int, slides: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    values = (rng.normal(size=(n, genes)) * 10).astype(np.float32)
+    slide = np.array([f"S{i}" for i in rng.integers(0, slides, n)], dtype=object)
+    before = values.copy()
+    centered = slide_centered(values, slide)
+    assert centered.dtype == np.float64
+    np.testing.assert_array_equal(values, before)
+    for i in range(n):
+        for j in range(genes):
+            own = [float(values[k, j]) for k in range(n) if slide[k] == slide[i]]
+            assert centered[i, j] == pytest.approx(float(values[i, j]) - sum(own) / len(own), abs=1e-9)
+
+
+@pytest.mark.parametrize("value", [0.1, 3.14, 1e6])
+def test_a_gene_that_is_constant_within_slides_has_no_centered_pcc(value: float) -> None:
+    rng = np.random.default_rng(0)
+    slide = np.array(["A"] * 7 + ["B"] * 13)
+    t = rng.normal(size=(20, 10))
+    p = t.copy()
+    p[:, 0] = np.where(slide == "A", value, value / 3)
+    np.testing.assert_array_equal(slide_centered(p, slide)[:, 0], 0)
+    metrics = all_metrics(p, t, slide, np.ones(20, bool))
+    assert metrics["centered"]["pcc@10"] == pytest.approx(0.9)
+    assert metrics["n_undefined_genes"] == 0
+
+
+def test_metrics_without_the_levels_of_slides() -> None:
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=(30, 12))
+    noise = rng.normal(size=(30, 12))
+    slide = np.array(["A"] * 10 + ["B"] * 20)
+    offset = np.where(slide == "A", 5.0, -3.0)[:, None]
+    complete = np.ones(30, bool)
+    own, shifted = (all_metrics(t + noise + more, t, slide, complete) for more in (0, offset))
+    assert shifted["pooled"]["mse"] > 10 * own["pooled"]["mse"]
+    assert shifted["centered"] == pytest.approx(own["centered"])
+    parts = [(t + noise)[slide == s] - (t + noise)[slide == s].mean(0) for s in "AB"]
+    truth = [t[slide == s] - t[slide == s].mean(0) for s in "AB"]
+    error = np.concatenate(parts) - np.concatenate(truth)
+    assert own["centered"]["mse"] == pytest.approx((error**2).mean())
+    pcc = [pearsonr(np.concatenate(parts)[:, j], np.concatenate(truth)[:, j]).statistic for j in range(12)]
+    assert own["centered"]["pcc@10"] == pytest.approx(np.mean(sorted(pcc)[2:]))
+    one = all_metrics(t + noise, t, np.array(["A"] * 30), complete)
+    assert one["centered"]["pcc@10"] == pytest.approx(one["pooled"]["pcc@10"])
 
 
 def test_mean_and_sample_standard_deviation() -> None:
