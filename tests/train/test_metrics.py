@@ -7,15 +7,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import pearsonr
+from scipy.stats import pearsonr, rankdata, spearmanr
 from sklearn.metrics import mean_absolute_error, mean_squared_error
 
 from train.data import Images, SpotData
-from train.metrics import gene_pcc, mean_of, std_of, summarize
+from train.metrics import gene_pcc, gene_spearman, mean_of, std_of, summarize
 from train.metrics import test_metrics as all_metrics
 from train.models.baselines import RidgeModel, permuted, train_mean
 from train.models.configs import RidgeConfig
-from train.relative_values import slide_centered
+from train.relative_values import average_ranks, slide_centered
 
 
 @settings(max_examples=30, deadline=None)
@@ -75,6 +75,40 @@ def test_pooled_and_per_slide() -> None:
     assert metrics["slide_mean"]["mse"] == pytest.approx(
         (metrics["slides"]["A"]["mse"] + metrics["slides"]["B"]["mse"]) / 2
     )
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(3, 40), genes=st.integers(1, 8), values=st.sampled_from([2, 5, 1000]), seed=st.integers(0, 999))
+def test_rank_correlations_against_scipy(n: int, genes: int, values: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    t, p = (np.log2(1 + rng.integers(0, values, (n, genes))).astype(np.float32) for _ in range(2))
+    np.testing.assert_array_equal(average_ranks(p), rankdata(p, axis=0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy warns of constant genes
+        expected = [spearmanr(p[:, j], t[:, j]).statistic for j in range(genes)]
+    np.testing.assert_allclose(gene_spearman(p, t), expected, atol=1e-12)
+
+
+def test_rank_correlations_pooled_and_as_the_mean_over_slides() -> None:
+    rng = np.random.default_rng(0)
+    t = rng.normal(size=(30, 60))
+    p = t + rng.normal(size=(30, 60)) * np.linspace(0.1, 5, 60)
+    slide = np.array(["A"] * 10 + ["B"] * 18 + ["C"] * 2)
+    metrics = all_metrics(p, t, slide, np.ones(30, bool))
+
+    def best(rows: np.ndarray, k: int) -> float:
+        found = sorted((spearmanr(p[rows, j], t[rows, j]).statistic for j in range(60)), reverse=True)
+        return float(np.mean(found[:k]))
+
+    assert set(metrics["ranks"]) == set(metrics["ranks_slide_mean"]) == {"spearman@10", "spearman@50"}
+    for k in (10, 50):
+        assert metrics["ranks"][f"spearman@{k}"] == pytest.approx(best(np.arange(30), k))
+        of_slides = [best(slide == s, k) for s in "AB"]  # C has too few spots
+        assert metrics["ranks_slide_mean"][f"spearman@{k}"] == pytest.approx(np.mean(of_slides))
+    monotone = all_metrics(np.exp(3 * p), p, slide, np.ones(30, bool))
+    assert monotone["ranks"] == pytest.approx({"spearman@10": 1.0, "spearman@50": 1.0})
+    few = all_metrics(p[:2], t[:2], slide[:2], np.ones(2, bool))
+    assert (few["ranks"], few["ranks_slide_mean"]) == ({}, {})
 
 
 @settings(max_examples=30, deadline=None)
