@@ -54,8 +54,8 @@ STAIRS = {
         "batches",
     ),
     "train": (
-        *("distributed", "expression", "rings", "data", "workspace", "leaks", "relative_values", "metrics"),
-        *("selection", "figures", "models", "recipes", "fit", "finetune", "options"),
+        *("distributed", "expression", "rings", "data", "workspace", "leaks", "depth", "relative_values"),
+        *("metrics", "selection", "figures", "models", "recipes", "fit", "finetune", "options"),
         *("experiments", "report", "cli"),
     ),
     "train.models": (
