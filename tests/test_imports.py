@@ -54,21 +54,9 @@ STAIRS = {
         "batches",
     ),
     "train": (
-        *(
-            "distributed",
-            "expression",
-            "rings",
-            "data",
-            "workspace",
-            "leaks",
-            "metrics",
-            "selection",
-            "figures",
-            "models",
-        ),
-        "recipes",
-        *("fit", "finetune", "options"),
-        *("experiments", "report", "cli"),
+        *("distributed", "expression", "rings", "data", "workspace", "leaks", "depth", "relative_values"),
+        *("metrics", "pathways", "selection", "figures", "models", "recipes", "fit", "finetune"),
+        *("options", "experiments", "report", "cli"),
     ),
     "train.models": (
         *("configs", "numerics", "lorentz", "exponential", "lorentz_losses", "alignment", "variants", "projection"),
@@ -83,8 +71,8 @@ STAIRS = {
     ),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),
-        *("significance", "analysis", "baseline_rows", "paper_tables", "analysis_tables", "plots"),
-        *("figures", "context", "page"),
+        *("significance", "analysis", "baseline_rows", "paper_tables", "analysis_tables", "pathway_tables"),
+        *("plots", "figures", "context", "page"),
         *("sections", "cli"),
     ),
     "sweeps": (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import is_tuned
 from hist_cache.runs import CHECKPOINT, CONFIG, Fold, member_checkpoint
-from hist_cache.splits import SPLIT_PARTS, Split, make_splits
+from hist_cache.splits import LOSO_ALIKE, SPLIT_PARTS, Split, kind_in_use, make_splits
+from hist_cache.validation_slides import ValidateOn
 from hist_cache.values import Precision
 from train.experiments.fold_files import read_split
 from train.experiments.grid import Point
@@ -126,6 +127,8 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
         workspace: The cache, with the neighbourhood sizes of all points.
         runs: Folder of the runs.
     """
+    names = {split_name(point, get_protocol(point.protocol), options, workspace) for point in points}
+    check_validate_on(options.validate_on, names, "validate_on" in options.given)
     jobs = []
     layers: dict[int | None, int] = {}  # counted once, because it is logged
     for point in points:
@@ -165,11 +168,33 @@ def splits_of(point: Point, protocol: Protocol, options: TrainOptions, workspace
     """The splits, with the test dataset's slides in place of their own test slides where there is one."""
     kind = point.split or protocol.split or None
     ids = list(workspace.slides)
-    splits = make_splits(workspace.dataset, ids, workspace.patients, kind, options.folds, options.seed)
+    splits = make_splits(
+        workspace.dataset, ids, workspace.patients, kind, options.folds, options.seed, options.validate_on
+    )
     if workspace.test_dataset is None:
         return splits
     test = tuple(workspace.test_slides)
     return [dataclasses.replace(s, test=test, name=f"{s.name}-{workspace.test_dataset}") for s in splits]
+
+
+def split_name(point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace) -> str:
+    """What `Setting.split` records: the kind of the splits as it was given, or `LOSO_ALIKE`."""
+    kind = point.split or protocol.split or None
+    in_use = kind_in_use(workspace.dataset, list(workspace.slides), workspace.patients, kind)
+    return LOSO_ALIKE if in_use == "loso" and options.validate_on == "alike" else kind or "default"
+
+
+def check_validate_on(validate_on: ValidateOn, split_names: Collection[str], given: bool) -> None:
+    """`InputError` where `--validate-on alike` was given and no split leaves one slide out, so that nothing reads it.
+
+    Args:
+        validate_on: The option's value.
+        split_names: Of all points, as `split_name` gives them.
+        given: Whether the option was given; what a table or a protocol sets acts on loso and on nothing else.
+    """
+    if given and validate_on == "alike" and LOSO_ALIKE not in split_names:
+        kinds = ", ".join(sorted(split_names))
+        raise InputError(f"--validate-on alike: is for --split loso, not {kinds}; give that, or leave it out")
 
 
 def choose_folds(splits: list[Split], fold: int | None) -> dict[int, Split]:
@@ -220,7 +245,7 @@ def make_setting(
         genes=point.genes,
         n_genes=len(panel),
         panel=panel_digest(panel) if protocol.panel_from == "all" else "",
-        split=point.split or protocol.split or "default",
+        split=split_name(point, protocol, options, workspace),
         transform=point.transform,
         model=options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel)),
         fit=fit,

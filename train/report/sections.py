@@ -22,6 +22,7 @@ from train.report.analysis_tables import (
 from train.report.figures import ReportFigures
 from train.report.page import Section, render
 from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups, status_table
+from train.report.pathway_tables import pathway_tables
 from train.report.results import Results, RunResult
 from train.report.significance import references
 from train.report.table import Table, mean_cells, slug, to_csv, to_latex
@@ -45,6 +46,8 @@ class ReportRequest:
     """Folder that holds the slides' `st/`, for regions that the predictions do not have."""
     table: int | None = None
     """Number of a table of the paper."""
+    pathways: Path | None = None
+    """GMT file of gene sets, whose scores are compared."""
 
 
 def write_run_report(results: Results, folder: Path, request: ReportRequest) -> Path:
@@ -59,10 +62,11 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
         Path of the page.
 
     Raises:
-        InputError: A reference, gene or region is not there; nothing is written then.
+        InputError: A reference, gene, region or gene set is not there; nothing is written then.
     """
     check_gene_names(results, request)
     regions = region_sections(results, request) if request.region else []
+    pathways = pathway_tables(results, request.pathways) if request.pathways else []
     summaries: dict[str, RunSummary] = {}
     with progress("reading", len(results.runs), "runs") as meter:
         for run in results.runs:
@@ -73,6 +77,7 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
         for runs in run_groups(results)
         for section in group_sections(results, runs, summaries, folder / "figures", request)
     ]
+    sections += [Section("Pathways", tables=pathways)] if pathways else []
     sections += [*regions, Section("Memory and time", tables=[cost_table(results, request.table)])]
     if any(run.setting.dataset == STATUS_DATASET for run in results.runs):
         sections.append(Section("Published only", tables=[status_table()]))
