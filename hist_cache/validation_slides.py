@@ -29,14 +29,14 @@ def validation_slides(
             `n_validation` slides: of the test slide's patient where it has at least two others, else of any patient.
 
     Returns:
-        IDs, in the cyclic order after the test slide. At least one other slide remains to train on, and one of the test
-        slide's patient where the validation slides are of that patient.
+        IDs, in the cyclic order after the test slide. At least one other slide remains to train on. Where the
+        validation slides are of the test slide's patient, at least half of its other slides do.
     """
     if validate_on == "next":
         return _after(test, slides)[:1]
     others = _after(test, slides)
     same = _of_same_patient(test, others, patients)
-    candidates, most = (same, len(same) - 1) if len(same) >= MIN_SAME_PATIENT else (others, len(others))
+    candidates, most = (same, len(same) // 2) if len(same) >= MIN_SAME_PATIENT else (others, len(others))
     return candidates[: min(n_validation(len(slides)), most)]
 
 

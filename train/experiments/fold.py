@@ -21,6 +21,7 @@ from hist_cache.h5ad import write_h5ad
 from hist_cache.runs import Fold
 from train import distributed
 from train.data import Batch, SpotData
+from train.depth import depth_warnings
 from train.experiments.cautions import ridge_warnings, selection_warnings
 from train.experiments.claims import claim_fold
 from train.experiments.controls import Controls
@@ -198,6 +199,7 @@ class FoldRunner:
             metrics["controls"]["ridge_tuned"] = summarize(recipe.tuned_ridge[test].cpu().numpy(), truth)
         metrics |= training_metrics(trained, job.setting.protocol.tested)
         metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val)
+        metrics["warnings"] += depth_warnings(data.depths(), job.split)
         metrics["warnings"] += ridge_warnings(metrics["pooled"], metrics["controls"])
         metrics["warnings"] += [*([f"LEAK: this fold {job.leak}"] if job.leak else []), *problems]
         errors = metrics["pooled"]["mse"], metrics["controls"]["train_mean"]["mse"], float(np.square(truth).mean())

@@ -127,8 +127,6 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
         workspace: The cache, with the neighbourhood sizes of all points.
         runs: Folder of the runs.
     """
-    names = {split_name(point, get_protocol(point.protocol), options, workspace) for point in points}
-    check_validate_on(options.validate_on, names, "validate_on" in options.given)
     jobs = []
     layers: dict[int | None, int] = {}  # counted once, because it is logged
     for point in points:
@@ -140,6 +138,7 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             edge_spots=options.edge_spots,
             tested=options.tested,
             niche_profile=options.niche_profile,
+            validate_on=options.validate_on,
         )
         folds = choose_folds(splits_of(point, protocol, options, workspace), options.fold)
         for split in folds.values():
@@ -161,6 +160,7 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             )
             adapter = adapter_slides(workspace, split) if setting.finetuning else None
             jobs.append(Job(setting, i, run / f"fold{i}", split, key, find_leak(workspace, split), adapter=adapter))
+    check_validate_on(options.validate_on, {job.setting.split for job in jobs})
     return jobs
 
 
@@ -169,7 +169,7 @@ def splits_of(point: Point, protocol: Protocol, options: TrainOptions, workspace
     kind = point.split or protocol.split or None
     ids = list(workspace.slides)
     splits = make_splits(
-        workspace.dataset, ids, workspace.patients, kind, options.folds, options.seed, options.validate_on
+        workspace.dataset, ids, workspace.patients, kind, options.folds, options.seed, protocol.validate_on
     )
     if workspace.test_dataset is None:
         return splits
@@ -177,22 +177,21 @@ def splits_of(point: Point, protocol: Protocol, options: TrainOptions, workspace
     return [dataclasses.replace(s, test=test, name=f"{s.name}-{workspace.test_dataset}") for s in splits]
 
 
-def split_name(point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace) -> str:
+def split_name(point: Point, protocol: Protocol, workspace: Workspace) -> str:
     """What `Setting.split` records: the kind of the splits as it was given, or `LOSO_ALIKE`."""
     kind = point.split or protocol.split or None
     in_use = kind_in_use(workspace.dataset, list(workspace.slides), workspace.patients, kind)
-    return LOSO_ALIKE if in_use == "loso" and options.validate_on == "alike" else kind or "default"
+    return LOSO_ALIKE if in_use == "loso" and protocol.validate_on == "alike" else kind or "default"
 
 
-def check_validate_on(validate_on: ValidateOn, split_names: Collection[str], given: bool) -> None:
+def check_validate_on(asked: ValidateOn | None, split_names: Collection[str]) -> None:
     """`InputError` where `--validate-on alike` was given and no split leaves one slide out, so that nothing reads it.
 
     Args:
-        validate_on: The option's value.
-        split_names: Of all points, as `split_name` gives them.
-        given: Whether the option was given; what a table or a protocol sets acts on loso and on nothing else.
+        asked: The option's value; None where the protocol decides.
+        split_names: Of all runs, as `split_name` gives them.
     """
-    if given and validate_on == "alike" and LOSO_ALIKE not in split_names:
+    if asked == "alike" and LOSO_ALIKE not in split_names:
         kinds = ", ".join(sorted(split_names))
         raise InputError(f"--validate-on alike: is for --split loso, not {kinds}; give that, or leave it out")
 
@@ -245,7 +244,7 @@ def make_setting(
         genes=point.genes,
         n_genes=len(panel),
         panel=panel_digest(panel) if protocol.panel_from == "all" else "",
-        split=split_name(point, protocol, options, workspace),
+        split=split_name(point, protocol, workspace),
         transform=point.transform,
         model=options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel)),
         fit=fit,

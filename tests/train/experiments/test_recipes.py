@@ -14,9 +14,11 @@ import torch
 import sweeps.cli
 import train.cli
 from hist_cache import load_run
+from hist_cache.splits import Split
 from tests import small
 from tests.conftest import REPOSITORY
 from train.data import SpotData
+from train.depth import depth_warnings
 from train.experiments.cautions import selection_warnings
 from train.experiments.outputs import load_model
 from train.experiments.setting import read_setting
@@ -57,24 +59,24 @@ def test_the_paper_recipe_gives_the_stored_numbers(cache: Path, tmp_path: Path) 
         assert pooled[fold] == pytest.approx(values, rel=0.05), "random weights may be others elsewhere"
 
 
-def planted(offset_of_val: float, depth_of_val: float = 1.0, n: int = 80) -> SpotData:
-    """Four slides with one signal; the validation slide C has another offset, and is shallower."""
+def planted(offset_of_val: float, n: int = 80) -> SpotData:
+    """Four slides with one signal; the validation slide C has another offset, as a shallower one has."""
     g = torch.Generator().manual_seed(3)
     spot, niche = torch.randn(2, 4 * n, 12, generator=g)
     mixing = torch.randn(24, 8, generator=g) / 24**0.5
     signal = torch.cat([spot, niche], dim=1) @ mixing
     slide = torch.arange(4).repeat_interleave(n)
     level = torch.tensor([6.0, 6.0, offset_of_val, 6.0])[slide].unsqueeze(1)
-    scale = torch.tensor([1.0, 1.0, depth_of_val, 1.0])[slide].unsqueeze(1)
-    y = level + scale * signal + 0.2 * torch.randn(4 * n, 8, generator=g)
+    y = level + signal + 0.2 * torch.randn(4 * n, 8, generator=g)
     rows, complete = torch.arange(4 * n) % n, torch.ones(4 * n, dtype=torch.bool)
     names = [f"G{i}" for i in range(8)]
-    return SpotData(spot.half(), niche.half(), y, y, slide, rows, complete, ["A", "B", "C", "D"], names)
+    depth = 1000 * 2 ** (level.squeeze(1) - 6)
+    return SpotData(spot.half(), niche.half(), y, y, slide, rows, complete, ["A", "B", "C", "D"], names, total=depth)
 
 
 def trained(data: SpotData, recipe: RecipeConfig, **more: object) -> tuple[float, list[str], FittedRecipe]:
     """PCC on the test slide D, and what is said of the selection."""
-    config = FitConfig(epochs=60, patience=10, batch_size=16, lr=3e-3, **more)  # type: ignore[arg-type]
+    config = FitConfig(epochs=40, patience=10, batch_size=40, lr=5e-3, **more)  # type: ignore[arg-type]
     train, val, test = (data.rows(names) for names in (["A", "B"], ["C"], ["D"]))
     fitted = fit_recipe(
         *(recipe, data, train, val, config.select_by),
@@ -89,12 +91,14 @@ def trained(data: SpotData, recipe: RecipeConfig, **more: object) -> tuple[float
 
 
 def test_the_offset_of_a_validation_slide_stops_training_at_once_only_where_it_counts() -> None:
-    data = planted(offset_of_val=-1.0, depth_of_val=0.4)
+    data = planted(offset_of_val=-1.0)
     by_mse, warnings, _ = trained(data, RecipeConfig())
     assert by_mse < 0.6
     assert len(warnings) == 1
     assert "best epoch is 0 of 11" in warnings[0]
     assert "C" in warnings[0]
+    (too_shallow,) = depth_warnings(data.depths(), Split(("A", "B"), ("C",), ("D",), "one"))
+    assert "validation slide C has a median of 8 counts a spot, train slides 1,000" in too_shallow
     for recipe, rule in ((RecipeConfig(), "centered_mse"), (RecipeConfig(), "pcc")):
         pcc, warnings, _ = trained(data, recipe, select_by=rule)
         assert pcc > 0.85
@@ -203,7 +207,7 @@ def test_what_cannot_be_is_refused_in_one_line(cache: Path, tmp_path: Path, run_
     for more, words in (
         (("--recipe", "weak"), "--recipe weak: there are paper, strong"),
         (("--recipe", "mine", "--recipe-file", tmp_path / "bad.toml"), "standardise is no option"),
-        (("--recipe", "mine", "--recipe-file", tmp_path / "worse.toml"), "--recipe mine: 'smooth' is 'much'"),
+        (("--recipe", "mine", "--recipe-file", tmp_path / "worse.toml"), "--smooth much: must be from 0 to 1"),
         (("--recipe", "mine", "--recipe-file", tmp_path / "none.toml"), "no such file"),
         (("--level", "ridge"), "--targets centered"),
         (("--finetune-lora", "--standardize", "slide"), "--standardize none"),
