@@ -65,8 +65,9 @@ STAIRS = {
     "train.fit": ("config", "allocation", "batches", "step", "graph", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
-        *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "precision", "fold_figures"),
-        *("outputs", "memory_limits", "controls", "fold", "announcements", "runner", "adapted"),
+        *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "precision", "quick_axes"),
+        *("fold_maps", "fold_figures", "outputs", "memory_limits", "controls", "fold", "announcements", "runner"),
+        "adapted",
     ),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),

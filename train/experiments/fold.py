@@ -23,8 +23,9 @@ from train import distributed
 from train.data import Batch, SpotData
 from train.experiments.claims import claim_fold
 from train.experiments.controls import Controls
-from train.experiments.fold_figures import plot_geometry, plot_maps, plot_training
+from train.experiments.fold_figures import plot_geometry, plot_training
 from train.experiments.fold_files import read_metrics
+from train.experiments.fold_maps import plot_maps
 from train.experiments.jobs import Job
 from train.experiments.memory_limits import (
     OUT_OF_MEMORY,
