@@ -62,7 +62,7 @@ STAIRS = {
         *("configs", "numerics", "lorentz", "exponential", "lorentz_losses", "alignment", "variants", "projection"),
         *("base", "registry", "components", "baselines", "streams", "hist"),
     ),
-    "train.fit": ("config", "allocation", "batches", "step", "graph", "checkpoints", "loop"),
+    "train.fit": ("config", "allocation", "adamw", "batches", "step", "graph", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
         *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "precision", "quick_axes"),

@@ -18,6 +18,7 @@ from hist_cache.errors import HistError, InputError, one_line
 from hist_cache.files import atomic_file
 from train import distributed
 from train.data import Inputs
+from train.fit.adamw import AdamW
 from train.models.base import Model
 
 HEAD = b"hist-cache checkpoint 1\n"
@@ -82,9 +83,7 @@ class Checkpoint:
     path: Path
     made_for: dict[str, Any] = field(default_factory=dict)
 
-    def save(
-        self, progress: Progress, model: Model, inputs: Inputs, optimizer: torch.optim.AdamW, order: torch.Generator
-    ) -> None:
+    def save(self, progress: Progress, model: Model, inputs: Inputs, optimizer: AdamW, order: torch.Generator) -> None:
         """Write everything that decides the epochs to come; every process's random state, written by the first."""
         states = distributed.all_gather_states(torch.get_rng_state())
         on_gpu = inputs.device.type == "cuda"
@@ -106,9 +105,7 @@ class Checkpoint:
             for part in (_head_of(made_for, content.getbuffer()), made_for, content.getbuffer()):
                 file.write(part)
 
-    def load(
-        self, model: Model, inputs: Inputs, optimizer: torch.optim.AdamW, order: torch.Generator
-    ) -> Progress | None:
+    def load(self, model: Model, inputs: Inputs, optimizer: AdamW, order: torch.Generator) -> Progress | None:
         """Load what `save` wrote.
 
         Returns:
