@@ -54,7 +54,7 @@ STAIRS = {
         "batches",
     ),
     "train": (
-        *("distributed", "expression", "rings", "data", "workspace", "leaks", "depth", "relative_values"),
+        *("distributed", "expression", "rings", "depth", "data", "workspace", "leaks", "relative_values"),
         *("metrics", "pathways", "selection", "figures", "models", "recipes", "fit", "finetune"),
         *("options", "experiments", "report", "cli"),
     ),
@@ -63,11 +63,12 @@ STAIRS = {
         *("base", "registry", "components", "ridge", "baselines", "ensemble", "streams", "hist"),
     ),
     "train.recipes": ("config", "table", "inputs", "targets", "fitted"),
-    "train.fit": ("config", "allocation", "average", "batches", "step", "graph", "checkpoints", "loop"),
+    "train.fit": ("config", "allocation", "adamw", "average", "batches", "step", "graph", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
-        *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "precision", "fold_figures"),
-        *("outputs", "members", "cautions", "memory_limits", "controls", "fold", "announcements", "runner", "adapted"),
+        *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "precision", "quick_axes"),
+        *("fold_maps", "fold_figures", "outputs", "members", "cautions", "memory_limits", "controls", "fold"),
+        *("announcements", "runner", "adapted"),
     ),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),

@@ -25,8 +25,9 @@ from train.depth import depth_warnings
 from train.experiments.cautions import ridge_warnings, selection_warnings
 from train.experiments.claims import claim_fold
 from train.experiments.controls import Controls
-from train.experiments.fold_figures import plot_geometry, plot_maps, plot_training
+from train.experiments.fold_figures import plot_geometry, plot_training
 from train.experiments.fold_files import read_metrics
+from train.experiments.fold_maps import plot_maps
 from train.experiments.jobs import Job
 from train.experiments.members import Trained, train_members, train_one
 from train.experiments.memory_limits import (
