@@ -15,13 +15,13 @@ from scipy.stats import pearsonr
 from train.selection import SLIDE_SCORES, centered_mse, selection_error, slide_pcc
 
 
-def example(seed: int, sizes: tuple[int, ...] = (9, 1, 14), genes: int = 5) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictions, truth and slides, which are mixed; the slide with index 1 has one spot, index 3 has none."""
+def example(seed: int, sizes: tuple[int, ...] = (9, 1, 14)) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions and truth of 5 genes, and slides 0, 2 and 4 in a mixed order; slides 1 and 3 have no spots."""
     rng = np.random.default_rng(seed)
     slide = np.repeat([0, 2, 4][: len(sizes)], sizes)
     slide = rng.permutation(slide)
-    truth = rng.normal(3, 2, (len(slide), genes)) + slide[:, None]
-    return truth * rng.uniform(-0.5, 1, genes) + rng.normal(size=truth.shape), truth, slide
+    truth = rng.normal(3, 2, (len(slide), 5)) + slide[:, None]
+    return truth * rng.uniform(-0.5, 1, 5) + rng.normal(size=truth.shape), truth, slide
 
 
 def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
