@@ -222,17 +222,18 @@ def make_setting(
     finetunes = bool(point.lora_layers) and entry.learns
     precision: Precision = "bf16" if options.precision == "bf16" and entry.learns else "fp32"
     fit = options.resolve(FitConfig, preset, precision=precision)
-    try:
-        check_fields(recipe)
-        check_fields(fit)
-    except TypeError as error:
-        raise InputError(f"--recipe {point.recipe}: {error}") from None
     if finetunes and recipe.changes_inputs:
         raise InputError(
             "--finetune-lora: the encoder's embeddings change in every step, so that they cannot be standardised or "
             "averaged over rings beforehand; give --standardize none --neighbor-rings 0"
         )
     embedding_width = recipe.embedding_width(next(iter(workspace.slides.values())).embeddings.shape[1])
+    model = options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel))
+    try:
+        for config in (recipe, fit, model):
+            check_fields(config)
+    except TypeError as error:
+        raise InputError(f"--recipe {point.recipe}: {error}") from None
     return Setting(
         dataset=workspace.dataset,
         test_dataset=workspace.test_dataset,
@@ -246,7 +247,7 @@ def make_setting(
         panel=panel_digest(panel) if protocol.panel_from == "all" else "",
         split=split_name(point, protocol, workspace),
         transform=point.transform,
-        model=options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel)),
+        model=model,
         fit=fit,
         finetuning=make_finetuning(point.lora_layers or 0, options, of_protocol, precision) if finetunes else None,
         model_name=point.model,
