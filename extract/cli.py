@@ -95,10 +95,10 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
 
     from extract.identity import common_identity, folder_name
     from extract.plan import Request, mention_other_caches
-    from extract.status import first_names
     from hist_cache.cache import Cache, remember_last
     from hist_cache.metadata import HEST_ID
     from hist_cache.slides import is_absent
+    from hist_cache.texts import first_names
 
     sizes = parse_sizes(options.neighbors)
     absent = [slide for slide in dataset.ids if is_absent(data_root, slide)]

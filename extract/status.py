@@ -11,6 +11,7 @@ from hist_cache.console import size
 from hist_cache.datasets import Dataset
 from hist_cache.errors import HistError
 from hist_cache.slide_file import read_header
+from hist_cache.texts import first_names
 from hist_cache.token_files import stale_reasons, token_files
 from hist_cache.verify import problem_of, verify_slide, verify_tokens
 
@@ -93,8 +94,3 @@ def show_file(path: Path, verify: Callable[[Path], list[str]] | None) -> bool:
 def disk_size(files: list[Path]) -> str:
     """Return the size of files on disk, as people read it: `1.5 GB`."""
     return size(sum(path.stat().st_size for path in files))
-
-
-def first_names(names: list[str], max_names: int = 6) -> str:
-    """Return names in one line, shortened to the first `max_names`."""
-    return ", ".join(names[:max_names]) + (", ..." if len(names) > max_names else "")

@@ -15,12 +15,15 @@ import numpy as np
 
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
-from hist_cache.texts import bad_name, read_csv, read_json
+from hist_cache.split_files import csv_rows, json_rows
+from hist_cache.texts import bad_name, first_names
+from hist_cache.validation_slides import ValidateOn, validation_slides
 
 log = logging.getLogger(__name__)
 
 PUBLISHED_FILE = Path(__file__).with_name("published_splits.json")
 KINDS = ("slide", "patient", "loso")
+LOSO_ALIKE = "loso alike"  # what results call loso with validation slides like the test slide
 SPLIT_PARTS = ("train", "val", "test")
 DRAWS = 5  # as many as are published per dataset
 HELD_OUT_SHARE = 0.1  # share of the slides in val, and the same in test
@@ -75,6 +78,7 @@ def make_splits(
     kind: str | Path | None = None,
     folds: int | None = None,
     seed: int = 42,
+    validate_on: ValidateOn = "next",
 ) -> list[Split]:
     """Make the splits that `--split kind` stands for.
 
@@ -86,31 +90,41 @@ def make_splits(
             splits. None means the published slide splits or, without those, the default of the dataset.
         folds: Return only the first `folds` splits, 1 or more. None means all of them, or 5 random draws.
         seed: Seed of the random draws.
+        validate_on: Where one slide is left out in turn: the rule that chooses the validation slides.
 
     Raises:
         InputError: A split names a slide that is not in `ids`, or there are too few slides or patients.
     """
     if folds is not None and folds < 1:
         raise InputError(f"--folds {folds}: at least 1")
-    if kind is None:
-        kind = _default_kind(dataset, ids, patients)
-    if kind not in KINDS:
-        splits = _from_path(Path(kind))
-    elif kind == "loso":
-        splits = leave_one_slide_out(ids)
-    elif published := published_splits(dataset, str(kind)):
+    kind = _default_kind(dataset, ids, patients) if kind is None else kind
+    in_use = kind_in_use(dataset, ids, patients, kind)
+    if in_use not in KINDS:
+        splits = from_files(Path(in_use))
+    elif in_use == "loso":
+        if kind != "loso":
+            log.info(f"{dataset} has only {len(ids)} slides: leaving one slide out in turn instead of drawing splits")
+        splits = leave_one_slide_out(ids, patients, validate_on)
+    elif published := published_splits(dataset, str(in_use)):
         splits = published
-    elif kind == "patient":
+    elif in_use == "patient":
         return seeded_patient_splits(ids, patients, folds or DRAWS, seed)
-    elif len(ids) < MIN_SLIDES_TO_DRAW:
-        log.info(f"{dataset} has only {len(ids)} slides: leaving one slide out in turn instead of drawing splits")
-        splits = leave_one_slide_out(ids)
     else:
         return seeded_slide_splits(ids, folds or DRAWS, seed)
     _check_available(dataset, splits, ids)
     if folds is not None and folds > len(splits):
         log.info(f"{len(splits)} splits, not the {folds} asked for: there are no more of this kind")
     return splits[:folds]
+
+
+def kind_in_use(dataset: str, ids: Collection[str], patients: Mapping[str, str], kind: str | Path | None) -> str | Path:
+    """Return the kind of splits that `make_splits` makes: one of `KINDS`, or a file or folder.
+
+    None is the dataset's own kind. Instead of drawing from a few slides, one slide is left out in turn (loso).
+    """
+    kind = _default_kind(dataset, ids, patients) if kind is None else kind
+    draws = kind == "slide" and not published_splits(dataset, "slide")
+    return "loso" if draws and len(ids) < MIN_SLIDES_TO_DRAW else kind
 
 
 def _default_kind(dataset: str, ids: Collection[str], patients: Mapping[str, str]) -> str:
@@ -126,13 +140,9 @@ def _check_available(dataset: str, splits: Iterable[Split], ids: Collection[str]
     missing = sorted({i for split in splits for i in split.ids} - set(ids))
     if missing:
         raise InputError(
-            f"{dataset}: the splits name {len(missing)} slides that the cache lacks: {_first(missing)}; "
+            f"{dataset}: the splits name {len(missing)} slides that the cache lacks: {first_names(missing, 25)}; "
             "extract them, or give --split loso or a file of splits for the slides there are"
         )
-
-
-def _first(names: Sequence[str], most: int = 25) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def published_splits(dataset: str, kind: str) -> list[Split] | None:
@@ -222,8 +232,16 @@ def _take(groups: list[list[str]], target: int, leave: int) -> list[str]:
     return slides
 
 
-def leave_one_slide_out(ids: Collection[str]) -> list[Split]:
-    """Make one split per slide: it tests on that slide, validates on the next one and trains on the rest.
+def leave_one_slide_out(
+    ids: Collection[str], patients: Mapping[str, str] | None = None, validate_on: ValidateOn = "next"
+) -> list[Split]:
+    """Make one split per slide: it tests on that slide, validates on others and trains on the rest.
+
+    Args:
+        ids: Slide IDs.
+        patients: Slide ID -> patient, which only "alike" reads; None where they are not known.
+        validate_on: "next" validates on the slide after the test slide, "alike" on slides like it
+            (`hist_cache.validation_slides`).
 
     Raises:
         InputError: There are fewer than three slides.
@@ -232,82 +250,29 @@ def leave_one_slide_out(ids: Collection[str]) -> list[Split]:
     if len(slides) < MIN_GROUPS:
         raise InputError(f"leaving one slide out needs at least 3 slides, not {len(slides)}: {', '.join(slides)}")
     splits = []
-    for i, test in enumerate(slides):
-        val = slides[(i + 1) % len(slides)]
-        train = [s for s in slides if s not in (test, val)]
-        splits.append(_split({"train": train, "val": [val], "test": [test]}, f"loso-{test}"))
+    for test in slides:
+        val = validation_slides(test, slides, patients or {}, validate_on)
+        train = [s for s in slides if s != test and s not in val]
+        name = f"loso-{test}" if validate_on == "next" else f"loso-{test}-{validate_on}"
+        splits.append(_split({"train": train, "val": val, "test": [test]}, name))
     return splits
 
 
-def from_csv_folder(folder: Path) -> list[Split]:
-    """Read splits in the format of HEST-bench: `train_i.csv` and `test_i.csv` with a column sample_id.
+def from_files(path: Path) -> list[Split]:
+    """Read splits from a folder with CSVs or from a JSON file (`hist_cache.split_files`).
 
-    The val slides come from `val_i.csv`; without that file, val is the last train slide in sorted order.
-
-    Args:
-        folder: The folder of the files, or the folder above their folder `splits`.
+    Where a split names no val slides, val is the last train slide in sorted order.
 
     Raises:
-        InputError: A file is missing or has no column sample_id, or a split is not valid.
+        InputError: There is no such folder or file, it holds no splits, or a split is not valid.
     """
-    csv_folder = folder / "splits" if (folder / "splits").is_dir() else folder
-    stems = [file.stem.removeprefix("train_") for file in csv_folder.glob("train_*.csv")]
-    numbers = sorted(int(stem) for stem in stems if stem.isdecimal())
-    if not numbers:
-        raise InputError(f"{folder}: no train_0.csv, train_1.csv, ... here; give a folder with HEST-bench splits")
-    splits = []
-    for i in numbers:
-        row = {part: _sample_ids(csv_folder / f"{part}_{i}.csv") for part in ("train", "test")}
-        if (csv_folder / f"val_{i}.csv").exists():
-            row["val"] = _sample_ids(csv_folder / f"val_{i}.csv")
-        splits.append(_split(row, f"{folder.name}-{i}"))
-    return splits
-
-
-def _sample_ids(file: Path) -> list[str]:
-    if not file.is_file():
-        raise InputError(f"{file}: not there; every train_i.csv needs its test_i.csv")
-    try:
-        names, rows = read_csv(file)
-    except ValueError as error:
-        raise InputError(f"{file}: {error}") from error
-    if "sample_id" not in names:
-        raise InputError(f"{file}: no column sample_id; its columns are {_first(names) or 'none'}")
-    return list(dict.fromkeys(row["sample_id"] for row in rows))
-
-
-def from_json(file: Path) -> list[Split]:
-    """Read splits from a JSON list of `{"train": [...], "val": [...], "test": [...]}`.
-
-    Without "val", val is the last train slide in sorted order.
-
-    Raises:
-        InputError: The file is not such a list, or a split is not valid.
-    """
-    try:
-        rows = read_json(file)
-    except ValueError as error:
-        raise InputError(f"{file}: {error}") from error
-    format_error = InputError(f'{file}: give a list of {{"train": [ids], "val": [ids], "test": [ids]}}')
-    if not isinstance(rows, list) or not rows:
-        raise format_error
-    for row in rows:
-        if not isinstance(row, dict) or not {"train", "test"} <= set(row) <= set(SPLIT_PARTS):
-            raise format_error
-        if not all(isinstance(ids, list) and all(isinstance(i, str) for i in ids) for ids in row.values()):
-            raise format_error
-    return [_split(row, f"{file.stem}-{i}") for i, row in enumerate(rows)]
-
-
-def _from_path(path: Path) -> list[Split]:
-    if path.is_dir():
-        return from_csv_folder(path)
-    if path.is_file():
-        return from_json(path)
-    raise InputError(
-        f"--split {path}: neither {', '.join(KINDS)} nor a file that is there; give one of these, a JSON "
-        "file or a folder of CSVs"
-    )
+    if not path.is_dir() and not path.is_file():
+        raise InputError(
+            f"--split {path}: neither {', '.join(KINDS)} nor a file that is there; give one of these, a JSON "
+            "file or a folder of CSVs"
+        )
+    rows = csv_rows(path) if path.is_dir() else json_rows(path)
+    return [_split(row, name) for name, row in rows]
 
 
 def shared_patients(split: Split, patients: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,11 @@ def read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:
 def shortened(text: str, longest: int = 60) -> str:
     """Return a text that is not too long for a message."""
     return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def first_names(names: Sequence[str], most: int = 6) -> str:
+    """Return the first of some names as one text, with dots where there are more."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def bad_name(names: Iterable[str]) -> str | None:

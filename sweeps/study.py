@@ -116,7 +116,7 @@ def make_study_plan(options: SweepOptions, space: tuple[Parameter, ...], workspa
     """
     jobs = jobs_with(options, {}, workspace, runs)
     setting = jobs[0].setting
-    defaults = {"neighbors": setting.neighbors} | vars(setting.model)
+    defaults = {"neighbors": setting.neighbors} | vars(setting.model) | vars(setting.recipe)
     defaults |= vars(setting.fit) if get_model(setting.model_name).learns else {}
     for name in (parameter.name for parameter in space):
         if name not in defaults:

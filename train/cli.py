@@ -162,7 +162,7 @@ def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -
 def redraw_maps(jobs: list[Job], genes: list[str]) -> None:
     """Draw the maps of finished folds again, with these genes."""
     from hist_cache.runs import MAPS, Fold
-    from train.experiments.fold_figures import plot_maps
+    from train.experiments.fold_maps import plot_maps
 
     for job in jobs:
         if job.done:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hist_cache.cache import Cache
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import DamagedCacheError, HistError, InputError
+from train.depth import slide_depths
 from train.expression import NicheProfile, Transform, profiles
 from train.rings import join_rings, slide_rings
 
@@ -216,7 +217,8 @@ class SpotData:
         """Median counts a spot of each slide, over all genes; {} where they are not known."""
         if self.total is None:
             return {}
-        return {name: float(self.total[self.slide == i].median()) for i, name in enumerate(self.slides)}
+        depths = slide_depths(self.total.cpu().numpy(), self.slide.cpu().numpy(), len(self.slides))
+        return dict(zip(self.slides, depths.tolist(), strict=True))
 
 
 class TensorCache(Generic[_T]):

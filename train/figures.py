@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from hist_cache.files import atomic_write
 
@@ -19,8 +18,6 @@ BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "0.45"  # Okabe and Ito's palette, sa
 PALE_BLUE = "#8fb8d4"
 DPI = 110
 PNG_LEVEL = 3  # of compression: half the time of zlib's default, at a few per cent more
-PICTURE_PX = 512  # width and height at most of what is drawn of a thumbnail; maps are smaller than that
-SCALE_BAR = (1.03, 1.07, 0.12, 0.88)  # left, right, bottom and top of a map's colour bar, as shares of the map
 SPOT_ENLARGEMENT = 1.25  # spots are drawn larger than they are, so that small ones can be seen
 
 
@@ -60,44 +57,6 @@ def new_figure(columns: int, rows: int, width: float, height: float) -> tuple[Fi
     return figure, np.atleast_2d(figure.subplots(rows, columns, squeeze=False))
 
 
-def fixed_figure(
-    columns: int, rows: int, size: tuple[float, float], margins: tuple[float, float, float, float], head: float = 0.0
-) -> tuple[Figure, np.ndarray]:
-    """A figure whose axes lie where they are told to.
-
-    A layout that looks for room (`new_figure`) draws everything one more time to measure it, which takes longer than
-    the rest. Figures of which each fold has some cannot afford that.
-
-    Args:
-        columns: axes in a row.
-        rows: axes in a column.
-        size: width and height of one of the axes with its margins, in inches.
-        margins: left, right, top and bottom of one of the axes, in inches.
-        head: room above all axes, in inches.
-
-    Returns:
-        The figure, and its axes as an array of shape (rows, columns).
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    (width, height), (left, right, top, bottom) = size, margins
-    across, down = columns * width, rows * height + head
-    figure = Figure(figsize=(across, down))
-    FigureCanvasAgg(figure)
-    inner = (width - left - right) / across, (height - top - bottom) / down
-    places = [
-        [((i * width + left) / across, 1 - (head + (j + 1) * height - bottom) / down, *inner) for i in range(columns)]
-        for j in range(rows)
-    ]
-    return figure, np.array([[figure.add_axes(place) for place in row] for row in places])
-
-
-def draw_title(figure: Figure, text: str) -> None:
-    """Write a title at the upper edge of a figure of `fixed_figure`, which has `head` for it."""
-    figure.suptitle(text, fontsize=10, y=1 - 0.08 / figure.get_figheight())
-
-
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     with atomic_write(path) as aside:
@@ -122,14 +81,6 @@ def spot_aspect(coords: np.ndarray) -> float:
     """
     width, height = np.ptp(coords, axis=0)
     return float(min(max(height / max(width, 1.0), 0.5), 1.6))
-
-
-def smaller_picture(picture: dict[str, Any]) -> dict[str, Any]:
-    """A slide's entry of `uns["spatial"]` with a thumbnail that is no larger than a map, so that maps are quick."""
-    image = Image.fromarray(picture["images"]["lowres"]).convert("RGBA")
-    factor = max(1, max(image.size) // PICTURE_PX)
-    scale = picture["scalefactors"] | {"tissue_lowres_scalef": picture["scalefactors"]["tissue_lowres_scalef"] / factor}
-    return {"images": {"lowres": np.asarray(image.reduce(factor))}, "scalefactors": scale}
 
 
 def draw_tissue(ax: Axes, picture: dict[str, Any], coords: np.ndarray) -> None:
@@ -179,23 +130,3 @@ def draw_spots(ax: Axes, picture: dict[str, Any], coords: np.ndarray, values: np
     )
     ax.add_collection(discs)
     return discs
-
-
-def draw_scale(ax: Axes, discs: EllipseCollection) -> None:
-    """Draw the colours of discs as a bar right of their map, with values: quicker than a bar that has axes.
-
-    Args:
-        ax: the map.
-        discs: that `draw_spots` has returned.
-    """
-    from matplotlib.ticker import MaxNLocator
-
-    discs.autoscale_None()
-    low, high = discs.get_clim()
-    _, right, bottom, top = SCALE_BAR
-    colors = discs.get_cmap()(np.linspace(0, 1, 128))[:, None]
-    ax.imshow(colors, extent=SCALE_BAR, transform=ax.transAxes, origin="lower", clip_on=False)
-    ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high] if high > low else [low]
-    for tick in ticks:
-        at = bottom + (top - bottom) * ((tick - low) / (high - low) if high > low else 0.5)
-        ax.text(right + 0.02, at, f"{tick:.4g}", transform=ax.transAxes, fontsize=7, va="center")

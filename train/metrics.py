@@ -1,4 +1,4 @@
-"""Metrics of predicted against true expression: PCC per gene over spots, PCC@k, MSE, MAE (HiST, Eq. 15-18)."""
+"""Metrics of predicted against true expression: PCC per gene, PCC@k, MSE, MAE (HiST, Eq. 15-18), rank correlations."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+
+from train.relative_values import LEAST_SPREAD, average_ranks, slide_centered
 
 TOP_K = (10, 50, 200, 500, 1000, 2000, 3000)
 """Numbers of best predicted genes over which PCC@k is averaged; the last four are for the paper's table 9."""
@@ -24,8 +26,6 @@ NON_FINITE = "had a non-finite gradient and were skipped"
 """A run whose tested epoch had such steps diverged too."""
 
 _NAME = re.compile(r"pcc@[1-9][0-9]{0,5}|mse|mae", re.ASCII)
-_MIN_SPREAD = 1e-12
-"""A root mean square deviation below this share of the largest value is rounding: the gene counts as constant."""
 
 
 def gene_pcc(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -44,10 +44,23 @@ def gene_pcc(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     p -= p.mean(0)
     t -= t.mean(0)
     norm_p, norm_t = np.linalg.norm(p, axis=0), np.linalg.norm(t, axis=0)
-    min_spread = _MIN_SPREAD * np.sqrt(len(p))
+    min_spread = LEAST_SPREAD * np.sqrt(len(p))
     defined = (norm_p > min_spread * scale_p) & (norm_t > min_spread * scale_t)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(defined, (p * t).sum(0) / (norm_p * norm_t), np.nan)
+
+
+def gene_spearman(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation of each gene over spots: `gene_pcc` of the ranks, where ties share their mean rank.
+
+    Args:
+        predicted: log2 expression, `(N, G)`.
+        truth: log2 expression, `(N, G)`.
+
+    Returns:
+        Correlations in [-1, 1], `(G,)`; NaN where prediction or truth is constant.
+    """
+    return gene_pcc(average_ranks(predicted), average_ranks(truth))
 
 
 def summarize(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
@@ -61,10 +74,20 @@ def summarize(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         `{"pcc@10": ..., "mse": ..., "mae": ...}`. An undefined PCC counts as 0. PCC@k with k > G is left out, and all
         of them where there are fewer than `MIN_SPOTS` spots.
     """
-    pcc = np.sort(np.nan_to_num(gene_pcc(predicted, truth), nan=0.0))[::-1] if len(truth) >= MIN_SPOTS else np.empty(0)
     error = predicted.astype(np.float64) - truth.astype(np.float64)
-    pcc_at_k = {f"pcc@{k}": float(pcc[:k].mean()) for k in TOP_K if k <= len(pcc)}
+    pcc_at_k = _best("pcc", gene_pcc(predicted, truth)) if len(truth) >= MIN_SPOTS else {}
     return pcc_at_k | {"mse": float((error**2).mean()), "mae": float(np.abs(error).mean())}
+
+
+def summarize_ranks(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """`{"spearman@10": ...}`: Spearman's correlation as `summarize` has Pearson's, for the same k."""
+    return _best("spearman", gene_spearman(predicted, truth)) if len(truth) >= MIN_SPOTS else {}
+
+
+def _best(name: str, correlations: np.ndarray) -> dict[str, float]:
+    """The mean of the k highest correlations for each k of `TOP_K` that is no more than there are; NaN counts as 0."""
+    highest = np.sort(np.nan_to_num(correlations, nan=0.0))[::-1]
+    return {f"{name}@{k}": float(highest[:k].mean()) for k in TOP_K if k <= len(highest)}
 
 
 def test_metrics(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray, complete: np.ndarray) -> dict[str, Any]:
@@ -78,16 +101,23 @@ def test_metrics(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray, co
 
     Returns:
         `summarize` over all spots (`pooled`), per slide (`slides`), as the mean over slides (`slide_mean`) and over
-        the spots with a complete niche (`complete_niches`, None with fewer than `MIN_SPOTS` such spots); the number of
-        spots of each slide (`spots`); and the numbers of all spots, of complete niches and of genes whose pooled PCC is
+        the spots with a complete niche (`complete_niches`, None with fewer than `MIN_SPOTS` such spots), and over all
+        spots with prediction and truth centred within each slide (`centered`): its MSE is what remains if a model knew
+        the mean of each gene in each slide, and its PCC pools the deviations from these means; rank
+        correlations over all spots (`ranks`) and as the mean over slides (`ranks_slide_mean`); the number of spots of
+        each slide (`spots`); and the numbers of all spots, of complete niches and of genes whose pooled PCC is
         undefined (`n_*`).
     """
     slides = {str(s): summarize(predicted[slide == s], truth[slide == s]) for s in sorted(set(slide))}
+    ranks_of_slides = [summarize_ranks(predicted[slide == s], truth[slide == s]) for s in slides]
     return {
         "pooled": summarize(predicted, truth),
         "slide_mean": mean_of(list(slides.values())),
         "slides": slides,
         "complete_niches": summarize(predicted[complete], truth[complete]) if complete.sum() >= MIN_SPOTS else None,
+        "centered": summarize(slide_centered(predicted, slide), slide_centered(truth, slide)),
+        "ranks": summarize_ranks(predicted, truth) if len(slides) > 1 else ranks_of_slides[0],
+        "ranks_slide_mean": mean_of(ranks_of_slides),
         "spots": {s: int((slide == s).sum()) for s in slides},
         "n_spots": len(truth),
         "n_complete_niches": int(complete.sum()),

@@ -60,6 +60,11 @@ class TrainOptions(CommandOptions):
     split: str | None = option(
         None, "slide, patient, loso, a file or folder of splits (default: the dataset's)", "KINDS"
     )
+    validate_on: Literal["next", "alike"] | None = option(
+        None,
+        "with --split loso: the slide after the test slide, or several alike, of its patient where they can be "
+        "(default: the protocol's)",
+    )
     protocol: str = option("paper", f"what the sources disagree on: {PROTOCOLS}", "NAMES")
     recipe: str = option("paper", f"what makes a model stronger: {RECIPES}", "NAMES")
     recipe_file: str | None = option(None, "a TOML file of further recipes, like train/recipes/recipes.toml", "FILE")

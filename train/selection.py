@@ -28,16 +28,19 @@ def centered_mse(predicted: Tensor, truth: Tensor, slide: Tensor) -> Tensor:
 
 
 def slide_pcc(predicted: Tensor, truth: Tensor, slide: Tensor) -> Tensor:
-    """Mean over slides of the mean PCC of all genes within a slide; an undefined one is 0. See `centered_mse`."""
+    """Mean over slides of the mean PCC of all genes within a slide. See `centered_mse`.
+
+    That of a gene which is constant is 0; with a prediction that is not finite it is NaN, so that nothing selects it.
+    """
     means = []
     for i in slide.unique():
         p, t = predicted[slide == i].double(), truth[slide == i].double()
         p_raw, t_raw = p.square().sum(0), t.square().sum(0)
         p, t = p - p.mean(0), t - t.mean(0)
         p_squares, t_squares = p.square().sum(0), t.square().sum(0)
-        defined = (p_squares > MIN_SPREAD * p_raw) & (t_squares > MIN_SPREAD * t_raw)
+        constant = (p_squares <= MIN_SPREAD * p_raw) | (t_squares <= MIN_SPREAD * t_raw)
         pcc = (p * t).sum(0) / (p_squares * t_squares).clamp(min=1e-300).sqrt()
-        means.append(torch.where(defined, pcc, 0.0).mean())
+        means.append(torch.where(constant, 0.0, pcc).mean())
     return torch.stack(means).mean()
 
 

@@ -187,3 +187,24 @@ def test_open_cache_chooses_and_says_what_it_cannot(tmp_path: Path) -> None:
     remember_last(tmp_path, Cache(one))
     assert open_cache(tmp_path).folder == one
     assert open_cache(one).slides == ["A"]
+
+
+@pytest.mark.parametrize(
+    ("encoder", "slug"),
+    [
+        ("timm:vit_small_patch16_224", "timm-vit_small_patch16_224"),
+        ("timm:vit_small_patch16_224.augreg_in21k", "timm-vit_small_patch16_224.augreg_in21k"),
+        ("timm:hf_hub:me/vit-b", "timm-hf_hub-me-vit-b"),
+        ("h-optimus-0", "h-optimus-0"),
+    ],
+)
+def test_a_cache_is_opened_by_each_name_of_its_encoder(tmp_path: Path, encoder: str, slug: str) -> None:
+    common = COMMON | {"encoder": encoder}
+    here = tmp_path / "her2st" / f"{slug}-{identity_hash(common)}"
+    write(here / "SPA138.h5", common=common)
+    for name in (None, encoder, slug, here.name):
+        cache = open_cache(str(tmp_path), "her2st", name)
+        assert (cache.folder, cache.slides) == (here, ["SPA138"])
+        assert cache.fingerprint().common["encoder"] == encoder
+    with pytest.raises(InputError, match=r"no cache of her2st with timm:vit_small; run hist-extract"):
+        open_cache(tmp_path, "her2st", "timm:vit_small")

@@ -12,8 +12,8 @@ from hist_cache.datasets import get_dataset
 from hist_cache.errors import InputError
 from hist_cache.splits import (
     Split,
-    from_csv_folder,
-    from_json,
+    from_files,
+    kind_in_use,
     leave_one_slide_out,
     make_splits,
     published_splits,
@@ -21,6 +21,7 @@ from hist_cache.splits import (
     seeded_slide_splits,
     shared_patients,
 )
+from hist_cache.validation_slides import n_validation, reason_for
 
 AUTHORS = Path(__file__).resolve().parents[3] / "shared" / "published_splits.json"
 WITH_PUBLISHED = ["kidney", "colorectum", "skin", "lung"]
@@ -116,6 +117,71 @@ def test_leaving_one_out_tests_each_slide_once(ids):
     assert splits[0].val == splits[1].test
 
 
+def patients_drawn(ids, data):
+    """A patient for each slide, or for some of them only."""
+    drawn = {slide: data.draw(st.sampled_from(["A", "B", "C", "D", None])) for slide in ids}
+    return {slide: patient for slide, patient in drawn.items() if patient}
+
+
+@given(slide_ids, st.data())
+def test_validation_slides_like_the_test_slide(ids, data):
+    patients = patients_drawn(ids, data)
+    splits = leave_one_slide_out(ids, patients, "alike")
+    assert splits == leave_one_slide_out(list(reversed(ids)), dict(reversed(patients.items())), "alike")
+    assert [(split.name, split.test) for split in splits] == [(f"loso-{i}-alike", (i,)) for i in sorted(ids)]
+    others = len(ids) - 1
+    usual = max(1, min(others // 2, max(2, round(others / 5))))
+    for split in splits:
+        assert sorted(split.ids) == sorted(ids)
+        assert split.train
+        [test] = split.test
+        same = [i for i in ids if i != test and test in patients and patients.get(i) == patients[test]]
+        if len(same) >= 2:
+            assert set(split.val) < set(same), "one of the patient's slides is trained on"
+            assert len(split.val) == min(usual, len(same) - 1)
+        else:
+            assert len(split.val) == usual
+        order = sorted(ids)
+        order = order[order.index(test) + 1 :] + order[: order.index(test)]
+        candidates = [i for i in order if i in same] if len(same) >= 2 else order
+        assert set(split.val) == set(candidates[: len(split.val)]), "the first after the test slide"
+
+
+@given(slide_ids)
+def test_without_patients_the_next_slides_validate(ids):
+    for alike, following in zip(leave_one_slide_out(ids, {}, "alike"), leave_one_slide_out(ids), strict=True):
+        assert set(following.val) <= set(alike.val)
+        assert following == leave_one_slide_out(ids, {}, "next")[sorted(ids).index(following.test[0])]
+
+
+def test_why_slides_validate():
+    slides, patients = list("abcdefg"), dict(zip("abcdef", "XXXYYZ", strict=True))
+    assert [reason_for(slide, slides, patients) for slide in "adfg"] == [
+        "same patient",
+        "any patient: d has only one other slide of its patient",
+        "other patients: f is the only slide of its patient",
+        "any patient: that of g is not known",
+    ]
+    first = leave_one_slide_out(slides, patients, "alike")
+    assert [(split.val, split.name) for split in first[:2]] == [(("b",), "loso-a-alike"), (("c",), "loso-b-alike")]
+    assert [n_validation(n) for n in (3, 4, 5, 6, 11, 14, 36)] == [1, 1, 2, 2, 2, 3, 7]
+
+
+def test_only_leaving_one_out_reads_the_rule():
+    her2st = get_dataset("her2st")
+    ids, patients = her2st.ids, her2st.patients
+    assert make_splits("her2st", ids, patients, "loso", validate_on="alike") == leave_one_slide_out(
+        ids, patients, "alike"
+    )
+    assert make_splits("her2st", ids, patients, validate_on="alike") == make_splits("her2st", ids, patients)
+    few = ids[:4]
+    assert make_splits("her2st", few, {}, "slide", validate_on="alike") == leave_one_slide_out(few, {}, "alike")
+    assert [
+        kind_in_use("her2st", some, patients, kind) for some, kind in ((ids, None), (few, None), (few, "slide"))
+    ] == [*("patient", "loso", "loso")]
+    assert kind_in_use("kidney", few, {}, None) == "slide"
+
+
 @pytest.mark.parametrize(
     ("train", "val", "test", "message"),
     [
@@ -188,30 +254,30 @@ def test_hest_bench_folders(tmp_path):
         write_csv(tmp_path / "splits", f"train_{i}.csv", sorted(set("abcdefghijkl") - {test}))
         write_csv(tmp_path / "splits", f"test_{i}.csv", [test])
     write_csv(tmp_path / "splits", "val_2.csv", ["m"])
-    splits = from_csv_folder(tmp_path)
+    splits = from_files(tmp_path)
     assert [s.test for s in splits] == [(i,) for i in "abcdefghijkl"]  # 10 after 9, not after 1
     assert (splits[0].val, splits[2].val) == (("l",), ("m",))
-    assert from_csv_folder(tmp_path / "splits")[3].ids == splits[3].ids
+    assert from_files(tmp_path / "splits")[3].ids == splits[3].ids
     with pytest.raises(InputError, match="cache lacks: m;"):
         make_splits("mine", list("abcdefghijkl"), {}, tmp_path)
 
 
 def test_wrong_hest_bench_folders(tmp_path):
     with pytest.raises(InputError, match=r"no train_0\.csv"):
-        from_csv_folder(tmp_path)
+        from_files(tmp_path)
     (tmp_path / "train_0.csv").write_text("slide\na\n")
     with pytest.raises(InputError, match="no column sample_id; its columns are slide"):
-        from_csv_folder(tmp_path)
+        from_files(tmp_path)
     write_csv(tmp_path, "train_0.csv", ["a", "b"])
     with pytest.raises(InputError, match=r"test_0\.csv: not there"):
-        from_csv_folder(tmp_path)
+        from_files(tmp_path)
 
 
 def test_json_files(tmp_path):
     file = tmp_path / "mine.json"
     rows = [{"train": ["b", "a"], "val": ["c"], "test": ["d"]}, {"train": ["d", "c", "b"], "test": ["a"]}]
     file.write_text(json.dumps(rows))
-    first, second = from_json(file)
+    first, second = from_files(file)
     assert first == Split(("a", "b"), ("c",), ("d",), "mine-0")
     assert second == Split(("b", "c"), ("d",), ("a",), "mine-1")
     assert make_splits("mine", list("abcd"), {}, str(file), folds=1) == [first]
@@ -224,7 +290,7 @@ def test_wrong_json_files(tmp_path, text):
     file = tmp_path / "mine.json"
     file.write_text(text)
     with pytest.raises(InputError, match=r"mine\.json"):
-        from_json(file)
+        from_files(file)
 
 
 def test_a_kind_that_is_neither_word_nor_file():
@@ -254,7 +320,7 @@ def test_files_of_any_content(tmp_path, content, says):
     file = tmp_path / "mine.json"
     file.write_bytes(content)
     with pytest.raises(InputError, match=re.escape(says)):
-        from_json(file)
+        from_files(file)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +330,7 @@ def test_files_of_any_content(tmp_path, content, says):
 def test_csv_files_of_any_content(tmp_path, content, says):
     (tmp_path / "train_0.csv").write_bytes(content)
     with pytest.raises(InputError, match=says):
-        from_csv_folder(tmp_path)
+        from_files(tmp_path)
 
 
 def test_a_long_list_is_checked_at_once(tmp_path):

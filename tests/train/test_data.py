@@ -1,11 +1,14 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.sparse import csr_matrix
 
 from tests.hist_cache.test_cache import make
-from train.data import assemble
+from train.data import Targets, assemble
 from train.expression import Transform, niche_mean
+from train.fit.batches import read_batch
 
 
 def test_niche_profile_is_the_masked_mean_of_raw_counts_then_the_logarithm() -> None:
@@ -45,3 +48,26 @@ def test_a_niches_profile_may_be_the_mean_of_logarithms(transform: Transform) ->
         np.testing.assert_allclose(found.niche_expression[i].numpy(), logs[near].mean(0), rtol=1e-5)
     assert torch.equal(found.expression, plain.expression)
     assert not torch.allclose(found.niche_expression, plain.niche_expression)
+
+
+def test_the_depth_of_a_slide_is_the_median_of_its_spots_counts() -> None:
+    a, b = make(n=5, seed=1), make(n=7, seed=2)
+    data = assemble({"A": a, "B": b}, 6, ["G5", "G0"], torch.device("cpu"))
+    expected = {name: float(np.median(slide.counts.toarray().sum(1))) for name, slide in (("A", a), ("B", b))}
+    assert data.depths() == expected, "over all genes, not only those of the panel"
+    assert replace(data, total=None).depths() == {}
+    assert data.only(["B"]).depths()["B"] == expected["B"]
+
+
+def test_what_is_learnt_is_the_expression_unless_a_recipe_says_otherwise() -> None:
+    data = assemble({"A": make(n=5, seed=1)}, 6, ["G5", "G0"], torch.device("cpu"))
+    assert data.target is data.expression
+    batch = read_batch(data, torch.tensor([3, 1]))
+    assert torch.equal(batch.target, data.expression[[3, 1]])
+    targets = Targets(*(torch.full_like(data.expression, value) for value in (1.0, 2.0, 3.0, 4.0)))
+    other = replace(data, targets=targets)
+    assert other.target is targets.target
+    batch = read_batch(other, torch.tensor([3, 1]))
+    found = [values.unique().item() for values in (batch.expression, batch.niche_expression, batch.target)]
+    assert found == [1, 2, 3]
+    assert other.only(["A"]).targets is None, "they were fitted on other slides"

@@ -16,7 +16,8 @@ from hist_cache.errors import InputError
 from hist_cache.files import FULL, write_error
 from hist_cache.fingerprint import CropRule, is_tuned
 from hist_cache.options import flag, folder_option
-from hist_cache.splits import shared_patients
+from hist_cache.splits import LOSO_ALIKE, shared_patients
+from hist_cache.validation_slides import reason_for
 from train.experiments import protocols
 from train.experiments.jobs import Job
 from train.experiments.run_folders import changed_contents
@@ -156,11 +157,10 @@ def check_resumable(jobs: list[Job]) -> None:
 def announce_splits(jobs: list[Job], patients: dict[str, str]) -> None:
     """Log each split once; then warn of the patients that parts of a split share."""
     shared_in: dict[str, list[str]] = {}
-    for split in dict.fromkeys(job.split for job in jobs):
+    for split, job_of_split in {job.split: job for job in jobs}.items():
         folds = ", ".join(str(i) for i in sorted({job.fold for job in jobs if job.split == split}))
-        log.info(
-            f"fold {folds}: train {len(split.train)}, validate {', '.join(split.val)}, test {', '.join(split.test)}"
-        )
+        validated = ", ".join(split.val) + _why_validated(job_of_split, patients)
+        log.info(f"fold {folds}: train {len(split.train)}, validate {validated}, test {', '.join(split.test)}")
         if shared := shared_patients(split, patients):
             shared_in.setdefault(", ".join(shared), []).append(folds)
     for names, where in shared_in.items():
@@ -168,6 +168,14 @@ def announce_splits(jobs: list[Job], patients: dict[str, str]) -> None:
             f"fold {', '.join(where)}: {names} in train and test: the metrics are optimistic "
             "(--split patient avoids it)"
         )
+
+
+def _why_validated(job: Job, patients: dict[str, str]) -> str:
+    """` (same patient)`: why these slides validate, where they were chosen for being like the test slide."""
+    slides, left_out = sorted(job.setting.slides), job.split.test[0]
+    if job.setting.split != LOSO_ALIKE or left_out not in slides:  # a slide of another dataset is tested instead of it
+        return ""
+    return f" ({reason_for(left_out, slides, patients)})"
 
 
 def announce_grid(jobs: list[Job], left: list[Job], device: torch.device, workers: int) -> None:

@@ -21,11 +21,13 @@ from hist_cache.h5ad import write_h5ad
 from hist_cache.runs import Fold
 from train import distributed
 from train.data import Batch, SpotData
+from train.depth import depth_warnings
 from train.experiments.cautions import ridge_warnings, selection_warnings
 from train.experiments.claims import claim_fold
 from train.experiments.controls import Controls
-from train.experiments.fold_figures import plot_geometry, plot_maps, plot_training
+from train.experiments.fold_figures import plot_geometry, plot_training
 from train.experiments.fold_files import read_metrics
+from train.experiments.fold_maps import plot_maps
 from train.experiments.jobs import Job
 from train.experiments.members import Trained, train_members, train_one
 from train.experiments.memory_limits import (
@@ -198,6 +200,7 @@ class FoldRunner:
             metrics["controls"]["ridge_tuned"] = summarize(recipe.tuned_ridge[test].cpu().numpy(), truth)
         metrics |= training_metrics(trained, job.setting.protocol.tested)
         metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val)
+        metrics["warnings"] += depth_warnings(data.depths(), job.split)
         metrics["warnings"] += ridge_warnings(metrics["pooled"], metrics["controls"])
         metrics["warnings"] += [*([f"LEAK: this fold {job.leak}"] if job.leak else []), *problems]
         errors = metrics["pooled"]["mse"], metrics["controls"]["train_mean"]["mse"], float(np.square(truth).mean())

@@ -1,40 +1,25 @@
-"""The figures of a fold: maps of measured and predicted expression, the learned geometry, training curves."""
+"""The figures of how a fold was trained and of the geometry that it has learned; `fold_maps.py` draws its maps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.figures import (
-    EMBEDDING_STYLES,
-    draw_scale,
-    draw_spots,
-    draw_tissue,
-    draw_title,
-    fixed_figure,
-    save_figure,
-    smaller_picture,
-    spot_aspect,
-)
-from train.metrics import gene_pcc
+from train.experiments.quick_axes import MARGIN, TITLE_ROOM, QuickAxes, data_limits, fixed_figure, write_title
+from train.figures import EMBEDDING_STYLES, save_figure
 from train.models.projection import to_disk
 
 if TYPE_CHECKING:
     import anndata
     import pandas as pd
-    from matplotlib.axes import Axes
 
-N_GENES = 4  # on the maps, where none are named
-N_SLIDES = 2  # on the maps
 N_BINS = 40  # of the histogram of radii
 PANEL_COLUMNS = 3  # of the training curves
 AXES_MARGINS = 0.6, 0.15, 0.32, 0.46  # left, right, top and bottom of axes with ticks, in inches
-MAP_MARGINS = 0.06, 0.46, 0.36, 0.06  # the same of a map, with its colour bar at the right
-TITLE_ROOM = 0.25  # room for the title of a figure, in inches
+LINE_COLORS = "#1f77b4", "#ff7f0e"  # of the training curves that are of no embedding
 RADII = "mean radius"
 TRAINING_PANELS = {  # title -> column of the history -> label
     "prediction, MSE": {"mse": "train", "val_mse": "validation"},
@@ -46,47 +31,6 @@ TRAINING_PANELS = {  # title -> column of the history -> label
 }
 
 
-def plot_maps(path: Path, table: anndata.AnnData, genes: list[str] | None = None) -> None:
-    """Draw the first test slides: the H&E, and of each gene the measured expression above the predicted.
-
-    Args:
-        path: the PNG to write.
-        table: predictions of a fold, as `Fold.predictions` reads them.
-        genes: names of genes (default: those with the highest PCC).
-    """
-    predicted, truth = np.asarray(table.X), np.asarray(table.layers["truth"])
-    if genes is None:
-        pcc = np.nan_to_num(gene_pcc(predicted, truth), nan=-1.0)
-        genes = [str(table.var_names[i]) for i in np.argsort(-pcc, kind="stable")[:N_GENES]]
-    slide = table.obs["slide"].to_numpy()
-    names = list(dict.fromkeys(slide))[:N_SLIDES]
-    aspect = max(spot_aspect(table.obsm["spatial"][slide == name]) for name in names)
-    size = 3.0, 0.5 + 2.6 * aspect
-    figure, axes = fixed_figure(1 + len(genes), 2 * len(names), size, MAP_MARGINS, TITLE_ROOM)
-    for i, name in enumerate(names):
-        _draw_maps_of_slide(axes[2 * i : 2 * i + 2], table[slide == name], str(name), genes)
-    draw_title(figure, f"Expression, {table.uns['expression']}; each map has its own scale")
-    save_figure(figure, path)
-
-
-def _draw_maps_of_slide(axes: np.ndarray, table: anndata.AnnData, slide: str, genes: Sequence[str]) -> None:
-    """Fill two rows of axes, (2, 1 + genes), with the spots of one slide."""
-    predicted, truth = np.asarray(table.X), np.asarray(table.layers["truth"])
-    picture, coords = smaller_picture(table.uns["spatial"][slide]), table.obsm["spatial"]
-    pcc = gene_pcc(predicted, truth)
-    draw_tissue(axes[0, 0], picture, coords)
-    axes[0, 0].set_title(slide, fontsize=10, parse_math=False)  # a $ in a name is no formula
-    axes[1, 0].axis("off")
-    for k, gene in enumerate(genes):
-        j = list(table.var_names).index(gene)
-        titles = (f"{gene} measured", f"{gene} predicted  PCC {pcc[j]:.2f}")
-        for ax, values, title in zip(axes[:, k + 1], (truth, predicted), titles, strict=True):
-            draw_tissue(ax, picture, coords)
-            discs = draw_spots(ax, picture, coords, values[:, j])
-            draw_scale(ax, discs)
-            ax.set_title(title, fontsize=9, parse_math=False)
-
-
 def plot_geometry(path: Path, table: anndata.AnnData) -> None:
     """Draw the test spots' four embeddings in the Poincare disk (tangent PCA), and histograms of their radii.
 
@@ -94,50 +38,66 @@ def plot_geometry(path: Path, table: anndata.AnnData) -> None:
         path: the PNG to write.
         table: predictions of a fold, which must have `uns["plane"]`; only models with these embeddings write it.
     """
-    figure, axes = fixed_figure(2, 1, (5.0, 4.6), AXES_MARGINS)
-    disk, histogram = axes[0]
+    figure, ((disk, histogram),) = fixed_figure(2, 1, (5.0, 4.6), AXES_MARGINS)
     hyperbolic = table.uns["plane"]["geometry"] == "lorentz"
     _draw_plane(disk, table, hyperbolic)
-    _draw_radii(histogram, table)
-    histogram.set_xlabel("curvature radii" if hyperbolic else "Euclidean length", fontsize=8)
+    _draw_radii(histogram, table, "curvature radii" if hyperbolic else "Euclidean length")
     save_figure(figure, path)
 
 
-def _draw_plane(ax: Axes, table: anndata.AnnData, hyperbolic: bool) -> None:
+def _draw_plane(ax: QuickAxes, table: anndata.AnnData, hyperbolic: bool) -> None:
+    points = {name: np.asarray(table.obsm[f"plane_{name}"]) for name in EMBEDDING_STYLES}
+    if hyperbolic:
+        points = {name: to_disk(own) for name, own in points.items()}
+        reach = np.array([[-1.0, -1.0], [1.0, 1.0]])
+    else:
+        reach = np.concatenate([[[0.0, 0.0]], *points.values()])
+    # A unit is as long in either direction.
+    centre = (reach.min(0) + reach.max(0)) / 2
+    span = max(float((reach.max(0) - reach.min(0)).max()), 1e-6) * (1 + 2 * MARGIN)
+    half = span / 2 * np.array([ax.box.width, ax.box.height]) / min(ax.box.width, ax.box.height)
+    (x0, y0), (x1, y1) = centre - half, centre + half
+    ax.limit((x0, x1), (y0, y1))
     for name, style in EMBEDDING_STYLES.items():
-        points = np.asarray(table.obsm[f"plane_{name}"])
-        points = to_disk(points) if hyperbolic else points
         is_spot = style.line == "-"
-        color = _mix_with_white(style.color, 0.0 if is_spot else 0.35)  # niches are paler than their spots
-        marker = "o" if is_spot else "^"
-        ax.scatter(
-            points[:, 0], points[:, 1], color=color, label=style.label, s=9, marker=marker, alpha=0.55, linewidths=0
+        ax.line(
+            *points[name].T,
+            color=_mix_with_white(style.color, 0.0 if is_spot else 0.35),  # niches are paler than their spots
+            label=style.label,
+            linestyle="none",
+            marker="o" if is_spot else "^",
+            markersize=3,
+            markeredgewidth=0,
+            alpha=0.55,
         )
-    ax.plot(0, 0, "+", color="0.2", markersize=9)
-    ax.set_aspect("equal")
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.line([0], [0], linestyle="none", marker="+", color="0.2", markersize=9)
     if hyperbolic:
         angle = np.linspace(0, 2 * np.pi, 256)
-        ax.plot(np.cos(angle), np.sin(angle), color="0.6", linewidth=0.8)
-        for side in ax.spines.values():
-            side.set_visible(False)
+        ax.line(np.cos(angle), np.sin(angle), color="0.6", linewidth=0.8)
+    else:
+        ax.frame()
     space, explained = "Poincare disk" if hyperbolic else "Euclidean plane", table.uns["plane"]["explained"]
-    ax.set_title(f"{space}, two tangent axes with {explained:.0%} of the squared length", fontsize=9)
-    ax.legend(fontsize=7, frameon=False, loc="upper right", markerscale=1.5)
+    ax.title(f"{space}, two tangent axes with {explained:.0%} of the squared length", 9)
+    ax.legend((1.0, 1.0), marker_scale=1.5)
 
 
-def _draw_radii(ax: Axes, table: anndata.AnnData) -> None:
+def _draw_radii(ax: QuickAxes, table: anndata.AnnData, unit: str) -> None:
+    from matplotlib.patches import Polygon
+
     radii = {name: table.obs[f"radius_{name}"].to_numpy() for name in EMBEDDING_STYLES}
-    furthest = max(float(r.max()) for r in radii.values())
-    bins = np.linspace(0, furthest * 1.02, N_BINS + 1).tolist()  # the same for all, from the origin
+    furthest = max(float(r.max()) for r in radii.values()) or 1.0
+    bins = np.linspace(0, furthest * 1.02, N_BINS + 1)  # the same for all, from the origin
+    counts = {name: np.histogram(r, bins)[0] for name, r in radii.items()}
+    ax.limit(data_limits(bins), (0.0, (1 + MARGIN) * max(int(own.max()) for own in counts.values())))
     for name, (_, color, line) in EMBEDDING_STYLES.items():
-        ax.hist(radii[name], bins=bins, color=color, histtype="stepfilled", alpha=0.18 if line == "-" else 0.08)
-        ax.hist(radii[name], bins=bins, histtype="step", color=color, linestyle=line, linewidth=1.5)
-        ax.axvline(float(radii[name].mean()), color=color, linestyle=line, linewidth=0.8, alpha=0.6)
-    ax.set_title("distance from the origin (+) in all dimensions; thin lines: means", fontsize=9)
-    ax.set_ylabel("test spots", fontsize=8)
-    ax.tick_params(labelsize=8)
+        steps = np.stack([bins.repeat(2), np.pad(counts[name].repeat(2), 1)], axis=1)
+        ax.add(Polygon(steps, color=color, alpha=0.18 if line == "-" else 0.08, linewidth=0))
+        ax.line(*steps.T, color=color, linestyle=line, linewidth=1.5)
+        mean = float(radii[name].mean())
+        ax.line([mean, mean], ax.y, color=color, linestyle=line, linewidth=0.8, alpha=0.6)
+    ax.frame()
+    ax.title("distance from the origin (+) in all dimensions; thin lines: means", 9)
+    ax.ticks(unit, "test spots")
 
 
 def _mix_with_white(color: str, share: float) -> tuple[float, float, float]:
@@ -164,19 +124,24 @@ def plot_training(path: Path, history: pd.DataFrame, best_epoch: int) -> None:
         return
     columns = min(PANEL_COLUMNS, len(panels))
     figure, axes = fixed_figure(columns, math.ceil(len(panels) / columns), (4.2, 2.9), AXES_MARGINS, TITLE_ROOM)
-    for ax in axes.ravel()[len(panels) :]:
-        ax.axis("off")
-    for ax, (title, lines) in zip(axes.ravel(), panels.items(), strict=False):
-        for column, label in lines.items():
-            style = EMBEDDING_STYLES.get(column.removeprefix("radius_"))
-            look = {"color": style.color, "linestyle": style.line} if style else {}
-            ax.plot(history["epoch"], history[column], label=label, **look)
-        ax.axvline(best_epoch, color="0.7", linewidth=1, zorder=0)
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel("epoch", fontsize=8)
-        ax.tick_params(labelsize=8)
-        ax.margins(x=0.02)
-        if any(lines.values()):
-            ax.legend(fontsize=7, frameon=False)
-    draw_title(figure, f"Training; the grey line marks the best epoch ({best_epoch})")
+    places = [ax for row in axes for ax in row]
+    for ax, (title, lines) in zip(places, panels.items(), strict=False):
+        _draw_curves(ax, history, lines, best_epoch)
+        ax.title(title, 10)
+    write_title(figure, f"Training; the grey line marks the best epoch ({best_epoch})")
     save_figure(figure, path)
+
+
+def _draw_curves(ax: QuickAxes, history: pd.DataFrame, lines: dict[str, str], best_epoch: int) -> None:
+    """Draw columns of the history, by their labels, which may be empty."""
+    epochs, values = history["epoch"].to_numpy(dtype=float), history[list(lines)].to_numpy(dtype=float)
+    ax.limit(data_limits(epochs, margin=0.02), data_limits(values))
+    ax.line([best_epoch, best_epoch], ax.y, color="0.7", linewidth=1, zorder=0)
+    for i, (column, label) in enumerate(lines.items()):
+        style = EMBEDDING_STYLES.get(column.removeprefix("radius_"))
+        color, dashes = (style.color, style.line) if style else (LINE_COLORS[i], "-")
+        ax.line(epochs, values[:, i], label=label, color=color, linestyle=dashes, linewidth=1.5)
+    ax.frame()
+    ax.ticks("epoch", integer_x=True)
+    if any(lines.values()):
+        ax.legend()

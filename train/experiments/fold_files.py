@@ -21,6 +21,9 @@ METRICS_ENTRIES: dict[str, Any] = {
 }
 METRICS_OPTIONAL: dict[str, Any] = {
     "complete_niches": dict[str, float] | None,
+    "centered": dict[str, float],
+    "ranks": dict[str, float],
+    "ranks_slide_mean": dict[str, float],
     "n_spots": int,
     "n_complete_niches": int,
     "n_undefined_genes": int,
@@ -46,6 +49,7 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     with _checked(folder / METRICS, "not the metrics of a fold"):
         check_entries(values, METRICS_ENTRIES, METRICS_OPTIONAL)
         scopes = [values["pooled"], values["slide_mean"], values.get("complete_niches") or {}]
+        scopes.append(values.get("centered", {}))
         check_metric_names({name for scope in (*scopes, *values["slides"].values()) for name in scope})
     return values
 

@@ -23,7 +23,6 @@ from train.recipes.table import recipe_options
 
 _O = TypeVar("_O", bound=TrainOptions)
 TABLES_FILE = Path(__file__).with_name("tables.toml")
-RECIPE_OPTIONS = {"validate_on"}  # what a recipe may set of the command itself
 TABLE_OPTIONS = ("ablation", "neighbors", "genes", "n_genes", "split", "test_dataset", "finetune_lora", "lora_layers")
 
 
@@ -101,7 +100,7 @@ def _methods(options: TrainOptions) -> list[tuple[ModelEntry, str]]:
 def _check_recipe(name: str, options: TrainOptions) -> None:
     """`InputError` for a recipe that is not there, or that sets what is no option of any model or of training."""
     kinds = [RecipeConfig, FitConfig, *(entry.config for entry in model_entries())]
-    known = {f.name for kind in kinds for f in option_fields(kind)} | RECIPE_OPTIONS
+    known = {f.name for kind in kinds for f in option_fields(kind)}
     if foreign := sorted(set(recipe_options(name, options.recipe_path)) - known):
         raise InputError(f"--recipe {name}: {foreign[0]} is no option that a recipe sets")
 

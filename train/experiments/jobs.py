@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import is_tuned
 from hist_cache.runs import CHECKPOINT, CONFIG, Fold, member_checkpoint
-from hist_cache.splits import SPLIT_PARTS, Split, make_splits
+from hist_cache.splits import LOSO_ALIKE, SPLIT_PARTS, Split, kind_in_use, make_splits
+from hist_cache.validation_slides import ValidateOn
 from hist_cache.values import Precision
 from train.experiments.fold_files import read_split
 from train.experiments.grid import Point
@@ -137,6 +138,7 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             edge_spots=options.edge_spots,
             tested=options.tested,
             niche_profile=options.niche_profile,
+            validate_on=options.validate_on,
         )
         folds = choose_folds(splits_of(point, protocol, options, workspace), options.fold)
         for split in folds.values():
@@ -158,6 +160,7 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             )
             adapter = adapter_slides(workspace, split) if setting.finetuning else None
             jobs.append(Job(setting, i, run / f"fold{i}", split, key, find_leak(workspace, split), adapter=adapter))
+    check_validate_on(options.validate_on, {job.setting.split for job in jobs})
     return jobs
 
 
@@ -165,11 +168,32 @@ def splits_of(point: Point, protocol: Protocol, options: TrainOptions, workspace
     """The splits, with the test dataset's slides in place of their own test slides where there is one."""
     kind = point.split or protocol.split or None
     ids = list(workspace.slides)
-    splits = make_splits(workspace.dataset, ids, workspace.patients, kind, options.folds, options.seed)
+    splits = make_splits(
+        workspace.dataset, ids, workspace.patients, kind, options.folds, options.seed, protocol.validate_on
+    )
     if workspace.test_dataset is None:
         return splits
     test = tuple(workspace.test_slides)
     return [dataclasses.replace(s, test=test, name=f"{s.name}-{workspace.test_dataset}") for s in splits]
+
+
+def split_name(point: Point, protocol: Protocol, workspace: Workspace) -> str:
+    """What `Setting.split` records: the kind of the splits as it was given, or `LOSO_ALIKE`."""
+    kind = point.split or protocol.split or None
+    in_use = kind_in_use(workspace.dataset, list(workspace.slides), workspace.patients, kind)
+    return LOSO_ALIKE if in_use == "loso" and protocol.validate_on == "alike" else kind or "default"
+
+
+def check_validate_on(asked: ValidateOn | None, split_names: Collection[str]) -> None:
+    """`InputError` where `--validate-on alike` was given and no split leaves one slide out, so that nothing reads it.
+
+    Args:
+        asked: The option's value; None where the protocol decides.
+        split_names: Of all runs, as `split_name` gives them.
+    """
+    if asked == "alike" and LOSO_ALIKE not in split_names:
+        kinds = ", ".join(sorted(split_names))
+        raise InputError(f"--validate-on alike: is for --split loso, not {kinds}; give that, or leave it out")
 
 
 def choose_folds(splits: list[Split], fold: int | None) -> dict[int, Split]:
@@ -198,17 +222,18 @@ def make_setting(
     finetunes = bool(point.lora_layers) and entry.learns
     precision: Precision = "bf16" if options.precision == "bf16" and entry.learns else "fp32"
     fit = options.resolve(FitConfig, preset, precision=precision)
-    try:
-        check_fields(recipe)
-        check_fields(fit)
-    except TypeError as error:
-        raise InputError(f"--recipe {point.recipe}: {error}") from None
     if finetunes and recipe.changes_inputs:
         raise InputError(
             "--finetune-lora: the encoder's embeddings change in every step, so that they cannot be standardised or "
             "averaged over rings beforehand; give --standardize none --neighbor-rings 0"
         )
     embedding_width = recipe.embedding_width(next(iter(workspace.slides.values())).embeddings.shape[1])
+    model = options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel))
+    try:
+        for config in (recipe, fit, model):
+            check_fields(config)
+    except TypeError as error:
+        raise InputError(f"--recipe {point.recipe}: {error}") from None
     return Setting(
         dataset=workspace.dataset,
         test_dataset=workspace.test_dataset,
@@ -220,9 +245,9 @@ def make_setting(
         genes=point.genes,
         n_genes=len(panel),
         panel=panel_digest(panel) if protocol.panel_from == "all" else "",
-        split=point.split or protocol.split or "default",
+        split=split_name(point, protocol, workspace),
         transform=point.transform,
-        model=options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel)),
+        model=model,
         fit=fit,
         finetuning=make_finetuning(point.lora_layers or 0, options, of_protocol, precision) if finetunes else None,
         model_name=point.model,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import traceback
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from hist_cache.errors import HistError
 from hist_cache.memory import free_memory
@@ -22,7 +24,7 @@ COPIES = 4  # of all weights: themselves, their gradients, and two moments of Ad
 def check_model_fits(setting: Setting, device: torch.device) -> None:
     """`HistError` where the weights of a setting's model, and what training keeps beside them, exceed the memory."""
     try:
-        with torch.device("meta"):  # nothing is allocated
+        with torch.device("meta"), _NoNumbers():  # nothing is allocated
             needed = COPIES * sum(p.numel() * p.element_size() for p in make_member(setting).parameters())
     except Exception:  # a user's model may need values to be made, such as weights from a file: then nothing is known
         return
@@ -33,6 +35,18 @@ def check_model_fits(setting: Setting, device: torch.device) -> None:
             f"{setting.name}: its weights, gradients and optimizer need {needed / 1e9:,.0f} GB of memory, of "
             f"{there / 1e9:,.0f} that are free; give a smaller model (such as --width)"
         )
+
+
+class _NoNumbers(TorchFunctionMode):
+    """In it weights are not initialised: on the device meta, to draw no numbers imports sympy and torch's compiler."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), more: dict[str, Any] | None = None
+    ) -> Any:
+        """The tensor, where it would be initialised."""
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0]
+        return function(*args, **more or {})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

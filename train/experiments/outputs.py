@@ -48,6 +48,8 @@ def make_member(setting: Setting) -> Model:
     model = entry.load()(setting.model, *more)
     model.precision = setting.fit.precision if entry.learns else "fp32"
     model.pearson, model.select_by = setting.fit.pearson, setting.fit.select_by
+    if setting.recipe.ridge == "skip":
+        model.start_at_zero()
     return model
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import CropRule
+from hist_cache.validation_slides import ValidateOn
 from train.expression import NicheProfile
 from train.fit.config import FitConfig, Tested
 from train.models.configs import HistConfig
@@ -35,6 +36,7 @@ class Protocol:
     etas: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
     min_spot_um: float = 0.0
     niche_profile: NicheProfile = field(default="log_of_mean", metadata={"since": "0.2"})
+    validate_on: ValidateOn = field(default="next", metadata={"since": "0.2"})
 
     def with_options(self, **options: Any) -> Protocol:
         """With those options that were given (not None) in place of the protocol's own."""

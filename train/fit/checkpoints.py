@@ -18,6 +18,7 @@ from hist_cache.errors import HistError, InputError, one_line
 from hist_cache.files import atomic_file
 from train import distributed
 from train.data import Inputs
+from train.fit.adamw import AdamW
 from train.fit.average import WeightAverage
 from train.models.base import Model
 
@@ -90,7 +91,7 @@ class Checkpoint:
         progress: Progress,
         model: Model,
         inputs: Inputs,
-        optimizer: torch.optim.AdamW,
+        optimizer: AdamW,
         order: torch.Generator,
         average: WeightAverage,
     ) -> None:
@@ -120,7 +121,7 @@ class Checkpoint:
         self,
         model: Model,
         inputs: Inputs,
-        optimizer: torch.optim.AdamW,
+        optimizer: AdamW,
         order: torch.Generator,
         average: WeightAverage,
     ) -> Progress | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from hist_cache.errors import one_line
 from train import distributed
 from train.data import SpotData
+from train.fit.adamw import AdamW
 from train.fit.batches import read_batch
 from train.fit.step import step
 from train.models.base import Log, Model
@@ -78,7 +79,7 @@ class RecordedStep:
     def __init__(
         self,
         model: Model,
-        optimizer: torch.optim.AdamW,
+        optimizer: AdamW,
         data: SpotData,
         batch_size: int,
         clip_norm: float,
@@ -115,16 +116,10 @@ class RecordedStep:
         self._log = step(self._model, self._data.inputs, self._optimizer, batch, None, self._clip_norm)
 
     def _record(self) -> None:
-        groups = self._optimizer.param_groups
         try:
-            for group in groups:
-                group["capturable"] = True  # the fused optimizer computes the same; without it torch refuses
             self._replay = self._recorder.record(self._step)
         except RuntimeError as error:
             log.warning(f"steps are not recorded as a CUDA graph, but launched one by one ({one_line(error)})")
-        finally:
-            for group in groups:
-                group["capturable"] = False  # not in checkpoints, which ordinary steps may go on from
 
 
 def why_not_recorded(data: SpotData, n_rows: int, batch_size: int) -> str | None:

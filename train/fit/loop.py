@@ -14,6 +14,7 @@ from hist_cache.processes import GracefulStop
 from hist_cache.values import SelectBy
 from train import distributed
 from train.data import Images, SpotData, SpotNiche
+from train.fit.adamw import AdamW
 from train.fit.allocation import keep_freed_memory
 from train.fit.average import WeightAverage
 from train.fit.batches import encode_rows, make_batch, read_batches
@@ -33,7 +34,7 @@ LOWER_LR = "try a lower --lr or --weight-decay"
 
 def train_epoch(
     model: Model,
-    optimizer: torch.optim.AdamW,
+    optimizer: AdamW,
     data: SpotData,
     rows: Tensor,
     batch_size: int,
@@ -141,9 +142,7 @@ def validation_loss(
     return distributed.all_reduce_sum(total).item() / max(count, 1) / distributed.world_size()
 
 
-def record_steps(
-    model: Model, optimizer: torch.optim.AdamW, data: SpotData, n_rows: int, config: FitConfig
-) -> RecordedStep | None:
+def record_steps(model: Model, optimizer: AdamW, data: SpotData, n_rows: int, config: FitConfig) -> RecordedStep | None:
     """What replays recorded steps; None, with a warning that says why, where these cannot be recorded."""
     if reason := why_not_recorded(data, n_rows, config.batch_size):
         log.warning(f"steps are not recorded as a CUDA graph, but launched one by one: {reason}")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from train import distributed
 from train.data import Batch, Inputs, SpotNiche
+from train.fit.adamw import AdamW
 from train.fit.batches import encode_pair
 from train.fit.config import MAX_GRADIENT_NORM, FitConfig
 from train.models.base import Log, Model
@@ -24,17 +25,17 @@ def encoder_parameters(inputs: Inputs) -> list[nn.Parameter]:
     return [p for p in inputs.encoder.parameters() if p.requires_grad] if inputs.encoder is not None else []
 
 
-def make_optimizer(model: Model, inputs: Inputs, config: FitConfig) -> torch.optim.AdamW:
+def make_optimizer(model: Model, inputs: Inputs, config: FitConfig) -> AdamW:
     """AdamW in one fused pass over memory; adapters join the model's first group of parameters."""
     first, *others = model.parameter_groups()
     groups = [first | {"params": [*first["params"], *encoder_parameters(inputs)]}, *others]
-    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    return AdamW(groups, config.lr, config.weight_decay)
 
 
 def step(
     model: Model,
     inputs: Inputs,
-    optimizer: torch.optim.AdamW,
+    optimizer: AdamW,
     batch: Batch,
     micro_batch: int | None = None,
     clip_norm: float = MAX_GRADIENT_NORM,
@@ -55,7 +56,7 @@ def step(
     Returns:
         What to log, on the device: the model's own values, `gradient_norm` and `skipped`.
     """
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     if inputs.encoder is None or micro_batch is None or micro_batch >= len(batch.rows):
         images = encode_pair(inputs, SpotNiche(batch.spot, batch.niche))
         loss, log = loss_of(model, replace(batch, spot=images.spot, niche=images.niche))
@@ -68,9 +69,7 @@ def step(
     skipped = (~torch.isfinite(norm)).float()
     excess = torch.nan_to_num(norm / (clip_norm or torch.inf), nan=1.0, posinf=1.0).clamp(min=1.0)
     # With a scale the optimizer writes all gradients too. Where it costs nothing to look, a scale of 1 is left out.
-    optimizer.grad_scale = None if excess.device.type == "cpu" and excess == 1 else excess  # type: ignore[attr-defined]
-    optimizer.found_inf = skipped  # type: ignore[attr-defined]
-    optimizer.step()
+    optimizer.step(None if excess.device.type == "cpu" and excess == 1 else excess, skipped)
     model.after_step()
     return log | {"gradient_norm": torch.nan_to_num(norm), "skipped": skipped}
 

@@ -97,6 +97,9 @@ class Model(nn.Module):
         self.keep(**{k: v for k, v in state_dict.items() if "." not in k and (k not in own or k in self._buffers)})
         return super().load_state_dict(state_dict, strict, assign)
 
+    def start_at_zero(self) -> None:
+        """Make the model predict 0 before its first step, where it can: it then begins as what is added to it."""
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Groups for the optimizer. Adapters of an encoder that is fine-tuned too join the first of them."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]

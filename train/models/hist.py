@@ -60,6 +60,14 @@ class HistModel(Model):
         self.log_c = nn.Parameter(torch.tensor(math.log(config.curvature)), requires_grad=not config.fixed_curvature)
         self.log_inverse_tau = nn.Parameter(torch.tensor(-math.log(config.temperature)))
 
+    @torch.no_grad()
+    def start_at_zero(self) -> None:
+        """See `Model.start_at_zero`: the last layer of the decoder begins with zeros."""
+        to_genes = self.decoder[1]
+        assert isinstance(to_genes, nn.Linear)
+        to_genes.weight.zero_()
+        to_genes.bias.zero_()
+
     def geometry_parameters(self) -> list[nn.Parameter]:
         """Scales, curvature and temperature, which have no weight decay."""
         return [self.log_scale_image, self.log_scale_gene, self.log_c, self.log_inverse_tau]

@@ -10,6 +10,7 @@ from torch import Tensor
 from train.data import SpotData, SpotNiche
 from train.recipes.config import RecipeConfig
 
+LARGEST_HALF = torch.finfo(torch.float16).max
 MIN_STD = 1e-6
 """A feature with a lower standard deviation is constant: it is centred and not divided."""
 
@@ -36,7 +37,8 @@ def recipe_inputs(config: RecipeConfig, data: SpotData, scaling: SpotNiche | Non
     """What a model reads of all spots, `(N, (1 + rings) D)` float16 each.
 
     No expression is read. A spot's own embedding comes first, then the mean over the spots of each ring; a ring that
-    the tissue lacks gives zeros, which is the mean of standardised embeddings.
+    the tissue lacks gives zeros, which is the mean of standardised embeddings. A value that float16 does not hold (of a
+    feature that is almost constant on the train slides and not on others) becomes the largest that it does.
 
     Args:
         config: The recipe.
@@ -52,7 +54,7 @@ def recipe_inputs(config: RecipeConfig, data: SpotData, scaling: SpotNiche | Non
             assert scaling is not None
             values = Scaling(*scaling[i]).of(values)
         values = torch.cat([values, *(ring_mean(values, ring) for ring in data.rings[: config.neighbor_rings])], dim=1)
-        levels.append(values.half())
+        levels.append(values.clamp(-LARGEST_HALF, LARGEST_HALF).half())
     return SpotNiche(*levels)
 
 

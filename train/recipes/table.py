@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hist_cache.errors import InputError, one_line
-from hist_cache.texts import read_text
+from hist_cache.texts import bad_name, read_text, shortened
 
 RECIPES_FILE = Path(__file__).with_name("recipes.toml")
+ROW_KEYS = ("description", "options")
 
 
 @cache
@@ -43,13 +44,27 @@ def read_rows(file: Path) -> dict[str, Any]:
     """Recipes that a user wrote; `InputError` in one line where the file is not like recipes.toml."""
     try:
         rows = tomllib.loads(read_text(file))
+    except RecursionError:
+        raise InputError(f"--recipe-file {file}: nested too deep") from None
     except (OSError, ValueError) as error:
         raise InputError(f"--recipe-file {file}: {one_line(error)}") from error
     for name, row in rows.items():
-        options = row.get("options", {}) if isinstance(row, dict) else None
-        if not isinstance(options, dict) or name in _own_rows():
-            problem = "has the name of a recipe of this program" if name in _own_rows() else "is no recipe"
+        if problem := _problem(name, row):
             raise InputError(
-                f"--recipe-file {file}: {name} {problem}; give tables [NAME.options] with options of hist-train"
+                f"--recipe-file {file}: {shortened(repr(name))} {problem}; give tables [NAME.options] with options of "
+                "hist-train"
             )
     return rows
+
+
+def _problem(name: str, row: object) -> str | None:
+    """What keeps an entry of a user's file from being a recipe."""
+    if name in _own_rows():
+        return "has the name of a recipe of this program"
+    if not name.strip() or "," in name or bad_name([name]):
+        return "cannot be given as --recipe"
+    if not isinstance(row, dict) or not isinstance(row.get("options", {}), dict):
+        return "is no recipe"
+    if foreign := [key for key in row if key not in ROW_KEYS]:
+        return f"has the entry {shortened(repr(foreign[0]))}"
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from train.report.results import Results, RunResult
-from train.report.run_settings import DATA, RECIPE
+from train.report.run_settings import DATA, RECIPE_SETTINGS
 from train.report.significance import REFERENCE
 from train.report.table import BASELINE, Row, mean_cells
 
@@ -31,7 +31,7 @@ def baseline_rows(results: Results, runs: list[RunResult], metrics: list[str]) -
     rows = []
     recipes = {run.settings["recipe"] for run in runs}
     for baseline, title in BASELINE_TITLES.items():
-        groups = _groups(runs, (*DATA, *RECIPE) if baseline == RIDGE_TUNED else DATA)
+        groups = _groups(runs, (*DATA, *RECIPE_SETTINGS) if baseline == RIDGE_TUNED else DATA)
         rows_by_values: dict[tuple[float | None, ...], Row] = {}
         labels: dict[str, str] = {}
         of_recipe = ""

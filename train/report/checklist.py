@@ -49,7 +49,7 @@ def answers(run: RunResult, results: Results, against: str | None, has_pathways:
         "tuned ridge with the same inputs": tuned_ridge(run),
         f"{SEEDS_ASKED} seeds at least": seeds(run, results.runs),
         "relative measures": relative_measures(run),
-        "pathway scores": pathway_scores(has_pathways),
+        "pathway scores": gene_set_scores(has_pathways),
         "p-values corrected for their number": corrected_tests(run, results, against),
     }
 
@@ -158,7 +158,7 @@ def relative_measures(run: RunResult) -> Answer:
     return Answer("no", "the folds have no rank correlations; run them anew")
 
 
-def pathway_scores(has_pathways: bool) -> Answer:
+def gene_set_scores(has_pathways: bool) -> Answer:
     """Whether the report compares scores of gene sets."""
     return (
         Answer("yes", "gene sets were given") if has_pathways else Answer("no", "no gene sets were given (--pathways)")

@@ -42,6 +42,9 @@ class ReportOptions(CommandOptions):
     region: str | None = option(
         None, "metrics (with --table 11: genes) by this column of obs: of the predictions, else of the slides", "COLUMN"
     )
+    pathways: str | None = option(
+        None, "gene sets as GMT: a table of how well their scores are predicted (mean z-scores of their genes)", "FILE"
+    )
     data_root: str | None = option(None, "folder that holds the slides' st/ (default: $HIST_DATA)", "D")
     debug: bool = option(False, "show a traceback for every error")
 
@@ -103,16 +106,18 @@ def report_request(options: ReportOptions) -> ReportRequest:
     has_data = options.data_root or "HIST_DATA" in os.environ
     data_root = folder_option(options.data_root, "HIST_DATA", "") if has_data else None
     genes = tuple(dict.fromkeys(g.strip() for g in (options.genes_to_plot or "").split(",") if g.strip()))
-    return ReportRequest(options.against, genes, options.region, data_root, options.table)
+    pathways = Path(options.pathways) if options.pathways is not None else None
+    return ReportRequest(options.against, genes, options.region, data_root, options.table, pathways)
 
 
 def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
-    """The tables to print: those of the table of the paper that is asked for, else metrics, ridge, cost; then regions.
+    """The tables to print: those of the table asked for, else metrics, ridge and cost; then pathways and regions.
 
     Raises:
         InputError: The table needs another option, or runs that are not there.
     """
     from train.report.paper_tables import cost_table, results_tables, status_table
+    from train.report.pathway_tables import pathway_tables
     from train.report.ridge_table import ridge_tables
 
     if request.table == STATUS_TABLE:
@@ -126,6 +131,7 @@ def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
     else:
         tables = results_tables(results, request.against, request.table)
     tables += [*ridge_tables(results), cost_table(results)] if request.table is None else []
+    tables += pathway_tables(results, request.pathways) if request.pathways is not None else []
     return tables + (region_tables(results, request) if request.region is not None else [])
 
 

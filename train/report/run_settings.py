@@ -29,7 +29,7 @@ DATA = (  # settings on which data and baselines depend
     *("dataset", "test_dataset", "split", "encoder", "cache", "slides", "neighbors", "genes", "n_genes", "panel"),
     *("transform", "panel_from", "edge_spots", "niche_profile", "seed", "counts", "embeddings"),
 )
-RECIPE = (  # settings on which ridge on the same inputs and targets depends
+RECIPE_SETTINGS = (  # settings on which ridge on the same inputs and targets depends
     *("recipe", "standardize", "neighbor_rings", "targets", "level", "smooth", "select_by"),
 )
 TRUTH = ("dataset", "test_dataset", "genes", "n_genes", "panel", "transform", "panel_from", "edge_spots", "counts")

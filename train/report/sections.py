@@ -25,6 +25,7 @@ from train.report.checklist import checklist_table
 from train.report.figures import ReportFigures
 from train.report.page import Section, render
 from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups, status_table
+from train.report.pathway_tables import pathway_tables
 from train.report.results import Results, RunResult
 from train.report.ridge_table import ridge_table, ridge_text
 from train.report.significance import references
@@ -65,10 +66,11 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
         Path of the page.
 
     Raises:
-        InputError: A reference, gene or region is not there; nothing is written then.
+        InputError: A reference, gene, region or gene set is not there; nothing is written then.
     """
     check_gene_names(results, request)
     regions = region_sections(results, request) if request.region else []
+    pathways = pathway_tables(results, request.pathways) if request.pathways else []
     summaries: dict[str, RunSummary] = {}
     with progress("reading", len(results.runs), "runs") as meter:
         for run in results.runs:
@@ -79,7 +81,8 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
         for runs in run_groups(results)
         for section in group_sections(results, runs, summaries, folder / "figures", request)
     ]
-    checklist = checklist_table(results, request.against, request.pathways is not None)
+    sections += [Section("Pathways", tables=pathways)] if pathways else []
+    checklist = checklist_table(results, request.against, bool(pathways))
     sections.append(Section("What reviewers ask for", tables=[checklist]))
     sections += [*regions, Section("Memory and time", tables=[cost_table(results, request.table)])]
     if any(run.setting.dataset == STATUS_DATASET for run in results.runs):

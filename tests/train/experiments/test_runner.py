@@ -22,6 +22,7 @@ from tests.commands import REPOSITORY, Command
 from tests.conftest import HIST_TRAIN, TALKATIVE, TINY_ENCODER, wait_for_epochs, write_slide
 from tests.kills import KILLS, kill_as_it_writes
 from train.cli import main
+from train.experiments.jobs import check_validate_on
 from train.models.configs import HistConfig
 from train.models.variants import load_variants
 from train.report.results import read_results
@@ -189,6 +190,33 @@ def test_strict_splits_by_patient(cache: Path, run_command: Run, tmp_path: Path)
         assert ("TINY3" in sides[0], "TINY4" in sides[0]) in ((True, True), (False, False))
         assert fold.config["split_kind"] == "patient"
         assert fold.config["protocol"]["panel_from"] == "train"
+
+
+def test_validating_on_slides_alike_is_another_run(cache: Path, run_command: Run, tmp_path: Path) -> None:
+    argv = ("--cache", cache, "--model", "ridge", "--n-genes", 20, "--split", "loso", "--folds", 3)
+    assert run_command(main, *argv)[0] == 0
+    code, text = run_command(main, *argv, "--validate-on", "alike")
+    assert code == 0, text
+    assert "validate TINY2 (other patients: TINY1 is the only slide of its patient), test TINY1" in text
+    assert "validate TINY4 (any patient: TINY3 has only one other slide of its patient), test TINY3" in text
+    results = read_results([tmp_path / "runs/tiny"])
+    assert [run.setting.split for run in results.runs] == ["loso", "loso alike"]
+    assert [run.label for run in results.runs] == ["ridge, loso split", "ridge, loso alike split"]
+    assert [fold.split.name for fold in results.runs[1].folds] == [f"loso-TINY{i}-alike" for i in (1, 2, 3)]
+    for rule in ("next", "alike"):
+        assert "3 done before, not run again" in run_command(main, *argv, "--validate-on", rule)[1]
+
+
+def test_only_loso_validates_on_slides_alike(cache: Path, run_command: Run) -> None:
+    argv = ("--cache", cache, "--n-genes", 20, "--validate-on", "alike", "--dry-run")
+    code, text = run_command(main, *argv, "--split", "patient")
+    assert (code, text.splitlines()[-1]) == (
+        2,
+        "error: --validate-on alike: is for --split loso, not patient; give that, or leave it out",
+    )
+    assert run_command(main, *argv, "--split", "loso,patient")[0] == 0
+    check_validate_on("alike", {"patient"}, given=False)
+    check_validate_on("next", {"patient"}, given=True)
 
 
 def test_predictions_do_not_depend_on_the_test_slides_counts(cache: Path, run_command: Run, tmp_path: Path) -> None:

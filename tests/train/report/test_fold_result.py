@@ -57,7 +57,7 @@ def test_settings_of_a_model_that_does_not_learn(tmp_path: Path) -> None:
     assert run.setting.model == RidgeConfig(64, 60)
     assert model_settings(run.setting.model) == {}
     of_hist = settings_of(SETTING)
-    names = {*model_settings(SETTING.model), *vars(SETTING.fit)} - {"seed"}
+    names = {*model_settings(SETTING.model), *vars(SETTING.fit)} - {"seed", "select_by"}
     assert run.settings == {key: value for key, value in of_hist.items() if key not in names}
     assert of_hist["seed"] == 42
 
