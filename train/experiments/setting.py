@@ -136,6 +136,7 @@ class Setting:
         plain: dict[str, Any] = {key: values[key] for key in PLAIN_ENTRIES}
         if isinstance(values["slides"], str):
             raise TypeError(f"'slides' is {shortened(repr(values['slides']))}")
+        loop = dict(values["loop"])  # `select_by` was called `stop_on` for some time before 0.2
         setting = cls(
             **plain,
             model_name=name,
@@ -146,7 +147,7 @@ class Setting:
             slides=tuple(values["slides"]),
             split=values["split_kind"],
             model=entry.config(**values["model"]),
-            fit=FitConfig(**values["loop"]),
+            fit=FitConfig(**({"select_by": loop.pop("stop_on")} if "stop_on" in loop else {}) | loop),
             recipe=RecipeConfig(**values.get("recipe", {})),
             finetuning=Finetuning.from_dict(values["tuning"]) if values.get("tuning") else None,
             digests=values.get("digests", {}),
