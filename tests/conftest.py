@@ -14,11 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from hypothesis import settings
 from scipy.sparse import csr_matrix
 
 from hist_cache.options import UNEXPECTED
 from tests.commands import REPOSITORY, Command, make_quick
 
+settings.register_profile("any speed", deadline=None)  # a busy machine is no fault of the code
+settings.load_profile("any speed")
 SHARED = REPOSITORY.parent / "shared"
 TINY_ENCODER = "timm:test_vit"  # 160 px input, width 64: a test model that timm ships
 
