@@ -38,7 +38,7 @@ def test_the_predictions_of_a_fold_follow_from_its_files(cache: Path, run_comman
     assert code == 0, text
     [run] = read_results([tmp_path / "runs"]).runs
     recipe = run.setting.recipe
-    assert recipe == RecipeConfig("slide", 1, "centered", "ridge", "skip", 0.3, 2, "strong")
+    assert recipe == RecipeConfig("slide", 0, "centered", "ridge", "skip", 0.3, 2, "strong")
     fold = run.folds[0].fold
     table = anndata.read_h5ad(fold.folder / "predictions.h5ad")
     (slide,) = table.obs["slide"].unique()

@@ -215,8 +215,8 @@ def test_only_loso_validates_on_slides_alike(cache: Path, run_command: Run) -> N
         "error: --validate-on alike: is for --split loso, not patient; give that, or leave it out",
     )
     assert run_command(main, *argv, "--split", "loso,patient")[0] == 0
-    check_validate_on("alike", {"patient"}, given=False)
-    check_validate_on("next", {"patient"}, given=True)
+    check_validate_on(None, {"patient"})
+    check_validate_on("next", {"patient"})
 
 
 def test_predictions_do_not_depend_on_the_test_slides_counts(cache: Path, run_command: Run, tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_out_of_memory_names_what_helps(
     def fit(*args: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("train.experiments.fold.fit", fit)
+    monkeypatch.setattr("train.experiments.members.fit", fit)
     code, text = run_command(main, "--cache", cache, *LOSO, *SMALL, *TUNED)
     assert code == 1
     assert "--micro-batch N" in text

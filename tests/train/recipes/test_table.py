@@ -58,8 +58,8 @@ def test_the_first_recipe_is_the_one_without_switches() -> None:
     assert recipe_names()[0] == DEFAULT_RECIPE == TrainOptions().recipe == RecipeConfig().name
     assert recipe_options(DEFAULT_RECIPE) == {}
     changed = recipe_options("strong")
-    changed["smooth"] = 1
-    assert "smooth" not in recipe_options("strong"), "a copy"
+    changed["pearson"] = 1
+    assert "pearson" not in recipe_options("strong"), "a copy"
 
 
 def test_recipes_of_a_file_stand_beside_those_of_the_program(tmp_path: Path) -> None:
@@ -158,10 +158,11 @@ def test_a_level_of_ridge_is_refused_with_raw_targets(more: tuple[str, ...], cac
 
 def test_what_is_given_overrides_a_row(cache: Path) -> None:
     options = TrainOptions().with_values({"recipe": "strong", "level": "train_mean", "targets": "raw", "n_genes": "20"})
+    options = options.with_values({"neighbor_rings": 1})
     options = options.with_values({"cache": str(cache), "split": "loso", "select_by": "pcc"})
     grid = points(options)
     setting = make_jobs(grid, options, open_workspace(options, [6]), cache / "runs")[0].setting
-    assert setting.recipe == RecipeConfig("slide", 1, "raw", "train_mean", name="strong")
+    assert setting.recipe == RecipeConfig("slide", 1, "raw", "train_mean", "skip", 0.5, 3, name="strong")
     assert setting.fit.select_by == "pcc"
     assert setting.model.embedding_width == 2 * 64, "a spot and its ring"
 
