@@ -73,7 +73,7 @@ STAIRS = {
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),
         *("significance", "analysis", "baseline_rows", "against_ridge", "checklist", "paper_tables", "ridge_table"),
-        *("analysis_tables", "pathway_tables", "plots", "forest", "figures", "context", "page"),
+        *("analysis_tables", "pathway_tables", "ensemble_tables", "plots", "forest", "figures", "context", "page"),
         *("sections", "cli"),
     ),
     "sweeps": (

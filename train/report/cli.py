@@ -45,6 +45,7 @@ class ReportOptions(CommandOptions):
     pathways: str | None = option(
         None, "gene sets as GMT: a table of how well their scores are predicted (mean z-scores of their genes)", "FILE"
     )
+    ensemble: bool = option(False, "also the mean of the predictions of all runs, over recipes, seeds or models")
     data_root: str | None = option(None, "folder that holds the slides' st/ (default: $HIST_DATA)", "D")
     debug: bool = option(False, "show a traceback for every error")
 
@@ -107,15 +108,16 @@ def report_request(options: ReportOptions) -> ReportRequest:
     data_root = folder_option(options.data_root, "HIST_DATA", "") if has_data else None
     genes = tuple(dict.fromkeys(g.strip() for g in (options.genes_to_plot or "").split(",") if g.strip()))
     pathways = Path(options.pathways) if options.pathways is not None else None
-    return ReportRequest(options.against, genes, options.region, data_root, options.table, pathways)
+    return ReportRequest(options.against, genes, options.region, data_root, options.table, pathways, options.ensemble)
 
 
 def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
-    """The tables to print: those of the table asked for, else metrics, ridge and cost; then pathways and regions.
+    """The tables to print: those of the table asked for, else metrics, ridge and cost; then what else was asked for.
 
     Raises:
         InputError: The table needs another option, or runs that are not there.
     """
+    from train.report.ensemble_tables import ensemble_tables
     from train.report.paper_tables import cost_table, results_tables, status_table
     from train.report.pathway_tables import pathway_tables
     from train.report.ridge_table import ridge_tables
@@ -131,6 +133,7 @@ def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
     else:
         tables = results_tables(results, request.against, request.table)
     tables += [*ridge_tables(results), cost_table(results)] if request.table is None else []
+    tables += ensemble_tables(results) if request.ensemble else []
     tables += pathway_tables(results, request.pathways) if request.pathways is not None else []
     return tables + (region_tables(results, request) if request.region is not None else [])
 

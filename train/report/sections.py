@@ -22,6 +22,7 @@ from train.report.analysis_tables import (
 )
 from train.report.baseline_rows import RIDGE_TUNED
 from train.report.checklist import checklist_table
+from train.report.ensemble_tables import ensemble_tables
 from train.report.figures import ReportFigures
 from train.report.page import Section, render
 from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups, status_table
@@ -52,6 +53,8 @@ class ReportRequest:
     """Number of a table of the paper."""
     pathways: Path | None = None
     """GMT file of gene sets, whose scores are compared."""
+    ensemble: bool = False
+    """Whether the mean of the predictions of all runs is shown."""
 
 
 def write_run_report(results: Results, folder: Path, request: ReportRequest) -> Path:
@@ -71,6 +74,7 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
     check_gene_names(results, request)
     regions = region_sections(results, request) if request.region else []
     pathways = pathway_tables(results, request.pathways) if request.pathways else []
+    ensembles = ensemble_tables(results) if request.ensemble else []
     summaries: dict[str, RunSummary] = {}
     with progress("reading", len(results.runs), "runs") as meter:
         for run in results.runs:
@@ -81,6 +85,7 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
         for runs in run_groups(results)
         for section in group_sections(results, runs, summaries, folder / "figures", request)
     ]
+    sections += [Section("Ensemble", tables=ensembles)] if ensembles else []
     sections += [Section("Pathways", tables=pathways)] if pathways else []
     checklist = checklist_table(results, request.against, bool(pathways))
     sections.append(Section("What reviewers ask for", tables=[checklist]))

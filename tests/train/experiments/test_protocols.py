@@ -32,7 +32,7 @@ def test_the_table() -> None:
     assert get_protocol("paper") == Protocol("paper", "all", "", "keep", "best", 1, (1, 1, 1, 1), 0)
     assert get_protocol("release") == Protocol("release", "all", "", "drop", "last", 2, (1.2, 1.2, 0.7, 0.7), 112)
     assert get_protocol("strict") == Protocol("strict", "train", "patient", "keep", "best", 1, (1, 1, 1, 1), 0)
-    assert replace(get_protocol("reviewer"), name="strict") == get_protocol("strict")
+    assert replace(get_protocol("reviewer"), name="strict", validate_on="next") == get_protocol("strict")
     literal = Protocol("literal", "all", "", "keep", "best", 1, (1, 1, 1, 1), 0, "mean_of_logs")
     assert get_protocol("literal") == literal
     with pytest.raises(InputError, match="--protocol papre: there are paper, release, strict, reviewer, literal"):
@@ -46,7 +46,7 @@ def test_a_single_option_overrides_its_row() -> None:
 
 def test_reviewer_differs_from_strict_in_how_the_epoch_is_chosen() -> None:
     strict, reviewer = decided_by("strict"), decided_by("reviewer")
-    assert {k for k in strict if strict[k] != reviewer[k]} == {"name", "select_by"}
+    assert {k for k in strict if strict[k] != reviewer[k]} == {"name", "select_by", "validate_on"}
     assert (strict["select_by"], reviewer["select_by"]) == ("mse", "centered_mse")
     assert (reviewer["split"], reviewer["panel_from"], reviewer["edge_spots"]) == ("patient", "train", "keep")
 
