@@ -97,11 +97,12 @@ class Scorer:
             outputs.append(predict(model, fitted.data, scored))
             best.append((progress.best_epoch, progress.epoch))
         predicted = fitted.complete(torch.stack(outputs).mean(0), scored)
-        assert fitted.tuned_ridge is not None
+        assert fitted.ridge is not None
+        ridge = fitted.complete(fitted.ridge[scored], scored)
         truth, slide = data.expression[scored], data.slide[scored]
         return {
             "model": slide_pcc(predicted, truth, slide).item(),
-            "ridge": slide_pcc(fitted.tuned_ridge[scored], truth, slide).item(),
+            "ridge": slide_pcc(ridge, truth, slide).item(),
             "mse": (predicted - truth).square().mean().item(),
             "epochs": best,
         }

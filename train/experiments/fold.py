@@ -196,8 +196,9 @@ class FoldRunner:
         metrics = test_metrics(predicted, truth, table.obs["slide"].to_numpy(), table.obs["complete_niche"].to_numpy())
         metrics["controls"] = {"permuted": permuted(predicted, truth, seed)}
         metrics["controls"] |= self.controls.metrics(data, job.data, job.split)
-        if recipe.tuned_ridge is not None:
-            metrics["controls"]["ridge_tuned"] = summarize(recipe.tuned_ridge[test].cpu().numpy(), truth)
+        if recipe.ridge is not None:  # on the model's inputs and targets, smoothed as the model is
+            tuned_ridge = recipe.complete(recipe.ridge[test], test)
+            metrics["controls"]["ridge_tuned"] = summarize(tuned_ridge.cpu().numpy(), truth)
         metrics |= training_metrics(trained, job.setting.protocol.tested)
         metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val)
         metrics["warnings"] += depth_warnings(data.depths(), job.split)

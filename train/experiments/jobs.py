@@ -161,7 +161,7 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             adapter = adapter_slides(workspace, split) if setting.finetuning else None
             jobs.append(Job(setting, i, run / f"fold{i}", split, key, find_leak(workspace, split), adapter=adapter))
     check_validate_on(options.validate_on, {job.setting.split for job in jobs})
-    return jobs
+    return list({job.folder: job for job in jobs}.values())  # a model that takes no recipe is the same under each
 
 
 def splits_of(point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace) -> list[Split]:
@@ -227,6 +227,8 @@ def make_setting(
             "--finetune-lora: the encoder's embeddings change in every step, so that they cannot be standardised or "
             "averaged over rings beforehand; give --standardize none --neighbor-rings 0"
         )
+    if finetunes and recipe.ensemble > 1:
+        raise InputError("--finetune-lora: the encoder is fine-tuned with one model; give --ensemble 1")
     embedding_width = recipe.embedding_width(next(iter(workspace.slides.values())).embeddings.shape[1])
     model = options.resolve(entry.config, model_preset, embedding_width=embedding_width, n_genes=len(panel))
     try:

@@ -37,15 +37,6 @@ class FittedRecipe:
     ridge: Tensor | None
     tensors: dict[str, Tensor]
 
-    @property
-    def tuned_ridge(self) -> Tensor | None:
-        """What ridge on the same inputs and targets predicts of all spots `(N, G)`, smoothed as the model is."""
-        return (
-            None
-            if self.ridge is None
-            else self.complete(self.ridge, torch.arange(len(self.ridge), device=self.ridge.device))
-        )
-
     def complete(self, predicted: Tensor, rows: Tensor) -> Tensor:
         """Predictions `(n, G)` of whole slides as they are tested: averaged with ridge's and smoothed, if asked for.
 

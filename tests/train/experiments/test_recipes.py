@@ -211,6 +211,7 @@ def test_what_cannot_be_is_refused_in_one_line(cache: Path, tmp_path: Path, run_
         (("--recipe", "mine", "--recipe-file", tmp_path / "none.toml"), "no such file"),
         (("--level", "ridge"), "--targets centered"),
         (("--finetune-lora", "--standardize", "slide"), "--standardize none"),
+        (("--finetune-lora", "--ensemble", 2), "give --ensemble 1"),
         (("--neighbor-rings", "4"), "--neighbor-rings 4"),
         (("--ema", "1"), "--ema 1"),
     ):

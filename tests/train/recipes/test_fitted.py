@@ -90,7 +90,6 @@ def test_without_switches_a_model_sees_the_data_as_they_are() -> None:
     found = fit(RecipeConfig(), data, with_ridge=False)
     assert found.data is data
     assert found.ridge is None
-    assert found.tuned_ridge is None
     assert found.tensors == {}
     predicted = torch.randn(len(TEST), GENES)
     assert torch.equal(found.complete(predicted, TEST), predicted)
@@ -238,14 +237,12 @@ def test_predictions_are_completed_in_order() -> None:
     data = make_data()
     found = fit(RecipeConfig(ridge="mean", smooth=0.3), data)
     assert found.ridge is not None
-    assert found.tuned_ridge is not None
     predicted = torch.randn(len(TEST), GENES)
     mean = (predicted.double().numpy() + found.ridge[TEST].double().numpy()) / 2
     expected = loop_smoothed(mean, data.rings[0].numpy(), TEST.tolist(), 0.3)
     np.testing.assert_allclose(found.complete(predicted, TEST), expected, rtol=1e-5, atol=1e-6)
-    everything = torch.arange(len(data.slide)).tolist()
-    own = loop_smoothed(found.ridge.double().numpy(), data.rings[0].numpy(), everything, 0.3)
-    np.testing.assert_allclose(found.tuned_ridge, own, rtol=1e-5, atol=1e-6)
+    own = loop_smoothed(found.ridge[TEST].double().numpy(), data.rings[0].numpy(), TEST.tolist(), 0.3)
+    np.testing.assert_allclose(found.complete(found.ridge[TEST], TEST), own, rtol=1e-5, atol=1e-6)
     assert found.complete(predicted, TEST).dtype == torch.float32
 
 
