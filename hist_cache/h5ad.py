@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hist_cache.errors import FileProblemError, slide_error
 from hist_cache.files import atomic_file
 from hist_cache.first_reading import first_reader
+from hist_cache.interrupts import held_interrupts
 from hist_cache.memory import free_memory
 from hist_cache.slides import SlideFiles
 from hist_cache.texts import bad_name
@@ -135,10 +136,13 @@ def table_names(file: h5py.File, frame: str, n: int) -> list[str]:
 
 
 def write_h5ad(path: Path, table: anndata.AnnData) -> None:
-    """Write a table of anndata, compressed, as its own `write_h5ad` does, with `atomic_file`."""
+    """Write a table of anndata, compressed, as its own `write_h5ad` does, with `atomic_file`. Interrupts wait.
+
+    HDF5 that is left amid a file ends in a traceback as the process ends.
+    """
     from anndata.io import write_elem
 
     table.strings_to_categoricals()
-    with atomic_file(path) as raw, h5py.File(raw, "w") as file:
+    with held_interrupts(), atomic_file(path) as raw, h5py.File(raw, "w") as file:
         write_elem(file, "/", table, dataset_kwargs={"compression": "gzip"})
         file.pop("raw", None)  # new versions of anndata write that there is none, which old ones cannot read
