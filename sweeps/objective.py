@@ -128,6 +128,7 @@ class TrialFold:
 
         tested = self.setting.protocol.tested
         try:
+            self.model.look_around(self.data.surroundings)
             self.model.prepare(self.data, self.train, self.val, self.setting.fit.seed)
             if self.model.learns:
                 fit(self.model, self.data, self.train, self.val, self.setting.fit, None, on_epoch, tested)
@@ -153,7 +154,7 @@ class TrialFold:
 
     def validation_score(self) -> float:
         """The objective on the validation spots, of the weights as they are."""
-        predicted = self.recipe.complete(predict(self.model, self.data, self.val), self.val)
+        predicted = self.recipe.complete(predict(self.model, self.data, self.val, quickly=True), self.val)
         scores = summarize(predicted.cpu().numpy(), self.data.expression[self.val].cpu().numpy())
         if self.plan.objective not in scores:
             raise HistError(f"no {self.plan.objective} of {len(self.val)} validation spots; give --objective mse")

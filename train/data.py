@@ -79,6 +79,24 @@ class Targets:
     offset: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Surroundings:
+    """All spots without their expression: what a model may see around the spots of a batch.
+
+    Attributes:
+        spot: `(N, D)` float16 embeddings; `niche` likewise.
+        slide: `(N,)` int64 number of each spot's slide.
+        position: `(N, 2)` float32 centres on the slide in um.
+        rings: Of ring 1, 2, ...: `(N, K)` int64 rows, as in `SpotData`.
+    """
+
+    spot: Tensor
+    niche: Tensor
+    slide: Tensor
+    position: Tensor
+    rings: tuple[Tensor, ...]
+
+
 class Inputs(Protocol):
     """What images are made from: cached embeddings, tokens or crops. The training loop uses only these members."""
 
@@ -154,6 +172,7 @@ class SpotData:
         panel: Names of the genes.
         transform: Of the counts.
         total: `(N,)` float32 counts of each spot over all genes; None where they are not known.
+        position: `(N, 2)` float32 centres on the slide in um; None where they are not known.
         rings: Of ring 1, 2, ...: `(N, K)` int64 rows of the spots in this ring around each spot, -1 where there is
             none. Only as many rings as were asked for.
         encoder_inputs: What an encoder that is fine-tuned reads; without it images are `spot` and `niche`.
@@ -171,6 +190,7 @@ class SpotData:
     panel: list[str]
     transform: Transform = "log2"
     total: Tensor | None = None
+    position: Tensor | None = None
     rings: tuple[Tensor, ...] = ()
     encoder_inputs: Inputs | None = None
     targets: Targets | None = None
@@ -186,6 +206,12 @@ class SpotData:
     def target(self) -> Tensor:
         """What a model learns to predict, `(N, G)`: the expression, or what a recipe puts in its place."""
         return self.expression if self.targets is None else self.targets.target
+
+    @property
+    def surroundings(self) -> Surroundings:
+        """Everything but expression."""
+        position = self.spot.new_zeros(len(self.slide), 2) if self.position is None else self.position
+        return Surroundings(self.spot, self.niche, self.slide, position.float(), self.rings)
 
     def rows(self, slides: Sequence[str]) -> Tensor:
         """Rows of these slides' spots, in order.
@@ -210,7 +236,7 @@ class SpotData:
         new_rows = torch.full((len(self.slide) + 1,), -1, device=rows.device)  # the last one stands for "none"
         new_rows[rows] = torch.arange(len(rows), device=rows.device)
         values["rings"] = tuple(new_rows[ring[rows]] for ring in self.rings)
-        values["total"] = None if self.total is None else self.total[rows]
+        values |= {name: None if (v := getattr(self, name)) is None else v[rows] for name in ("total", "position")}
         return replace(self, **values, encoder_inputs=None, targets=None)
 
     def depths(self) -> dict[str, float]:
@@ -308,6 +334,7 @@ def assemble(
             "row": kept,
             "complete": complete[kept],
             "total": np.asarray(slide.counts.sum(1), dtype=np.float32).ravel()[kept],
+            "position": (slide.coords[kept] * float(slide.attributes["um_per_px"])).astype(np.float32),
         }
         for name, array in of_slide.items():
             parts.setdefault(name, []).append(array)

@@ -23,6 +23,7 @@ LINE_COLORS = "#1f77b4", "#ff7f0e"  # of the training curves that are of no embe
 RADII = "mean radius"
 TRAINING_PANELS = {  # title -> column of the history -> label
     "prediction, MSE": {"mse": "train", "val_mse": "validation"},
+    "objective": {"objective": ""},
     "alignment losses": {"hca": "contrast (HCA)", "hea": "entailment (HEA)"},
     RADII: {f"radius_{name}": style.label for name, style in EMBEDDING_STYLES.items()},
     "cones": {"violated": "share violated", "aperture": "mean aperture, rad"},

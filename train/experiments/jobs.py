@@ -156,7 +156,7 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             drop_edges = protocol.edge_spots == "drop"
             key = DataKey(
                 *(point.neighbors, tuple(panels[i]), point.transform, drop_edges, protocol.niche_profile),
-                n_rings=setting.recipe.n_rings,
+                n_rings=max(setting.recipe.n_rings, get_model(point.model).n_rings),
             )
             adapter = adapter_slides(workspace, split) if setting.finetuning else None
             jobs.append(Job(setting, i, run / f"fold{i}", split, key, find_leak(workspace, split), adapter=adapter))
@@ -218,6 +218,7 @@ def make_setting(
     recipe = options.resolve(RecipeConfig, of_recipe, name=point.recipe) if entry.takes_recipe else RecipeConfig()
     if not entry.learns:
         recipe = dataclasses.replace(recipe, ensemble=1, ridge="none")  # seeds change nothing, and ridge leaves nothing
+    preset = preset if entry.name == DEFAULT_MODEL else preset | entry.training | of_protocol | of_recipe
     model_preset = preset if entry.name == DEFAULT_MODEL else {}  # a width that suits HiST says nothing of others
     finetunes = bool(point.lora_layers) and entry.learns
     precision: Precision = "bf16" if options.precision == "bf16" and entry.learns else "fp32"
@@ -227,6 +228,8 @@ def make_setting(
             "--finetune-lora: the encoder's embeddings change in every step, so that they cannot be standardised or "
             "averaged over rings beforehand; give --standardize none --neighbor-rings 0"
         )
+    if finetunes and entry.n_rings:
+        raise InputError(f"--finetune-lora: --model {entry.name} reads the embeddings of neighbours from the cache")
     if finetunes and recipe.ensemble > 1:
         raise InputError("--finetune-lora: the encoder is fine-tuned with one model; give --ensemble 1")
     embedding_width = recipe.embedding_width(next(iter(workspace.slides.values())).embeddings.shape[1])

@@ -60,6 +60,7 @@ def train_one(
     setting = job.setting
     train, val = data.rows(job.split.train), data.rows(job.split.val)
     config = replace(setting.fit, seed=member_seed(job, member))
+    model.look_around(data.surroundings)
     model.prepare(data, train, val, config.seed)
     if not model.learns:
         return Progress()

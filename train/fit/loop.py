@@ -44,9 +44,8 @@ def train_epoch(
     recorded: RecordedStep | None = None,
     average: WeightAverage | None = None,
 ) -> dict[str, float]:
-    """Train on all `rows` once in random order.
+    """Train on all `rows` once, in batches that the model draws (`Model.batches`).
 
-    A last batch that is not full is left out (other batches take its spots next epoch): contrast needs its negatives.
     `recorded` takes the place of the ordinary step, and `average` takes in the weights after each.
 
     Returns:
@@ -54,10 +53,8 @@ def train_epoch(
     """
     encoding = encoding or EncodingConfig()
     _set_mode(model, data, training=True)
-    rows = rows[torch.randperm(len(rows), generator=order).to(rows.device)]
     totals: dict[str, Tensor] = {}
-    steps = max(1, len(rows) // batch_size)
-    chunks = [distributed.shard(rows[i * batch_size : (i + 1) * batch_size]) for i in range(steps)]
+    chunks = [distributed.shard(part) for part in model.batches(rows, batch_size, order)]
     logged: Iterable[Log]
     if recorded is not None:
         logged = map(recorded, chunks)
@@ -72,7 +69,7 @@ def train_epoch(
     # The epoch's one synchronisation; each process has its own spots' MSE.
     sums = distributed.all_reduce_sum(torch.stack([totals[k].float() for k in names]))
     means = (sums / distributed.world_size()).tolist()
-    return {k: v if k == "skipped" else v / steps for k, v in zip(names, means, strict=True)}
+    return {k: v if k == "skipped" else v / len(chunks) for k, v in zip(names, means, strict=True)}
 
 
 def _set_mode(model: Model, data: SpotData, training: bool) -> None:
@@ -83,18 +80,21 @@ def _set_mode(model: Model, data: SpotData, training: bool) -> None:
 
 
 @torch.no_grad()
-def predict_embedded(model: Model, images: SpotNiche, rows: Tensor) -> Tensor:
-    """Predictions `(n, G)` float32 of rows `(n,)` from their embeddings `(n, D)`."""
+def predict_embedded(model: Model, images: SpotNiche, rows: Tensor, quickly: bool = False) -> Tensor:
+    """Predictions `(n, G)` float32 of rows `(n,)` from their embeddings `(n, D)`; quickly to choose an epoch."""
     model.eval()
+    of_model = model.predict_quickly if quickly else model.predict
     chunks = zip(*(level.split(PREDICT_BATCH) for level in (*images, rows)), strict=True)
     with model.autocast(images.spot.device):
-        return torch.cat([model.predict(Images(*chunk)).float() for chunk in chunks])
+        return torch.cat([of_model(Images(*chunk)).float() for chunk in chunks])
 
 
-def predict(model: Model, data: SpotData, rows: Tensor, micro_batch: int | None = None) -> Tensor:
+def predict(
+    model: Model, data: SpotData, rows: Tensor, micro_batch: int | None = None, quickly: bool = False
+) -> Tensor:
     """Predicted expression `(n, G)` of `rows` `(n,)`; only their images are read."""
     _set_mode(model, data, training=False)
-    return add_offset(data, rows, predict_embedded(model, encode_rows(data, rows, micro_batch), rows))
+    return add_offset(data, rows, predict_embedded(model, encode_rows(data, rows, micro_batch), rows, quickly))
 
 
 def add_offset(data: SpotData, rows: Tensor, output: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def validation_scores(
     Each process predicts its share of the spots.
     """
     own = distributed.shard(rows)
-    predicted = predict(model, data, own, micro_batch) if len(own) else data.expression[own]
+    predicted = predict(model, data, own, micro_batch, quickly=True) if len(own) else data.expression[own]
     error = predicted - data.expression[own] if len(own) else data.expression[own]
     total = distributed.all_reduce_sum(error.double().square().sum())
     scores = {"val_mse": total.item() / (len(rows) * data.expression.shape[1])}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hist_cache.values import Precision, SelectBy
-from train.data import Batch, Images, SpotData
+from train.data import Batch, Images, SpotData, Surroundings
 from train.models.configs import ModelConfig
 from train.models.projection import TangentProjection
 
@@ -72,6 +72,30 @@ class Model(nn.Module):
     def predict(self, images: Images) -> Tensor:
         """Predicted expression `(B, G)` from images alone, float32 or better."""
         raise NotImplementedError
+
+    def predict_quickly(self, images: Images) -> Tensor:
+        """The same, where there is a faster way that is good enough to choose the epoch by."""
+        return self.predict(images)
+
+    def look_around(self, spots: Surroundings) -> None:
+        """Take the images and places of all spots; rows of a batch count in them.
+
+        It is called before `prepare`, and before spots of other slides are predicted.
+        """
+
+    def batches(self, rows: Tensor, batch_size: int, order: torch.Generator) -> list[Tensor]:
+        """The rows of an epoch's batches, drawn anew; all `(batch_size,)`, or one smaller batch of all there are.
+
+        A last batch that is not full is left out (other batches take its spots next epoch): contrast needs its
+        negatives.
+
+        Args:
+            rows: `(n,)` of the train spots.
+            batch_size: Spots a batch.
+            order: Draws the order.
+        """
+        rows = rows[torch.randperm(len(rows), generator=order).to(rows.device)]
+        return [rows[i * batch_size : (i + 1) * batch_size] for i in range(max(1, len(rows) // batch_size))]
 
     def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:
         """Compute what the model needs before its first step: a bank, a PCA, or all of it where it does not learn.

@@ -73,3 +73,45 @@ class KnnConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Check the range; `InputError` names the flag."""
         check_ranges(self)
+
+
+@dataclass(frozen=True)
+class StNetConfig(ModelConfig):
+    """ST-Net has nothing to set."""
+
+
+@dataclass(frozen=True)
+class StNetMlpConfig(ModelConfig):
+    """ST-Net with a hidden layer."""
+
+    width: int = option(1024, "hidden width", "N", within=Interval(1, 100_000))
+
+    def __post_init__(self) -> None:
+        """Check the range; `InputError` names the flag."""
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class BleepConfig(ModelConfig):
+    """BLEEP's projection heads, its contrast and its retrieval."""
+
+    projection: int = option(256, "width of the space of images and expression", "N", within=Interval(1, 100_000))
+    retrieved: int = option(50, "train spots whose mean expression is predicted", "N", within=COUNT)
+    softness: float = option(1.0, "temperature of the contrast and of its targets", "X", within=POSITIVE)
+    dropout: float = option(0.1, "dropout of the projection heads", "X", within=FRACTION)
+
+    def __post_init__(self) -> None:
+        """Check ranges; `InputError` names the flag."""
+        check_ranges(self)
+
+
+@dataclass(frozen=True)
+class IstarConfig(ModelConfig):
+    """iSTAR's networks."""
+
+    networks: int = option(5, "networks whose median is predicted", "N", within=Interval(1, 100))
+    hidden: int = option(256, "width of their hidden layers", "N", within=Interval(1, 100_000))
+
+    def __post_init__(self) -> None:
+        """Check ranges; `InputError` names the flag."""
+        check_ranges(self)

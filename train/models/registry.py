@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
-from train.models.configs import HistConfig, KnnConfig, ModelConfig, RidgeConfig, TunedRidgeConfig
+from train.models import configs
+from train.models.configs import ModelConfig
 
 if TYPE_CHECKING:  # a model's file imports torch, which `--help` does without
     from train.models.base import Model
@@ -29,6 +30,8 @@ class ModelEntry:
         learns: Whether it is trained by gradient steps; otherwise `Model.prepare` computes it at once.
         has_variants: Whether the ablations of variants.toml apply to it.
         takes_recipe: Whether a recipe changes what it reads and learns; a fixed point of comparison stays as it is.
+        n_rings: Rings around a spot whose spots it reads, from the cache: its encoder cannot be fine-tuned with it.
+        training: Options of the training loop that it has in its authors' hands, by name; they hold unless given.
     """
 
     name: str
@@ -38,6 +41,8 @@ class ModelEntry:
     learns: bool = True
     has_variants: bool = False
     takes_recipe: bool = True
+    n_rings: int = 0
+    training: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> type[Model]:
         """The model's class."""
@@ -59,27 +64,28 @@ def register(entry: ModelEntry) -> None:
     _ENTRIES[entry.name] = entry
 
 
-register(ModelEntry("hist", "HiST / HyperST", "train.models.hist:HistModel", HistConfig, has_variants=True))
-register(
-    ModelEntry(
-        "ridge",
-        "ridge on 256 components",
-        "train.models.baselines:RidgeModel",
-        RidgeConfig,
-        learns=False,
-        takes_recipe=False,
-    )
+def _entry(name: str, title: str, model: str, config: type[ModelConfig], **more: Any) -> None:
+    register(ModelEntry(name, title, f"train.models.{model}", config, **more))
+
+
+_entry("hist", "HiST / HyperST", "hist:HistModel", configs.HistConfig, has_variants=True)
+_entry(
+    *("ridge", "ridge on 256 components", "baselines:RidgeModel", configs.RidgeConfig),
+    learns=False,
+    takes_recipe=False,
 )
-register(
-    ModelEntry(
-        "ridge_tuned",
-        "ridge on a recipe's inputs",
-        "train.models.baselines:TunedRidgeModel",
-        TunedRidgeConfig,
-        learns=False,
-    )
+_entry("ridge_tuned", "ridge on a recipe's inputs", "baselines:TunedRidgeModel", configs.TunedRidgeConfig, learns=False)
+_entry("knn", "nearest train spots", "baselines:KnnModel", configs.KnnConfig, learns=False)
+_entry("stnet", "ST-Net, linear", "stnet:StNetModel", configs.StNetConfig)
+_entry("stnet_mlp", "ST-Net, a hidden layer", "stnet:StNetModel", configs.StNetMlpConfig)
+_entry(
+    *("bleep", "BLEEP", "bleep:BleepModel", configs.BleepConfig),
+    training={"lr": 1e-3, "weight_decay": 1e-3, "batch_size": 256},
 )
-register(ModelEntry("knn", "nearest train spots", "train.models.baselines:KnnModel", KnnConfig, learns=False))
+_entry(
+    *("istar", "iSTAR, spots", "istar:IstarModel", configs.IstarConfig),
+    training={"weight_decay": 0.0, "epochs": 400},
+)
 
 
 def model_entries() -> Iterable[ModelEntry]:
