@@ -52,7 +52,8 @@ from hist_cache.demo.slides import write_demo
 from hist_cache.slides import find_slide, slides_on_disk
 from hist_cache.spots import read_spots
 from hist_cache.token_files import token_path
-from train.data import Inputs, SpotData, assemble, read_slides
+from train.assembly import assemble, read_slides
+from train.data import Inputs, SpotData
 from train.finetune.crop_inputs import CropInputs, pixel_pipeline
 from train.finetune.token_inputs import TokenInputs
 from train.fit.batches import prefetch

@@ -11,6 +11,7 @@ from train.fit.config import SEEDS
 from train.options import TrainOptions
 
 SPACE = "alpha,beta,curvature"
+PEER_SPACE = "lr,weight_decay,batch_size"  # of a model that learns and is not HiST
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class SweepOptions(TrainOptions):
     )
     space: str | None = option(
         None,
-        f"what is searched: names of sweeps/spaces.toml, or a TOML or YAML file like it (default: {SPACE})",
+        f"what is searched: names of sweeps/spaces.toml, or a TOML or YAML file like it (default: {SPACE}; of other "
+        f"models than hist {PEER_SPACE})",
         "NAMES",
     )
     objective: str | None = option(

@@ -13,7 +13,8 @@ from hist_cache.errors import InputError, one_line
 from hist_cache.options import all_option_names, option_fields
 from hist_cache.texts import read_text
 from hist_cache.values import LARGEST
-from sweeps.options import SPACE, SweepOptions
+from sweeps.options import PEER_SPACE, SPACE, SweepOptions
+from train.models.registry import DEFAULT_MODEL
 from train.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def read_space(options: SweepOptions) -> tuple[Parameter, ...]:
             where nothing is left to search.
     """
     source = "--space" if options.space is None or not _is_file(options.space) else options.space
-    rows, named = _space_rows(SPACE if options.space is None else options.space, source)
+    default = SPACE if options.model == DEFAULT_MODEL else PEER_SPACE
+    rows, named = _space_rows(default if options.space is None else options.space, source)
     parameters = [_parameter(name, row, source) for name, row in rows.items()]
     given = given_options(options)
     for p in parameters:

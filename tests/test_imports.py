@@ -54,13 +54,14 @@ STAIRS = {
         "batches",
     ),
     "train": (
-        *("distributed", "expression", "rings", "depth", "data", "workspace", "leaks", "relative_values"),
+        *("distributed", "expression", "rings", "depth", "data", "assembly", "workspace", "leaks", "relative_values"),
         *("metrics", "pathways", "selection", "figures", "models", "recipes", "fit", "finetune"),
         *("options", "experiments", "report", "cli"),
     ),
     "train.models": (
         *("configs", "numerics", "lorentz", "exponential", "lorentz_losses", "alignment", "variants", "projection"),
         *("base", "registry", "components", "ridge", "baselines", "ensemble", "streams", "hist"),
+        *("stnet", "bleep", "istar"),
     ),
     "train.recipes": ("config", "table", "inputs", "targets", "fitted"),
     "train.fit": ("config", "allocation", "adamw", "average", "batches", "step", "graph", "checkpoints", "loop"),
@@ -74,7 +75,7 @@ STAIRS = {
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),
         *("significance", "analysis", "baseline_rows", "against_ridge", "checklist", "paper_tables", "ridge_table"),
         *("analysis_tables", "pathway_tables", "ensemble_tables", "plots", "forest", "figures", "context", "page"),
-        *("sections", "cli"),
+        *("model_table", "sections", "cli"),
     ),
     "sweeps": (
         *("options", "space", "study", "sampling", "waiting", "storage", "journal", "file_study", "database"),

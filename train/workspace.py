@@ -18,7 +18,8 @@ from hist_cache.fingerprint import differences
 from hist_cache.panel_files import keep_panel, panel_source, read_kept_panel
 from hist_cache.panels import choose_panel
 from hist_cache.splits import SPLIT_PARTS, Split
-from train.data import SpotData, TensorCache, assemble, check_widths, read_slides, without_arrays
+from train.assembly import assemble, check_widths, read_slides, without_arrays
+from train.data import SpotData, TensorCache
 from train.expression import NicheProfile, Transform
 
 

@@ -19,8 +19,8 @@ from hist_cache.datasets import get_dataset
 from hist_cache.errors import InputError
 from tests.commands import Command
 from tests.conftest import TALKATIVE, TINY_ENCODER, epochs_run, wait_for_epochs, write_slide
+from train.assembly import assemble, read_slides
 from train.cli import main
-from train.data import assemble, read_slides
 from train.experiments.outputs import load_model
 from train.fit.loop import predict
 from train.metrics import summarize

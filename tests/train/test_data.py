@@ -6,7 +6,8 @@ import torch
 from scipy.sparse import csr_matrix
 
 from tests.hist_cache.test_cache import make
-from train.data import Targets, assemble
+from train.assembly import assemble
+from train.data import Targets
 from train.expression import Transform, niche_mean
 from train.fit.batches import read_batch
 

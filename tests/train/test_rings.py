@@ -12,7 +12,8 @@ from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import HistError
 from tests.hist_cache.test_cache import make
 from tests.hist_cache.test_lattice import hexagons, squares
-from train.data import SpotData, assemble
+from train.assembly import assemble
+from train.data import SpotData
 from train.rings import join_rings, slide_rings
 
 CPU = torch.device("cpu")

@@ -187,7 +187,7 @@ class FoldRunner:
         predicted = recipe.complete(expression, test).cpu().numpy()
         if not np.isfinite(predicted).all():
             raise HistError(f"{folder}: training diverged: not all predictions of test spots are finite; {LOWER_LR}")
-        write_json(folder / files.COST, fold_cost(trained.history, time.monotonic() - started, test.device))
+        write_json(folder / files.COST, fold_cost(trained.history, time.monotonic() - started, model, test.device))
         projection, problems = self._project(model, make_batch(recipe.data, test, images))
         table = prediction_table(predicted, data, test, self.slides, projection)
         write_h5ad(folder / files.PREDICTIONS, table)

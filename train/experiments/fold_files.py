@@ -38,6 +38,7 @@ COST_OPTIONAL: dict[str, Any] = {
     "train_s_per_epoch": float,
     "inference_s": float,
     "peak_memory_gb": float,
+    "numbers_m": float,
     "device": str,
     "threads": int,
 }

@@ -23,7 +23,10 @@ from train.recipes.table import recipe_options
 
 _O = TypeVar("_O", bound=TrainOptions)
 TABLES_FILE = Path(__file__).with_name("tables.toml")
-TABLE_OPTIONS = ("ablation", "neighbors", "genes", "n_genes", "split", "test_dataset", "finetune_lora", "lora_layers")
+TABLE_OPTIONS = (
+    *("model", "ablation", "neighbors", "genes", "n_genes", "split", "test_dataset"),
+    *("finetune_lora", "lora_layers"),
+)
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,15 @@ def fold_bytes(model: Model) -> int:
     return weights * (5 if model.learns else 1)
 
 
-def fold_cost(history: list[dict[str, float]], inference_s: float, device: torch.device) -> dict[str, Any]:
+def fold_cost(
+    history: list[dict[str, float]], inference_s: float, model: Model, device: torch.device
+) -> dict[str, Any]:
     """What a fold took.
 
     Args:
         history: Of its training; without epochs, seconds an epoch are left out.
         inference_s: Seconds for all test spots.
+        model: What was trained; all numbers of its file are counted, also those of a bank of train spots.
         device: Where it ran. Peak memory is the device's on a GPU and the whole process's on a CPU.
     """
     if device.type == "cuda":
@@ -98,6 +101,7 @@ def fold_cost(history: list[dict[str, float]], inference_s: float, device: torch
     return epoch | {
         "inference_s": inference_s,
         "peak_memory_gb": peak,
+        "numbers_m": sum(value.numel() for value in model.state_dict().values()) / 1e6,
         "device": str(device),
         "threads": torch.get_num_threads(),
     }

@@ -23,7 +23,7 @@ from train.distributed import all_gather
 from train.models.base import Log, Model
 from train.models.configs import BleepConfig
 
-CHUNK = 4096
+SPOTS_AT_ONCE = 4096
 """Spots whose similarities to the bank, or whose embeddings, are computed at once."""
 
 
@@ -62,14 +62,14 @@ class BleepModel(Model):
 
     def embed_genes(self, genes: Tensor) -> Tensor:
         """Unit vectors `(R, d)` float32 of expression profiles `(R, G)`, in chunks."""
-        return torch.cat([F.normalize(self.gene(part), dim=1) for part in genes.split(CHUNK)])
+        return torch.cat([F.normalize(self.gene(part), dim=1) for part in genes.split(SPOTS_AT_ONCE)])
 
     def predict(self, images: Images) -> Tensor:
         """Mean `(B, G)` of what is learnt over the `retrieved` spots of the bank with the largest cosine."""
         queries, bank = F.normalize(self.image(images.spot), dim=1), self.embed_genes(self.bank_genes)
         count = min(self.config.retrieved, len(bank))
         with torch.autocast(queries.device.type, enabled=False):
-            rows = [(part @ bank.T).topk(count).indices for part in queries.split(CHUNK)]
+            rows = [(part @ bank.T).topk(count).indices for part in queries.split(SPOTS_AT_ONCE)]
         return torch.cat([mean_of_rows(self.bank_target, part) for part in rows])
 
     def loss(self, batch: Batch) -> tuple[Tensor, Log]:

@@ -19,6 +19,11 @@ class ModelConfig:
     embedding_width: int
     n_genes: int
 
+    @property
+    def sampling(self) -> str:
+        """How predictions are drawn, to be said beside every number; "" where nothing is drawn."""
+        return ""
+
 
 @dataclass(frozen=True)
 class HistConfig(ModelConfig):

@@ -32,6 +32,8 @@ class ModelEntry:
         takes_recipe: Whether a recipe changes what it reads and learns; a fixed point of comparison stays as it is.
         n_rings: Rings around a spot whose spots it reads, from the cache: its encoder cannot be fine-tuned with it.
         training: Options of the training loop that it has in its authors' hands, by name; they hold unless given.
+        reference: Where it was published.
+        encoder: Its encoder there, and how much of it is trained.
     """
 
     name: str
@@ -43,6 +45,8 @@ class ModelEntry:
     takes_recipe: bool = True
     n_rings: int = 0
     training: dict[str, Any] = field(default_factory=dict)
+    reference: str = ""
+    encoder: str = ""
 
     def load(self) -> type[Model]:
         """The model's class."""
@@ -68,23 +72,52 @@ def _entry(name: str, title: str, model: str, config: type[ModelConfig], **more:
     register(ModelEntry(name, title, f"train.models.{model}", config, **more))
 
 
-_entry("hist", "HiST / HyperST", "hist:HistModel", configs.HistConfig, has_variants=True)
+_entry(
+    *("hist", "HiST / HyperST", "hist:HistModel", configs.HistConfig),
+    has_variants=True,
+    reference="HiST (ICLR 2026 submission), HyperST (CVPR 2026)",
+    encoder="UNI, 11 blocks by LoRA",
+)
 _entry(
     *("ridge", "ridge on 256 components", "baselines:RidgeModel", configs.RidgeConfig),
     learns=False,
     takes_recipe=False,
+    reference="as the probe of HEST-bench (NeurIPS 2024), on spot and niche",
+    encoder="any, frozen",
 )
-_entry("ridge_tuned", "ridge on a recipe's inputs", "baselines:TunedRidgeModel", configs.TunedRidgeConfig, learns=False)
-_entry("knn", "nearest train spots", "baselines:KnnModel", configs.KnnConfig, learns=False)
-_entry("stnet", "ST-Net, linear", "stnet:StNetModel", configs.StNetConfig)
-_entry("stnet_mlp", "ST-Net, a hidden layer", "stnet:StNetModel", configs.StNetMlpConfig)
+_entry(
+    *("ridge_tuned", "ridge on a recipe's inputs", "baselines:TunedRidgeModel", configs.TunedRidgeConfig),
+    learns=False,
+    reference="this program's strongest baseline",
+    encoder="any, frozen",
+)
+_entry(
+    *("knn", "nearest train spots", "baselines:KnnModel", configs.KnnConfig),
+    learns=False,
+    reference="this program's baseline",
+    encoder="any, frozen",
+)
+_entry(
+    *("stnet", "ST-Net, linear", "stnet:StNetModel", configs.StNetConfig),
+    reference="He et al., Nature Biomedical Engineering 2020",
+    encoder="DenseNet-121, all of it trained",
+)
+_entry(
+    *("stnet_mlp", "ST-Net with a hidden layer", "stnet:StNetModel", configs.StNetMlpConfig),
+    reference="after He et al., Nature Biomedical Engineering 2020",
+    encoder="DenseNet-121, all of it trained",
+)
 _entry(
     *("bleep", "BLEEP", "bleep:BleepModel", configs.BleepConfig),
     training={"lr": 1e-3, "weight_decay": 1e-3, "batch_size": 256},
+    reference="Xie et al., NeurIPS 2023",
+    encoder="ResNet-50, all of it trained",
 )
 _entry(
-    *("istar", "iSTAR, spots", "istar:IstarModel", configs.IstarConfig),
+    *("istar", "iSTAR, at the level of spots", "istar:IstarModel", configs.IstarConfig),
     training={"weight_decay": 0.0, "epochs": 400},
+    reference="Zhang et al., Nature Biotechnology 2024",
+    encoder="HIPT, frozen",
 )
 
 

@@ -10,8 +10,9 @@ from train.figures import EMBEDDING_STYLES
 from train.report.alike import comparison_label, comparison_notes, fold_pairs
 from train.report.analysis import RunSummary, improvement, region_gains
 from train.report.paper_tables import group_name
+from train.report.published import P_VALUE_TABLE, REGION_TABLE, published_improvements
 from train.report.results import Results, RunResult
-from train.report.significance import HOLM_NOTE, P_NOTE, compare, holm, references
+from train.report.significance import HOLM_NOTE, P_NOTE, REFERENCE, compare, holm, references
 from train.report.table import (
     HIGHER,
     LOWER,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 N_GENES_LISTED = 15  # about as many as table 11 has
+IMPROVEMENT_NOTE = "published: HiST's improvement in percent, with its p-value; all trained end to end but Stem"
 
 
 def significance_table(results: Results, runs: Sequence[RunResult], against: str | None = None) -> Table | None:
@@ -63,10 +65,25 @@ def significance_table(results: Results, runs: Sequence[RunResult], against: str
         rows.append(_p_row_of("p, paired t-test", [test.p_t for test in of_run]))
         rows.append(_p_row_of("p, Wilcoxon", [test.p_wilcoxon for test in of_run]))
         rows.append(_p_row_of("p, Holm", list(islice(corrected, len(of_run)))))
+        published = published_improvements(P_VALUE_TABLE, run.setting.dataset, run.model).get("", {})
+        if published and chosen[run.label].method == REFERENCE and _is_of_table_4(run):
+            rows.append(_published_row(published, metrics))
+            notes += [IMPROVEMENT_NOTE]
     count = sum(test.p_t is not None for of_run in tests.values() for test in of_run)
     notes.insert(1, HOLM_NOTE.format(count=count))
     name = slug(f"significance {group_name(runs[0])}")
+    notes = list(dict.fromkeys(notes))
     return Table(name, "Difference to the reference", metric_columns(metrics), tuple(rows), tuple(notes))
+
+
+def _published_row(values: Mapping[str, str], metrics: Sequence[str]) -> Row:
+    return Row("published: HiST over it", "published", tuple(Cell(values.get(m, "–")) for m in metrics))
+
+
+def _is_of_table_4(run: RunResult) -> bool:
+    """Whether a run is on data that the paper's table 4 is about."""
+    s = run.setting
+    return (s.genes, s.n_genes, s.test_dataset, s.transform) == ("hmhvg", 200, None, "log2") and s.split == "default"
 
 
 def _p_row_of(label: str, values: Sequence[float | None]) -> Row:
@@ -211,6 +228,9 @@ def region_gain_table(
             rows.append(Row(f"{gain.gene}, over {label}", "run", tuple(percent_cell(gain.percent[m]) for m in metrics)))
             p = tuple(Cell(p_text(gain.p[m]), gain.p[m]) for m in metrics)
             rows.append(Row(f"p, paired t-test over {gain.n_regions} regions", "p", p))
+            published = published_improvements(REGION_TABLE, other.setting.dataset, other.model).get(gain.gene)
+            if published and run.method == REFERENCE:
+                rows.append(_published_row(published, metrics))
     columns = tuple(Column(f"{m.upper()} improvement", HIGHER) for m in metrics)
     notes = (
         "percent of the baseline's mean over regions, positive where the run is better (as the paper's table 4 "

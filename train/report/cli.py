@@ -14,6 +14,7 @@ from hist_cache.console import err, out, say, warn
 from hist_cache.errors import InputError, keeping
 from hist_cache.options import CommandOptions, folder_option, option, parse, positional, run
 from hist_cache.values import COUNT
+from train.report.published import GENE_TABLE, P_VALUE_TABLE, REGION_TABLE, STATUS_TABLE
 
 if TYPE_CHECKING:
     from train.report.results import Results
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Lay finished runs out as the paper does, with its numbers beside and p-values against one of them, and
 write a report: one page with tables, figures, configuration and warnings, which needs nothing else to be read."""
-STATUS_TABLE, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE = 2, 4, 11, 12  # tables of the paper that are not a grid's
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class ReportOptions(CommandOptions):
     genes_to_plot: str | None = option(
         None, "genes on the maps and by region, such as COL1A1,FN1 (default: the best)", "NAMES"
     )
+    slide: str | None = option(None, "test slide on which the genes are drawn (default: the first)", "ID")
     region: str | None = option(
         None, "metrics (with --table 11: genes) by this column of obs: of the predictions, else of the slides", "COLUMN"
     )
@@ -108,7 +109,9 @@ def report_request(options: ReportOptions) -> ReportRequest:
     data_root = folder_option(options.data_root, "HIST_DATA", "") if has_data else None
     genes = tuple(dict.fromkeys(g.strip() for g in (options.genes_to_plot or "").split(",") if g.strip()))
     pathways = Path(options.pathways) if options.pathways is not None else None
-    return ReportRequest(options.against, genes, options.region, data_root, options.table, pathways, options.ensemble)
+    return ReportRequest(
+        *(options.against, genes, options.region, data_root, options.table, pathways, options.ensemble, options.slide)
+    )
 
 
 def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:

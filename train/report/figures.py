@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from hist_cache.runs import GEOMETRY, MAPS, TRAINING, readable_file
 from train.report.against_ridge import AgainstRidge
 from train.report.alike import truth_differences
+from train.report.fold_result import FoldResult
 from train.report.forest import plot_forest
 from train.report.plots import plot_ablation, plot_gene, plot_gene_distributions, plot_gene_panel
 from train.report.results import Results, RunResult
@@ -126,19 +127,24 @@ class ReportFigures:
         alt = f"Differences to ridge by run: {'; '.join(one.sentence for one in found)}."
         return [picture(file, "Against ridge", caption, alt)]
 
-    def genes(self, main: RunResult, names: Sequence[str], correlations: Mapping[str, pd.Series]) -> list[Picture]:
-        """Maps of single genes on the first test slide, as all runs of that fold predict them.
+    def genes(
+        self, main: RunResult, names: Sequence[str], correlations: Mapping[str, pd.Series], slide: str | None = None
+    ) -> list[Picture]:
+        """Maps of single genes on a test slide, as all runs of that fold predict them.
 
         Args:
             main: the run whose first test slide is drawn, and whose best genes are.
             names: genes to draw instead.
             correlations: label of a run -> PCC by gene.
+            slide: to draw instead; where no fold of the run tests it, nothing is drawn.
         """
-        tables = self._comparable_predictions(main)
+        fold = next((f for f in main.folds if slide in (None, *f.test_slides)), None)
+        if fold is None:
+            return []
+        tables = self._comparable_predictions(main, fold)
         panel = set(tables[main.label].var_names)
         best = [g for g in correlations[main.label].sort_values(ascending=False).index if g in panel]
-        fold = main.folds[0]
-        slide = str(tables[main.label].obs["slide"].iloc[0])
+        slide = slide or str(tables[main.label].obs["slide"].iloc[0])
         pictures = []
         for gene in names or best[:N_GENES_DRAWN]:
             file = self._file(f"gene-{slug(gene)}")
@@ -151,17 +157,14 @@ class ReportFigures:
             pictures.append(picture(file, f"{gene} on the tissue", caption, alt))
         return pictures
 
-    def _comparable_predictions(self, main: RunResult) -> dict[str, anndata.AnnData]:
-        """First folds of the runs that predict the same genes of the same slides as `main`, which comes first."""
-        fold = main.folds[0]
-
-        def predicts_the_same(run: RunResult) -> bool:
-            other = run.folds[0]
-            same_fold = other.test_slides == fold.test_slides and other.fold.panel == fold.fold.panel
-            return same_fold and not truth_differences(run, main)
-
-        alike = [r for r in self.runs if r is not main and predicts_the_same(r)]
-        return {r.label: r.folds[0].fold.predictions for r in (main, *alike)}
+    def _comparable_predictions(self, main: RunResult, fold: FoldResult) -> dict[str, anndata.AnnData]:
+        """Of a fold of `main`, which comes first, and of folds of others with the same genes and test slides."""
+        alike = {main.label: fold}
+        for run in self.runs:
+            same = (f for f in run.folds if f.test_slides == fold.test_slides and f.fold.panel == fold.fold.panel)
+            if run is not main and not truth_differences(run, main) and (own := next(same, None)):
+                alike[run.label] = own
+        return {label: f.fold.predictions for label, f in alike.items()}
 
     def maps(self) -> CollapsedPictures:
         """Each run's maps of its best genes."""

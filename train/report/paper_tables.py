@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from train.experiments.grid import table_row
 from train.expression import UNITS
 from train.models.registry import DEFAULT_MODEL
@@ -10,6 +12,8 @@ from train.report.baseline_rows import baseline_rows
 from train.report.comparable import layers_of, may_compare, published_notes
 from train.report.published import (
     END_TO_END,
+    METHOD_ENCODERS,
+    METHODS,
     Numbers,
     published_cost,
     published_method_costs,
@@ -38,7 +42,7 @@ from train.report.table import (
 )
 
 COST_TABLE = 5  # the paper's table without metrics
-COST_TITLES = ("peak memory, GB", "s/epoch", "inference, s")  # of COST_KEYS
+COST_TITLES = ("peak memory, GB", "s/epoch", "inference, s", "numbers kept, M")  # of COST_KEYS
 SCOPES = {
     "pooled": "pooled over test spots",
     "slide_mean": "slide by slide, then their mean",
@@ -51,8 +55,9 @@ CENTERED_NOTE = (
 NO_BEST_NOTE = "no best is marked: the runs are tested on other slides, spots or genes"
 NOT_COMPARABLE = "not comparable"  # in the label of a published row whose setting is not the run's
 PUBLISHED_NOTE = (
-    "published, LoRA 11: trained end to end; LoRA 0: a frozen encoder (table 14). Other methods: as published, end to "
-    "end. Their ± is as printed, over the units evaluated, which need not be the splits"
+    "published, LoRA 11: trained end to end; LoRA 0: a frozen encoder (table 14). Other methods: as published, with an "
+    "encoder of their own that is trained, or with frozen ones (Stem: UNI and CONCH). Their ± is as printed, over the "
+    "units evaluated, which need not be the splits"
 )
 STATUS_COLUMNS = {"auroc_msi_h": "MSI-H, AUROC", "auroc_mss": "MSS, AUROC"}  # of table 2
 
@@ -149,6 +154,7 @@ def metrics_table(
     notes += dict.fromkeys(n for run in runs if run.label in chosen for n in comparison_notes(run, chosen[run.label]))
     notes += [PUBLISHED_NOTE] if any(row.kind in ("published", METHOD) for row in rows) else []
     notes += published_notes(runs) if scope == "pooled" else []
+    notes += sampling_notes(runs)
     notes += [f"LEAK: {run.label}: {leak}" for run in runs for leak in run.leaks]
     doubts = [*results.incomplete, *results.meaningless]
     notes += [text for text in doubts if any(text.startswith(f"{run.label}: ") for run in runs)]
@@ -196,7 +202,10 @@ def _method_rows(runs: list[RunResult], metrics: list[str], table: int | None) -
     rows = []
     for key in sorted(keys, key=str):
         data = f", {key[1]} {key[2]}, {key[3]} split" if len(keys) > 1 else ""
+        own = {METHODS.get(run.model) for run in runs}  # which stand below the runs
         for method, numbers in published_methods(*key, table).items():
+            if method in own and len(keys) == 1:
+                continue
             cells = tuple(number_cell(*numbers.get(m, (None, None))) for m in metrics)
             rows.append(Row(f"{method}, published{data}", METHOD, cells))
     return rows
@@ -206,16 +215,20 @@ def published_of_run(run: RunResult, table: int | None) -> list[tuple[str, Numbe
     """What was published for a run's setting.
 
     Args:
-        run: of any model; the numbers are those of HiST, so that other models have none.
+        run: of any model.
         table: number of a table of the paper, preferred where tables disagree.
 
     Returns:
-        Labels and numbers: first for as many fine-tuned blocks as the run has, then for training end to end. Empty
-        where nothing was published.
+        Labels and numbers: of HiST first for as many fine-tuned blocks as the run has, then for training end to end; of
+        another method those of its own encoder. Empty where nothing was published.
     """
     s = run.setting
-    if run.model != DEFAULT_MODEL or run.variant is None or s.transform != "log2" or run.is_tuned:
+    if s.transform != "log2" or run.is_tuned:
         return []
+    if run.variant is None:
+        method = METHODS.get(run.model, "")
+        numbers = published_methods(s.dataset, s.genes, s.n_genes, s.split, s.test_dataset, table).get(method)
+        return [(f"published, {METHOD_ENCODERS[method]}", numbers)] if numbers else []
     published = []
     for layers in dict.fromkeys((layers_of(run), END_TO_END)):
         numbers = published_numbers(
@@ -223,6 +236,11 @@ def published_of_run(run: RunResult, table: int | None) -> list[tuple[str, Numbe
         )
         published += [(f"published, LoRA {layers}", numbers)] if numbers else []
     return published
+
+
+def sampling_notes(runs: Sequence[RunResult]) -> list[str]:
+    """How the predictions of a model that draws them were drawn: another number of draws has other errors."""
+    return [f"{run.label}: {text}" for run in runs if (text := run.setting.model.sampling)]
 
 
 def cost_table(results: Results, table: int | None = None) -> Table:
@@ -254,8 +272,10 @@ def cost_table(results: Results, table: int | None = None) -> Table:
     notes = [
         f"mean ± std over folds; on {'; '.join(sorted(machines)) or 'an unknown device'}. Memory is the device's on a "
         "GPU and the whole process's on a CPU; an epoch includes its validation; inference is of all test spots, from "
-        "cached embeddings. Folds trained side by side slow each other down"
+        "cached embeddings. Folds trained side by side slow each other down. Numbers kept: weights, and what else "
+        "is in a model's file, such as a bank of train spots"
     ]
+    notes += sampling_notes(results.runs)
     if any(row.kind in ("published", METHOD) for row in rows):
         notes.append("published: the encoder is trained and run too, on an RTX 4090, from images")
     columns = tuple(Column(title, LOWER) for title in COST_TITLES)

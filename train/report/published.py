@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+STATUS_TABLE, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE = 2, 4, 11, 12  # tables of the paper that have other metrics
 RESULTS_FILE = Path(__file__).with_name("published_results.json")
 END_TO_END = 11  # blocks that LoRA adapts in the published runs, unless a row says otherwise
 FROZEN = 0  # blocks of a frozen encoder (table 14), which a run on cached embeddings is compared with
@@ -17,15 +18,24 @@ COST_NAMES = {  # in the file -> in a run's cost.json
 }
 
 METHODS = {"triplex": "TRIPLEX", "stnet": "ST-Net", "bleep": "BLEEP", "stem": "Stem"}  # others than HiST
+METHOD_ENCODERS = {  # with which they were published: a run on cached embeddings is comparable with none of them
+    **dict.fromkeys(("TRIPLEX", "ST-Net", "BLEEP"), "encoder trained"),
+    "Stem": "UNI and CONCH, frozen",
+}
 
 Numbers = dict[str, tuple[float, float | None]]
 """Mean and standard deviation (None where none is given) by metric."""
 
 
 @cache
+def _content() -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(RESULTS_FILE.read_text(encoding="utf-8"))
+    return content
+
+
 def published_rows() -> tuple[dict[str, Any], ...]:
     """All rows of the file: table, method, dataset, variant and other settings, values."""
-    return tuple(json.loads(RESULTS_FILE.read_text(encoding="utf-8"))["rows"])
+    return tuple(_content()["rows"])
 
 
 def published_numbers(
@@ -117,6 +127,22 @@ def published_method_costs(dataset: str, n_genes: int = 200) -> dict[str, Number
     ]
     costs = _by_method(rows, None)
     return {name: {COST_NAMES[k]: v for k, v in numbers.items() if k in COST_NAMES} for name, numbers in costs.items()}
+
+
+def published_improvements(table: int, dataset: str, method: str) -> dict[str, dict[str, str]]:
+    """What was published of HiST's improvement over another method, in percent with p-values (tables 4 and 12).
+
+    Args:
+        table: number of the paper's table.
+        dataset: name of the dataset.
+        method: name of the other method's model here.
+
+    Returns:
+        Text by metric, such as `+2.83 % (0.119)`, by gene; "" stands for all genes. Empty where nothing was published.
+    """
+    key = {"table": table, "dataset": dataset, "method": method}
+    rows = _content()["improvements"]
+    return {row.get("gene", ""): row["values"] for row in rows if all(row.get(k) == v for k, v in key.items())}
 
 
 def published_status() -> dict[str, Numbers]:

@@ -24,7 +24,7 @@ from train.report.table import CENTERED_MSE
 if TYPE_CHECKING:
     import pandas as pd
 
-COST_KEYS = ("peak_memory_gb", "train_s_per_epoch", "inference_s")
+COST_KEYS = ("peak_memory_gb", "train_s_per_epoch", "inference_s", "numbers_m")
 
 
 @dataclass(frozen=True)

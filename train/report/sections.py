@@ -24,6 +24,7 @@ from train.report.baseline_rows import RIDGE_TUNED
 from train.report.checklist import checklist_table
 from train.report.ensemble_tables import ensemble_tables
 from train.report.figures import ReportFigures
+from train.report.model_table import model_table
 from train.report.page import Section, render
 from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups, status_table
 from train.report.pathway_tables import pathway_tables
@@ -55,6 +56,8 @@ class ReportRequest:
     """GMT file of gene sets, whose scores are compared."""
     ensemble: bool = False
     """Whether the mean of the predictions of all runs is shown."""
+    slide: str | None = None
+    """Test slide on which genes are drawn; the first where none is named."""
 
 
 def write_run_report(results: Results, folder: Path, request: ReportRequest) -> Path:
@@ -89,6 +92,8 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
     sections += [Section("Pathways", tables=pathways)] if pathways else []
     checklist = checklist_table(results, request.against, bool(pathways))
     sections.append(Section("What reviewers ask for", tables=[checklist]))
+    models = model_table(results.runs)
+    sections += [Section("Models", tables=[models])] if models else []
     sections += [*regions, Section("Memory and time", tables=[cost_table(results, request.table)])]
     if any(run.setting.dataset == STATUS_DATASET for run in results.runs):
         sections.append(Section("Published only", tables=[status_table()]))
@@ -102,7 +107,10 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
 
 
 def check_gene_names(results: Results, request: ReportRequest) -> None:
-    """Check that the genes to draw are in the panels; `InputError` names those that are not."""
+    """Check that the genes and the slide to draw are there; `InputError` names what is not."""
+    tested = {slide for run in results.runs for fold in run.folds for slide in fold.test_slides}
+    if request.slide is not None and request.slide not in tested:
+        raise InputError(f"--slide {request.slide}: no run tests it; they test {', '.join(sorted(tested))}")
     for runs in run_groups(results):
         main = main_run(results, runs, request.against)
         if missing := [gene for gene in request.genes if gene not in main.folds[0].fold.panel]:
@@ -139,7 +147,7 @@ def group_sections(
         _metrics_section(results, runs, metric, figures, request),
         _ridge_section(runs, figures),
         Section("Significance", tables=[significance] if significance else []),
-        Section("Maps", pictures=figures.genes(main, request.genes, correlations), more=figures.maps()),
+        Section("Maps", pictures=figures.genes(main, request.genes, correlations, request.slide), more=figures.maps()),
         _geometry_section({run.label: summaries[run.label] for run in runs}, group, figures),
         _genes_section(main, runs, summaries, group, figures),
         Section("Slides", tables=[slide_table(results, runs, metric)]),

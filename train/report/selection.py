@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from hist_cache.errors import InputError
 from train.experiments.grid import table_row
 from train.report.results import Results, RunResult
@@ -40,10 +38,14 @@ def runs_of_table(results: Results, number: int) -> Results:
         )
     for key, values in USUAL_VALUES.items():
         if key not in given:
-            runs = [run for run in runs if _value(run, key) in values] or runs
+            runs = [run for run in runs if _value(run, key) in values or _is_peer(run, key)] or runs
     return results.subset(runs)
 
 
 def _value(run: RunResult, key: str) -> str:
-    value: Any = run.method if key == "method" else run.settings[key]
-    return str(value)
+    return run.method if key == "method" else str(run.settings[key])
+
+
+def _is_peer(run: RunResult, key: str) -> bool:
+    """Whether a run is of another model than HiST, which stands beside it where a table names no variants."""
+    return key == "method" and run.variant is None

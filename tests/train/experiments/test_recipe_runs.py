@@ -13,8 +13,9 @@ from safetensors.numpy import load_file
 
 from hist_cache import open_cache
 from tests.small import TRAIN, make_cache
+from train.assembly import assemble
 from train.cli import main
-from train.data import SpotData, SpotNiche, assemble
+from train.data import SpotData, SpotNiche
 from train.experiments.fold_files import read_metrics
 from train.experiments.outputs import load_model
 from train.fit.loop import predict_embedded

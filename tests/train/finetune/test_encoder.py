@@ -82,7 +82,7 @@ def test_a_tuned_run_is_whole_and_its_adapter_makes_a_cache(cache: Path, run_com
     assert after.config["cache"]["lora"]
     # What was saved, embeddings of the adapter and the model on them, gives what was predicted while tuning.
     from hist_cache import open_cache
-    from train.data import assemble, read_slides
+    from train.assembly import assemble, read_slides
     from train.fit.loop import predict
 
     slides = read_slides(open_cache(folder), [6])

@@ -29,7 +29,8 @@ from hist_cache.errors import HistError, InputError, SlideError, StaleCacheError
 from hist_cache.memory import free_memory
 from hist_cache.slides import find_slide
 from tests.conftest import TINY_ENCODER, write_slide
-from train.data import Inputs, SpotData, assemble, read_slides
+from train.assembly import assemble, read_slides
+from train.data import Inputs, SpotData
 from train.finetune.crop_inputs import CropInputs, dihedral, find_source
 from train.finetune.inputs import HeldStore
 from train.finetune.memory import choose_place

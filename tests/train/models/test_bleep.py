@@ -37,7 +37,7 @@ def test_gradients_flow_through_the_targets() -> None:
 
 
 def test_retrieval_is_the_mean_of_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bleep, "CHUNK", 7)
+    monkeypatch.setattr(bleep, "SPOTS_AT_ONCE", 7)
     data = example()
     model, _ = trained("bleep", data, 2)
     assert isinstance(model, BleepModel)

@@ -107,7 +107,7 @@ def write_run(
         fold = folder / f"fold{i}"
         fold.mkdir(parents=True)
         (fold / "config.json").write_text(json.dumps(config))
-        cost = {"inference_s": 0.5, "peak_memory_gb": 2.0, "device": "cpu", "threads": 1}
+        cost = {"inference_s": 0.5, "peak_memory_gb": 2.0, "numbers_m": 1.5, "device": "cpu", "threads": 1}
         cost |= {"train_s_per_epoch": 1.0 + i} if is_hist else {}
         (fold / "cost.json").write_text(json.dumps(cost))
         (fold / "panel.txt").write_text("\n".join(GENES) + "\n")

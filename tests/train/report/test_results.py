@@ -281,8 +281,14 @@ def test_tables_with_a_model_that_does_not_learn(tmp_path: Path) -> None:
         ("ridge, PCA-256", "control"), ("train mean", "control"), ("full, permuted", "control"),
         *((f"{method}, published", "method") for method in ("TRIPLEX", "ST-Net", "BLEEP", "Stem")),
     ]  # fmt: skip
-    assert [c.text for c in cost_table(results).rows[-1].cells] == ["2.000 ± 0.000", "–", "0.500 ± 0.000"]
-    assert [run.label for run in runs_of_table(results, 1).runs] == ["full"]
+    assert [c.text for c in cost_table(results).rows[-1].cells] == [
+        "2.000 ± 0.000",
+        "–",
+        "0.500 ± 0.000",
+        "1.500 ± 0.000",
+    ]
+    assert [run.label for run in runs_of_table(results, 1).runs] == ["full", "ridge"]
+    assert [run.label for run in runs_of_table(results, 13).runs] == ["full"], "a table of variants"
     settings = configuration_table(results)
     assert [c.title for c in settings.columns] == ["full", "ridge"]
     texts = {row.label: [c.text for c in row.cells] for row in settings.rows}
@@ -293,9 +299,9 @@ def test_cost_and_the_tables_that_have_it(tmp_path: Path) -> None:
     write_run(tmp_path, FULL[:3], change={"dataset": "colorectum", "n_genes": 200})
     results = read_results([tmp_path])
     table = cost_table(results)
-    assert [c.value for c in table.rows[0].cells] == pytest.approx([2.0, 2.0, 0.5])
+    assert [c.value for c in table.rows[0].cells] == pytest.approx([2.0, 2.0, 0.5, 1.5])
     assert table.rows[0].cells[1].spread == pytest.approx(np.std([1, 2, 3], ddof=1))
-    assert [c.text for c in table.rows[1].cells] == ["18.390", "74.000", "3.000"]
+    assert [c.text for c in table.rows[1].cells] == ["18.390", "74.000", "3.000", "–"]
     assert [t.name for t in results_tables(results, table=5)] == ["cost"]
     assert [t.name for t in results_tables(results, table=9)] == ["metrics-pooled-colorectum", "cost"]
     with pytest.raises(InputError, match="--table 99"):
