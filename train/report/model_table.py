@@ -8,8 +8,8 @@ from train.models.registry import DEFAULT_MODEL, get_model
 from train.report.results import RunResult
 from train.report.table import Cell, Column, Row, Table
 
-COLUMNS = ("what it is", "published", "its encoder there", "here")
-NOTES = (
+MODEL_COLUMNS = ("what it is", "published", "its encoder there", "here")
+MODEL_NOTES = (
     "here all models read embeddings of one encoder, which is frozen unless it says LoRA: a difference between rows is "
     "one of models, and none of them is as strong as with an encoder of its own that is trained",
     "what is faithful and what differs is said at the head of each model's file in train/models",
@@ -27,4 +27,4 @@ def model_table(runs: Sequence[RunResult]) -> Table | None:
         here = f"{run.setting.cache.get('encoder', 'unknown')}{tuned}"
         texts = (entry.title, entry.reference or "–", entry.encoder or "–", here)
         rows[entry.name, texts] = Row(entry.name, "run", tuple(map(Cell, texts)))
-    return Table("models", "Models", tuple(map(Column, COLUMNS)), tuple(rows.values()), NOTES, "model")
+    return Table("models", "Models", tuple(map(Column, MODEL_COLUMNS)), tuple(rows.values()), MODEL_NOTES, "model")
