@@ -1,4 +1,4 @@
-"""Compare recipes on validation slides: nested, with several seeds; no test slide is read.
+"""Compare recipes on validation slides: nested, with several seeds.
 
 python benchmarks/bench_recipes.py --cache cache --dataset her2st --width 256
 python benchmarks/bench_recipes.py --cache cache --dataset her2st --recipe-file benchmarks/recipes.toml --recipes all
@@ -7,6 +7,10 @@ Each slide is a test slide once and is put aside. Of the others each is scored o
 it and whose epoch was selected on yet other slides. A score is the mean PCC over all genes within the scored slide.
 Beside the model stands ridge on the same inputs and targets. `--keep FILE` holds the scores, so that the same command
 goes on.
+
+The gene panel is chosen on all slides, as protocol `paper` does, those put aside and scored included; it is the same
+for all recipes. Nothing else of a slide that is put aside enters a score. With `--panel-from train` the panel of each
+split is chosen on its train slides.
 """
 
 from __future__ import annotations
@@ -62,7 +66,7 @@ class Scorer:
         """The setting of a recipe, and the data of its split."""
         options = self.options.with_values({"recipe": recipe, "seed": seed})
         (point,) = points(options)
-        protocol = get_protocol(point.protocol)
+        protocol = get_protocol(point.protocol).with_options(panel_from=options.panel_from)
         panel = self.workspace.panel(point.genes, point.n_genes, panel_slides(protocol, split, self.workspace))
         setting = make_setting(point, protocol, options, self.workspace, panel)
         key = DataKey(
@@ -136,11 +140,12 @@ def main() -> None:
     parser.add_argument("--width", type=int)
     parser.add_argument("--select", type=int, default=1, help="slides that select the epoch (default: 1)")
     parser.add_argument("--folds", type=int, help="put only the first so many slides aside")
+    parser.add_argument("--panel-from", choices=("all", "train"), help="slides that choose the genes (default: all)")
     parser.add_argument("--keep", type=Path, help="file of the scores, a line of JSON each")
     add_json_option(parser)
     args = parser.parse_args()
     given = {"cache": args.cache, "dataset": args.dataset, "encoder": args.encoder, "recipe_file": args.recipe_file}
-    given |= {"width": args.width}
+    given |= {"width": args.width, "panel_from": args.panel_from}
     options = TrainOptions().with_values({name: value for name, value in given.items() if value is not None})
     workspace = open_workspace(options, [6])
     names = args.recipes.split(",")

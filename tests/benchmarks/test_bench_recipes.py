@@ -1,0 +1,56 @@
+"""The comparison of recipes: what it trains, what its scores depend on, and the file that keeps them."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import extract.cli
+from hist_cache.splits import Split
+from tests.commands import REPOSITORY
+from tests.conftest import TINY_ENCODER, write_slide
+from train.experiments.announcements import open_workspace
+from train.options import TrainOptions
+
+IDS = ("TINY1", "TINY2", "TINY3", "TINY4")
+SPLIT = Split(("TINY1",), ("TINY2",), ("TINY3",), "without TINY4")
+SMALL = {"width": 8, "depth": 1, "epochs": 2, "batch_size": 16, "n_genes": 20, "dataset": "tiny"}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bench_recipes")
+    for i, slide in enumerate(IDS):
+        write_slide(root / "hest", slide, seed=i)
+    argv = ("--dataset", "tiny", "--ids", ",".join(IDS), "--data-root", root / "hest", "--cache", root / "cache")
+    assert extract.cli.main([*map(str, argv), "--encoder", TINY_ENCODER, "--random-weights"]) == 0
+    return root / "cache"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module of the benchmark."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    yield importlib.import_module("bench_recipes")
+    for name in ("bench_recipes", "results"):
+        sys.modules.pop(name, None)
+
+
+def make_scorer(bench: ModuleType, cache: Path, **more: Any) -> Any:
+    options = TrainOptions().with_values(SMALL | {"cache": str(cache)} | more)
+    return bench.Scorer(open_workspace(options, [6]), options)
+
+
+@pytest.mark.parametrize("panel_from", ["all", "train"])
+def test_the_panel_is_chosen_where_it_is_asked_for(bench: ModuleType, cache: Path, panel_from: str) -> None:
+    scorer = make_scorer(bench, cache, panel_from=panel_from)
+    setting, data = scorer.setting("paper", 42, SPLIT)
+    chosen_on = IDS if panel_from == "all" else SPLIT.train
+    assert setting.protocol.panel_from == panel_from
+    assert data.panel == scorer.workspace.panel("hmhvg", 20, chosen_on)
