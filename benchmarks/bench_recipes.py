@@ -19,6 +19,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from train.selection import slide_pcc
 from train.workspace import DataKey, Workspace
 
 Score = dict[str, Any]
+SEED_COUNT = 2**32  # seeds of members begin anew at 0 after the last one
 
 
 def inner_splits(slides: list[str], n_select: int) -> Iterator[Split]:
@@ -95,9 +97,11 @@ class Scorer:
         )
         outputs, best = [], []
         for member in range(config.ensemble):
-            torch.manual_seed(seed + member)
+            loop = replace(setting.fit, seed=(seed + member) % SEED_COUNT)
+            torch.manual_seed(loop.seed)
             model = make_member(setting)
-            progress = fit(model, fitted.data, train, val, setting.fit, None)
+            model.prepare(fitted.data, train, val, loop.seed)
+            progress = fit(model, fitted.data, train, val, loop, None)
             outputs.append(predict(model, fitted.data, scored))
             best.append((progress.best_epoch, progress.epoch))
         predicted = fitted.complete(torch.stack(outputs).mean(0), scored)

@@ -10,12 +10,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 import extract.cli
 from hist_cache.splits import Split
 from tests.commands import REPOSITORY
 from tests.conftest import TINY_ENCODER, write_slide
+from train.data import SpotData
 from train.experiments.announcements import open_workspace
+from train.fit.checkpoints import Progress
+from train.fit.config import FitConfig
+from train.models.base import Model
+from train.models.hist import HistModel
 from train.options import TrainOptions
 
 IDS = ("TINY1", "TINY2", "TINY3", "TINY4")
@@ -54,3 +60,20 @@ def test_the_panel_is_chosen_where_it_is_asked_for(bench: ModuleType, cache: Pat
     chosen_on = IDS if panel_from == "all" else SPLIT.train
     assert setting.protocol.panel_from == panel_from
     assert data.panel == scorer.workspace.panel("hmhvg", 20, chosen_on)
+
+
+def test_members_are_trained_as_those_of_hist_train(
+    bench: ModuleType, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each member has a seed of its own for its weights and its batches, and is prepared first."""
+    prepared, fitted = [], []
+
+    def fit(model: Model, data: SpotData, train: Tensor, val: Tensor, config: FitConfig, checkpoint: None) -> Progress:
+        fitted.append(config.seed)
+        return Progress()
+
+    monkeypatch.setattr(bench, "fit", fit)
+    monkeypatch.setattr(HistModel, "prepare", lambda model, data, train, val, seed: prepared.append(seed))
+    score = make_scorer(bench, cache, ensemble=3).score("paper", 7, SPLIT)
+    assert prepared == fitted == [7, 8, 9]
+    assert len(score["epochs"]) == 3
