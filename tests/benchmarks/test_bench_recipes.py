@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from torch import Tensor
 
 import extract.cli
+from hist_cache.errors import InputError
 from hist_cache.splits import Split
 from tests.commands import REPOSITORY
 from tests.conftest import TINY_ENCODER, write_slide
@@ -56,10 +58,64 @@ def make_scorer(bench: ModuleType, cache: Path, **more: Any) -> Any:
 @pytest.mark.parametrize("panel_from", ["all", "train"])
 def test_the_panel_is_chosen_where_it_is_asked_for(bench: ModuleType, cache: Path, panel_from: str) -> None:
     scorer = make_scorer(bench, cache, panel_from=panel_from)
-    setting, data = scorer.setting("paper", 42, SPLIT)
+    setting, key = scorer.setting("paper", 42, SPLIT)
     chosen_on = IDS if panel_from == "all" else SPLIT.train
     assert setting.protocol.panel_from == panel_from
-    assert data.panel == scorer.workspace.panel("hmhvg", 20, chosen_on)
+    assert list(key.panel) == scorer.workspace.panel("hmhvg", 20, chosen_on)
+
+
+class FakeScorer:
+    """Scores nothing, and says what it was asked for."""
+
+    def __init__(self, scorer: Any) -> None:
+        self.key, self.asked = scorer.key, []
+
+    def score(self, recipe: str, seed: int, split: Split) -> dict[str, float]:
+        self.asked.append((recipe, seed, split.test))
+        return {"model": 0.5, "ridge": 0.4, "mse": 1.0}
+
+
+def test_scores_are_kept_for_the_same_setting_and_slides_alone(bench: ModuleType, cache: Path, tmp_path: Path) -> None:
+    keep, file = tmp_path / "keep.jsonl", tmp_path / "rows.toml"
+
+    def asked(splits: list[Split], smooth: float = 0.5, **more: Any) -> list[Any]:
+        file.write_text(f"[mine.options]\nsmooth = {smooth}\n")
+        scorer = FakeScorer(make_scorer(bench, cache, recipe_file=str(file), **more))
+        scores = bench.all_scores(scorer, ["mine"], [42], splits, keep)
+        assert [(s["scored"],) for s in scores] == [split.test for split in splits]  # and none of other commands
+        return scorer.asked
+
+    first, second = list(bench.inner_splits(list(IDS), 1))[:2]
+    assert len(asked([first, second])) == 2
+    assert asked([first]) == []
+    assert len(asked([first], smooth=0.3)) == 1
+    assert len(asked([first], width=16)) == 1
+    assert len(asked([replace(first, train=first.val, val=first.train)])) == 1
+    assert asked([first, second]) == []
+
+
+def test_a_line_that_a_kill_cut_off_is_scored_again(bench: ModuleType, cache: Path, tmp_path: Path) -> None:
+    keep = tmp_path / "keep.jsonl"
+    splits = list(bench.inner_splits(list(IDS), 1))[:2]
+    scorer = FakeScorer(make_scorer(bench, cache))
+    bench.all_scores(scorer, ["paper"], [42], splits, keep)
+    whole = keep.read_text()
+    keep.write_text(whole[:-20])
+    for expected in (3, 3):
+        bench.all_scores(scorer, ["paper"], [42], splits, keep)
+        assert len(scorer.asked) == expected
+    assert keep.read_text() == whole
+    keep.write_text("no scores\n")
+    with pytest.raises(InputError, match="does not hold scores"):
+        bench.read_scores(keep)
+
+
+def test_three_slides_are_too_few(bench: ModuleType) -> None:
+    with pytest.raises(InputError, match="3 slides in the cache: 4 at least are needed"):
+        list(bench.inner_splits(list(IDS[:3]), 1))
+    splits = list(bench.inner_splits(list(IDS), 5, 2))
+    assert len(splits) == 6
+    assert {split.name for split in splits} == {"without TINY1", "without TINY2"}
 
 
 def test_members_are_trained_as_those_of_hist_train(
