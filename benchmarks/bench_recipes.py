@@ -1,4 +1,4 @@
-"""Compare recipes on validation slides: nested, with several seeds; no test slide is read.
+"""Compare recipes on validation slides: nested, with several seeds.
 
 python benchmarks/bench_recipes.py --cache cache --dataset her2st --width 256
 python benchmarks/bench_recipes.py --cache cache --dataset her2st --recipe-file benchmarks/recipes.toml --recipes all
@@ -7,6 +7,10 @@ Each slide is a test slide once and is put aside. Of the others each is scored o
 it and whose epoch was selected on yet other slides. A score is the mean PCC over all genes within the scored slide.
 Beside the model stands ridge on the same inputs and targets. `--keep FILE` holds the scores, so that the same command
 goes on.
+
+The gene panel is chosen on all slides, as protocol `paper` does, those put aside and scored included; it is the same
+for all recipes. Nothing else of a slide that is put aside enters a score. With `--panel-from train` the panel of each
+split is chosen on its train slides.
 """
 
 from __future__ import annotations
@@ -14,14 +18,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from results import add_json_option, add_results
 
-from hist_cache.splits import Split
+from hist_cache.errors import HistError, InputError
+from hist_cache.fingerprint import short_hash
+from hist_cache.splits import SPLIT_PARTS, Split
 from train.data import SpotData
 from train.experiments.announcements import open_workspace
 from train.experiments.grid import points
@@ -39,11 +47,25 @@ from train.selection import slide_pcc
 from train.workspace import DataKey, Workspace
 
 Score = dict[str, Any]
+MIN_SLIDES = 4
+GIVEN = ("cache", "dataset", "encoder", "recipe_file", "width", "panel_from")  # options that hist-train has too
+SEED_COUNT = 2**32  # seeds of members begin anew at 0 after the last one
 
 
-def inner_splits(slides: list[str], n_select: int) -> Iterator[Split]:
-    """For each test slide, each other slide as the one that is scored; the slides that select are the next ones."""
-    for outer, aside in enumerate(slides):
+def inner_splits(slides: list[str], n_select: int, n_aside: int | None = None) -> Iterator[Split]:
+    """For each test slide, each other slide as the one that is scored; the slides that select are the next ones.
+
+    Args:
+        slides: All there are.
+        n_select: How many select the epoch; fewer where none would be left to train on.
+        n_aside: Put only the first so many slides aside; None: each once.
+    """
+    if len(slides) < MIN_SLIDES:
+        raise InputError(
+            f"{len(slides)} slides in the cache: {MIN_SLIDES} at least are needed, one each to put aside, to score, to "
+            "select the epoch and to train on"
+        )
+    for outer, aside in enumerate(slides[:n_aside]):
         rest = [*slides[outer + 1 :], *slides[:outer]]
         for i, scored in enumerate(rest):
             others = [*rest[i + 1 :], *rest[:i]]
@@ -58,28 +80,35 @@ class Scorer:
         self.workspace, self.options = workspace, options
         self._components: dict[tuple[object, ...], Components] = {}
 
-    def setting(self, recipe: str, seed: int, split: Split) -> tuple[Setting, SpotData]:
-        """The setting of a recipe, and the data of its split."""
+    def setting(self, recipe: str, seed: int, split: Split) -> tuple[Setting, DataKey]:
+        """The setting of a recipe, and what data it reads."""
         options = self.options.with_values({"recipe": recipe, "seed": seed})
         (point,) = points(options)
-        protocol = get_protocol(point.protocol)
+        protocol = get_protocol(point.protocol).with_options(panel_from=options.panel_from)
         panel = self.workspace.panel(point.genes, point.n_genes, panel_slides(protocol, split, self.workspace))
         setting = make_setting(point, protocol, options, self.workspace, panel)
         key = DataKey(
             *(point.neighbors, tuple(panel), point.transform, protocol.edge_spots == "drop", protocol.niche_profile),
             n_rings=setting.recipe.n_rings,
         )
-        return setting, self.workspace.data(key, torch.device("cpu"))
+        return setting, key
+
+    def key(self, recipe: str, seed: int, split: Split) -> str:
+        """What a score depends on: the setting, the contents of the slides, and which of them are for what."""
+        setting, _ = self.setting(recipe, seed, split)
+        parts = {part: sorted(getattr(split, part)) for part in SPLIT_PARTS}
+        return f"{setting.name} {short_hash({'split': parts, 'digests': setting.digests})}"
 
     def score(self, recipe: str, seed: int, split: Split) -> Score:
         """PCC of the model and of ridge on the scored slide, and how training went."""
-        setting, data = self.setting(recipe, seed, split)
+        setting, data_key = self.setting(recipe, seed, split)
+        data = self.workspace.data(data_key, torch.device("cpu"))
         train, val, scored = (data.rows(part) for part in (split.train, split.val, split.test))
         config, rule = setting.recipe, setting.fit.select_by
 
         def components(read: SpotData, count: int) -> Components:
             own = (config.standardize, config.neighbor_rings) if read is not data else ("none", 0)
-            key = (*own, count, split.train, data.panel[0])
+            key = (*own, count, split.train)
             if key not in self._components:
                 self._components[key] = principal_components(read, train, count)
             return self._components[key]
@@ -91,9 +120,11 @@ class Scorer:
         )
         outputs, best = [], []
         for member in range(config.ensemble):
-            torch.manual_seed(seed + member)
+            loop = replace(setting.fit, seed=(seed + member) % SEED_COUNT)
+            torch.manual_seed(loop.seed)
             model = make_member(setting)
-            progress = fit(model, fitted.data, train, val, setting.fit, None)
+            model.prepare(fitted.data, train, val, loop.seed)
+            progress = fit(model, fitted.data, train, val, loop, None)
             outputs.append(predict(model, fitted.data, scored))
             best.append((progress.best_epoch, progress.epoch))
         predicted = fitted.complete(torch.stack(outputs).mean(0), scored)
@@ -108,7 +139,7 @@ class Scorer:
         }
 
 
-def summary(recipe: str, scores: list[Score], seeds: list[int]) -> dict[str, float]:
+def summary(scores: list[Score], seeds: list[int]) -> dict[str, float]:
     """Means over splits, then mean and standard deviation over seeds."""
     by_seed = [[s for s in scores if s["seed"] == seed] for seed in seeds]
     means = [statistics.mean(s["model"] for s in rows) for rows in by_seed if rows]
@@ -124,8 +155,54 @@ def summary(recipe: str, scores: list[Score], seeds: list[int]) -> dict[str, flo
     }
 
 
-def main() -> None:
-    """Score all recipes and print the table, the best one first."""
+def read_scores(file: Path | None) -> dict[str, Score]:
+    """The scores that were kept, by key; a last line that a kill has cut off is removed from the file."""
+    if file is None or not file.exists():
+        return {}
+    text = file.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole)
+    try:
+        scores = [json.loads(line) for line in whole.splitlines()]
+        return {score["key"]: score for score in scores if "key" in score}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"--keep {file}: it does not hold scores ({error}); give another file") from None
+
+
+def keep_score(file: Path | None, score: Score) -> None:
+    """Add a score to the file of those that are kept."""
+    if file is not None:
+        with file.open("a") as opened:
+            opened.write(json.dumps(score) + "\n")
+
+
+def all_scores(
+    scorer: Scorer, recipes: Sequence[str], seeds: Sequence[int], splits: Sequence[Split], keep: Path | None
+) -> list[Score]:
+    """The score of every recipe under every seed on every split, those that were kept among them."""
+    kept, scores = read_scores(keep), []
+    for seed, recipe, split in product(seeds, recipes, splits):
+        key = scorer.key(recipe, seed, split)
+        if key not in kept:
+            names = {"key": key, "recipe": recipe, "seed": seed, "split": split.name, "scored": split.test[0]}
+            kept[key] = names | scorer.score(recipe, seed, split)
+            keep_score(keep, kept[key])
+        scores.append(kept[key])
+    return scores
+
+
+def print_table(rows: dict[str, dict[str, float]]) -> None:
+    """A line for each recipe, the best one first."""
+    print(f"{'recipe':24} {'PCC':>7} {'± seeds':>8} {'ridge*':>7} {'gain':>7} {'worst/ridge':>12} {'MSE':>6}")
+    for name, row in sorted(rows.items(), key=lambda item: -item[1]["pcc"]):
+        cells = f"{row['pcc']:7.4f} {row['std']:8.4f} {row['ridge']:7.4f} {row['gain']:+7.4f} {row['worst']:12.2f}"
+        print(f"{name:24} {cells} {row['mse']:6.3f}")
+    print("ridge*: on the same inputs and targets, with the same smoothing")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", default="cache")
     parser.add_argument("--dataset", default="demo")
@@ -136,43 +213,32 @@ def main() -> None:
     parser.add_argument("--width", type=int)
     parser.add_argument("--select", type=int, default=1, help="slides that select the epoch (default: 1)")
     parser.add_argument("--folds", type=int, help="put only the first so many slides aside")
+    parser.add_argument("--panel-from", choices=("all", "train"), help="slides that choose the genes (default: all)")
     parser.add_argument("--keep", type=Path, help="file of the scores, a line of JSON each")
     add_json_option(parser)
-    args = parser.parse_args()
-    given = {"cache": args.cache, "dataset": args.dataset, "encoder": args.encoder, "recipe_file": args.recipe_file}
-    given |= {"width": args.width}
+    return parser
+
+
+def main() -> None:
+    """Score all recipes and print the table."""
+    args = make_parser().parse_args()
+    given = {name: getattr(args, name) for name in GIVEN}
     options = TrainOptions().with_values({name: value for name, value in given.items() if value is not None})
     workspace = open_workspace(options, [6])
     names = args.recipes.split(",")
     if names == ["all"]:
         names = [*recipe_names(), *(read_rows(Path(args.recipe_file)) if args.recipe_file else ())]
     seeds = [int(seed) for seed in args.seeds.split(",")]
-    slides = sorted(workspace.slides)
-    splits = [s for s in inner_splits(slides, args.select) if s.name in {f"without {t}" for t in slides[: args.folds]}]
-    kept = [json.loads(line) for line in args.keep.read_text().splitlines()] if args.keep and args.keep.exists() else []
-    scores = {(s["recipe"], s["seed"], s["split"], s["scored"]): s for s in kept}
-    scorer = Scorer(workspace, options)
-    for seed in seeds:
-        for name in names:
-            for split in splits:
-                key = (name, seed, split.name, split.test[0])
-                if key not in scores:
-                    scores[key] = dict(zip(("recipe", "seed", "split", "scored"), key, strict=True)) | scorer.score(
-                        name, seed, split
-                    )
-                    if args.keep:
-                        with args.keep.open("a") as file:
-                            file.write(json.dumps(scores[key]) + "\n")
-    wanted = [s for s in scores.values() if s["recipe"] in names and s["seed"] in seeds]
-    rows = {name: summary(name, [s for s in wanted if s["recipe"] == name], seeds) for name in names}
+    splits = list(inner_splits(sorted(workspace.slides), args.select, args.folds))
+    scores = all_scores(Scorer(workspace, options), names, seeds, splits, args.keep)
+    rows = {name: summary([s for s in scores if s["recipe"] == name], seeds) for name in names}
     print(f"{args.dataset}: {len(splits)} inner splits, seeds {args.seeds}; mean PCC of all genes on slides put aside")
-    print(f"{'recipe':24} {'PCC':>7} {'± seeds':>8} {'ridge*':>7} {'gain':>7} {'worst/ridge':>12} {'MSE':>6}")
-    for name, row in sorted(rows.items(), key=lambda item: -item[1]["pcc"]):
-        cells = f"{row['pcc']:7.4f} {row['std']:8.4f} {row['ridge']:7.4f} {row['gain']:+7.4f} {row['worst']:12.2f}"
-        print(f"{name:24} {cells} {row['mse']:6.3f}")
-    print("ridge*: on the same inputs and targets, with the same smoothing")
+    print_table(rows)
     add_results(args.json, "recipes", {args.dataset: rows})
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except HistError as error:
+        raise SystemExit(f"error: {error}") from None

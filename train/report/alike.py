@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import fields
 from itertools import combinations
+from typing import Any
 
+from hist_cache.datasets import dataset_named
 from hist_cache.options import option_fields
-from train.experiments.protocols import decided_by, protocol_names
+from train.experiments.protocols import decided_by, protocol_names, protocol_options
+from train.fit.config import FitConfig
+from train.models.configs import HistConfig
 from train.recipes.config import RecipeConfig
 from train.recipes.table import recipe_names, recipe_options
 from train.report.fold_result import FoldResult
@@ -72,7 +77,7 @@ def setting_differences(run: RunResult, other: RunResult) -> list[str]:
     differing = [k for k, (a, b) in values.items() if _differ(a, b)]
     of_name = _decided(run) & _decided(other) if "protocol" in differing else set()
     if "recipe" in differing:
-        of_name |= set(recipe_settings()) - {"recipe"}
+        of_name |= _of_recipe(run) & _of_recipe(other)
     return [k for k in differing if k not in of_name and not _follows(k, values[k], differing)]
 
 
@@ -83,10 +88,23 @@ def _decided(run: RunResult) -> set[str]:
     return {key for key, value in values.items() if key in run.settings and run.settings[key] in (value, None)}
 
 
-def recipe_settings() -> list[str]:
-    """Names of the settings that recipes decide."""
-    by_rows = [name for recipe in recipe_names() for name in recipe_options(recipe)]
-    return list(dict.fromkeys([*(f.name for f in option_fields(RecipeConfig)), *by_rows]))
+def _of_recipe(run: RunResult) -> set[str]:
+    """Names of the settings that are as the row of the run's recipe has them; none where the row is a user's."""
+    name = run.setting.recipe.name
+    values = _recipe_values(run) if name in recipe_names() else {}
+    return {key for key, value in values.items() if run.settings.get(key) == value}
+
+
+def _recipe_values(run: RunResult) -> dict[str, Any]:
+    """The values of all settings that any recipe decides, as the run would have them where no option is given."""
+    setting = run.setting
+    kinds = (HistConfig, FitConfig, RecipeConfig)
+    defaults = {f.name: f.default for kind in kinds for f in fields(kind)}
+    rows = {name: recipe_options(name) for name in recipe_names()}
+    names = {f.name for f in option_fields(RecipeConfig)}.union(*rows.values())
+    of_protocol = protocol_options(setting.protocol.name) if setting.protocol.name in protocol_names() else {}
+    values = defaults | dataset_named(setting.dataset).training | of_protocol | rows[setting.recipe.name]
+    return {name: values[name] for name in names}
 
 
 def _follows(key: str, values: tuple[object, object], differing: list[str]) -> bool:

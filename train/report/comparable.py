@@ -12,6 +12,7 @@ from train.experiments.protocols import get_protocol
 from train.fit.config import FitConfig
 from train.models.configs import HistConfig
 from train.models.registry import DEFAULT_MODEL
+from train.recipes.config import RecipeConfig
 from train.report.published import FROZEN, has_published, published_methods, published_numbers
 from train.report.results import RunResult
 
@@ -57,6 +58,8 @@ def setting_departures(run: RunResult) -> list[str]:
     found += _differences(vars(model), vars(HistConfig(model.embedding_width, model.n_genes)))
     training = {k: v for k, v in vars(setting.fit).items() if k not in FREE}
     found += _differences(training, vars(FitConfig()))
+    switches = {k: v for k, v in vars(setting.recipe).items() if k != "name"}
+    found += _differences(switches, vars(RecipeConfig()))
     protocol, paper = vars(setting.protocol), vars(get_protocol("paper"))
     kept = [k for k in paper if k not in (*NOT_COMPARED, *DATA_CHOICES)]
     found += _differences({k: protocol[k] for k in kept}, {k: paper[k] for k in kept})

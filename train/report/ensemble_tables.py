@@ -57,7 +57,9 @@ def ensemble_table(runs: Sequence[RunResult], folds: Sequence[Sequence[Fold]], g
         folds: Each fold that all runs have, as the files of every run, in the order of the runs.
         group: Name of the group of runs.
     """
-    labels = [*(run.label for run in runs), f"mean of these {len(runs)}"]
+    leaking = [run.label for run in runs if run.leaks]
+    mean = f"mean of these {len(runs)}{', LEAK' if leaking else ''}"
+    labels = [*(run.label for run in runs), mean]
     values = [dict(zip(labels, mean_metrics(fold), strict=True)) for fold in folds]
     metrics = ordered_metrics({name for fold in values for row in fold.values() for name in row})
     rows = []
@@ -65,9 +67,11 @@ def ensemble_table(runs: Sequence[RunResult], folds: Sequence[Sequence[Fold]], g
         cells = [(name, value) for fold in values for name, value in fold[label].items()]
         rows.append(Row(label, "run", mean_cells(pd.DataFrame(cells, columns=["metric", "value"]), metrics)))
     columns = metric_columns(metrics)
-    notes = (
+    rows = mark_best(rows, columns, [*leaking, mean] if leaking else [])
+    notes = [
         f"mean ± std over the {len(folds)} folds that all {len(runs)} runs have; the last row is another model than "
-        "each of them: the mean of their predictions, spot by spot",
-    )
+        "each of them: the mean of their predictions, spot by spot"
+    ]
+    notes += [f"LEAK: {run.label}: {leak}" for run in runs for leak in run.leaks]
     title = f"Mean of the predictions of {len(runs)} runs, {group}"
-    return Table(slug(f"ensemble {group}"), title, columns, tuple(mark_best(rows, columns)), notes)
+    return Table(slug(f"ensemble {group}"), title, columns, tuple(rows), tuple(notes))

@@ -19,6 +19,11 @@ from train.report.table import Table, to_csv
 
 FULL, OTHER = (0.7, 0.72, 0.74, 0.69), (0.68, 0.71, 0.7, 0.66)
 NO_HEA = {"variant.name": "no_hea"}
+LITERAL = {
+    **{"protocol.name": "literal", "protocol.niche_profile": "mean_of_logs", "loop.select_by": "loss"},
+    **{"loop.clip_norm": 0.0, "model.decoder_space": "points", "model.image_network": "none"},
+    **{"model.gene_network": "shared", "model.map_scale": "one", "model.limits": "none"},
+}
 TUNING = {"lora": {"layers": 7, "rank": 4, "alpha": 8, "dropout": 0.1}, "start": "tokens", "augment": False}
 
 
@@ -82,12 +87,9 @@ def test_one_difference_is_what_is_compared(tmp_path: Path) -> None:
 
 def test_a_protocol_is_one_difference_with_all_that_it_decides(tmp_path: Path) -> None:
     """Its switches follow from it where they are as it has them; of several runs the usual one is the reference."""
-    literal = {"protocol.name": "literal", "protocol.niche_profile": "mean_of_logs", "loop.select_by": "loss"}
-    literal |= {"loop.clip_norm": 0.0, "model.decoder_space": "points", "model.image_network": "none"}
-    literal |= {"model.gene_network": "shared", "model.map_scale": "one", "model.limits": "none"}
-    for change in ({}, literal, {"loop.clip_norm": 1.0}, {"model.decoder_space": "hyperbolic"}):
+    for change in ({}, LITERAL, {"loop.clip_norm": 1.0}, {"model.decoder_space": "hyperbolic"}):
         write_run(tmp_path, FULL, change=change)
-    write_run(tmp_path, OTHER, change=literal | {"loop.clip_norm": 2.0, "loop.epochs": 9})
+    write_run(tmp_path, OTHER, change=LITERAL | {"loop.clip_norm": 2.0, "loop.epochs": 9})
     results = read_results([tmp_path])
     runs = {(r.setting.protocol.name, r.setting.fit.clip_norm, r.settings["decoder_space"]): r for r in results.runs}
     usual = runs["paper", 5.0, "tangent"]
@@ -98,6 +100,39 @@ def test_a_protocol_is_one_difference_with_all_that_it_decides(tmp_path: Path) -
     assert comparison_label(runs["literal", 0.0, "points"], usual) == usual.label
     assert setting_differences(runs["literal", 2.0, "points"], usual) == ["protocol", "epochs", "clip_norm"]
     assert setting_differences(runs["paper", 1.0, "tangent"], usual) == ["clip_norm"]
+
+
+STRONG: dict[str, Any] = {
+    "recipe": {
+        **{"name": "strong", "standardize": "slide", "targets": "centered", "level": "ridge", "ridge": "skip"},
+        **{"smooth": 0.5, "ensemble": 3},
+    },
+    **{"loop.select_by": "centered_mse", "loop.patience_steps": 60, "loop.epochs": 600, "loop.lr": 3e-4},
+}
+PAPER = {"loop.epochs": 200, "loop.lr": 1e-4}  # the defaults, which runs written by hand do not have
+DEMO = {"dataset": "demo", "loop.epochs": 60, "loop.lr": 1e-3}  # the defaults of the dataset demo
+
+
+@pytest.mark.parametrize(
+    ("paper", "other", "expected"),
+    [
+        (PAPER, STRONG, ["recipe"]),
+        (DEMO, STRONG | {"dataset": "demo"}, ["recipe"]),
+        (PAPER | {"loop.lr": 1e-2}, STRONG, ["recipe", "lr"]),
+        (PAPER, STRONG | {"loop.lr": 1e-3}, ["recipe", "lr"]),
+        (PAPER | {"loop.lr": 1e-2}, STRONG | {"loop.weight_decay": 1.0}, ["recipe", "lr", "weight_decay"]),
+        (PAPER, STRONG | {"recipe": STRONG["recipe"] | {"smooth": 0.3}}, ["recipe", "smooth"]),
+        (PAPER, {**PAPER, "recipe": {"name": "mine", "smooth": 0.3}}, ["recipe", "smooth"]),
+        (PAPER | LITERAL, STRONG, ["protocol", "recipe"]),
+    ],
+)
+def test_a_recipe_is_one_difference_with_all_that_its_row_decides(
+    tmp_path: Path, paper: dict[str, Any], other: dict[str, Any], expected: list[str]
+) -> None:
+    """A switch follows from it where each of the runs has the value of its own row."""
+    one, another = (read_results([write_run(tmp_path, FULL, change=change)]).runs[0] for change in (paper, other))
+    for first, second in ((one, another), (another, one)):
+        assert setting_differences(first, second) == expected
 
 
 DIGESTS = {slide: {"counts": "c" * 64, "embeddings": "e" * 64} for slide in ("S0", "S1", "S2")}

@@ -48,6 +48,16 @@ def pooled(root: Path) -> Table:
         ({"tuning": TUNING}, "full: compare with LoRA 11 and the other methods of the published rows"),
         ({"loop__seed": 7}, "full: compare with LoRA 0 and"),
         ({"model__alpha": 0.3}, "full: compare with the other methods of the published rows: alpha 0.3 instead of 0.2"),
+        ({"recipe": {"name": "strong"}}, "full: compare with LoRA 0 and the other methods of the published rows"),
+        (
+            {"recipe": {"standardize": "slide", "ridge": "skip", "smooth": 0.5, "ensemble": 3}},
+            "full: compare with the other methods of the published rows: standardize slide instead of none; "
+            "ridge skip instead of none; smooth 0.5 instead of 0.0; ensemble 3 instead of 1",
+        ),
+        (
+            {"recipe": {"ridge": "mean"}},
+            "full+ridge: compare with the other methods of the published rows: ridge mean instead of none",
+        ),
         ({"cache__encoder": "virchow2"}, "rows: encoder virchow2 instead of uni"),
         ({"cache__crop_rule": {"min_spot_um": 112.0}}, "rows: min spot um 112.0 instead of 0.0"),
         ({"tuning": TUNING | {"lora": LORA | {"rank": 8}}}, "rows: LoRA rank 8 instead of 4"),

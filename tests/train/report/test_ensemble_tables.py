@@ -33,6 +33,19 @@ def test_metrics_are_those_of_the_mean_of_the_predictions(tmp_path: Path) -> Non
     assert pcc_50.spread == pytest.approx(np.std([e[0] for e in expected], ddof=1), rel=1e-6)
 
 
+def test_the_mean_of_a_leaking_run_says_so_and_is_never_the_best(tmp_path: Path) -> None:
+    tuned = {"cache.lora": "a" * 64, "leak": ""}
+    leaking = tuned | {"leak": "tests S1, which the adapter was trained on"}
+    for i, (skill, change) in enumerate(((0.9, leaking), (0.5, tuned), (0.4, tuned))):
+        write_run(tmp_path, [skill] * 2, change=change | {"loop.seed": i}, predictions=True)
+    (table,) = ensemble_tables(read_results([tmp_path]))
+    assert table.rows[-1].label == "mean of these 3, LEAK"
+    best = {row.label for row in table.rows for cell in row.cells if cell.best}
+    assert best
+    assert not [label for label in best if "LEAK" in label]
+    assert [note for note in table.notes if note.startswith("LEAK: ") and "tests S1" in note]
+
+
 def test_runs_without_a_common_fold_have_no_mean(tmp_path: Path) -> None:
     write_run(tmp_path, [0.8], predictions=True)
     with pytest.raises(InputError, match="--ensemble: no two of the runs"):
