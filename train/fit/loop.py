@@ -173,7 +173,7 @@ def fit(
         val: Rows `(m,)` of the validation spots.
         config: Of the loop.
         checkpoint: To go on from if there is one, with the same result as if it had never stopped. None keeps none.
-        on_epoch: Called with each row of the history.
+        on_epoch: Called with each row of the history, while the model has the weights that were validated.
         tested: Which weights are left: of the best epoch, or of the last.
         encoding: How an encoder that is fine-tuned is fed.
         record: Record a step as a CUDA graph and replay it, where that can be done.
@@ -207,9 +207,9 @@ def fit(
                 if config.watched(row) < progress.best_watched:
                     progress.best_watched, progress.best_epoch = config.watched(row), progress.epoch
                     progress.best = {k: v.detach().clone() for k, v in trained_state(model, inputs).items()}
-            progress.history.append(row)
-            progress.epoch += 1
-            on_epoch(row)
+                progress.history.append(row)
+                progress.epoch += 1
+                on_epoch(row)
             stopping = distributed.any_rank(bool(stop.requested))
             if checkpoint and (stopping or distributed.any_rank(time.monotonic() - saved > CHECKPOINT_EVERY_S)):
                 checkpoint.save(progress, model, inputs, optimizer, order, average)
