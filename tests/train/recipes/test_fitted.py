@@ -262,22 +262,28 @@ def test_what_no_recipe_may_be(values: dict[str, Any], says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "inputs", "targets", "rings"),
+    ("values", "inputs", "targets", "predictions", "rings"),
     [
-        ({}, False, False, 0),
-        ({"standardize": "train"}, True, False, 0),
-        ({"neighbor_rings": 2, "smooth": 0.1}, True, False, 2),
-        ({"smooth": 0.1}, False, False, 1),
-        ({"targets": "centered"}, False, True, 0),
-        ({"ridge": "skip"}, False, True, 0),
-        ({"ridge": "mean", "ensemble": 3}, False, False, 0),
+        ({}, False, False, False, 0),
+        ({"standardize": "train"}, True, False, False, 0),
+        ({"neighbor_rings": 2, "smooth": 0.1}, True, False, True, 2),
+        ({"smooth": 0.1}, False, False, True, 1),
+        ({"targets": "centered"}, False, True, False, 0),
+        ({"ridge": "skip"}, False, True, False, 0),
+        ({"ridge": "mean", "ensemble": 3}, False, False, True, 0),
     ],
 )
-def test_what_a_recipe_changes(values: dict[str, Any], inputs: bool, targets: bool, rings: int) -> None:
+def test_what_a_recipe_changes(
+    values: dict[str, Any], inputs: bool, targets: bool, predictions: bool, rings: int
+) -> None:
     config = RecipeConfig(**values)
     assert (config.changes_inputs, config.changes_targets, config.n_rings) == (inputs, targets, rings)
+    assert config.changes_predictions == predictions
     data = make_data()
-    found = fit(config, data, with_ridge=False).data
+    fitted = fit(config, data, with_ridge=False)
+    found = fitted.data
     assert (found.spot is not data.spot) == inputs
     assert (found.targets is not None) == targets
     assert found.spot.shape[1] == config.embedding_width(WIDTH)
+    predicted = torch.randn(len(TEST), GENES)
+    assert torch.equal(fitted.complete(predicted, TEST), predicted) != predictions
