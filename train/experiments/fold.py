@@ -199,8 +199,9 @@ class FoldRunner:
         if recipe.ridge is not None:  # on the model's inputs and targets, smoothed as the model is
             tuned_ridge = recipe.complete(recipe.ridge[test], test)
             metrics["controls"]["ridge_tuned"] = summarize(tuned_ridge.cpu().numpy(), truth)
-        metrics |= training_metrics(trained, job.setting.protocol.tested)
-        metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val)
+        tested = job.setting.protocol.tested
+        metrics |= training_metrics(trained, tested)
+        metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val, tested)
         metrics["warnings"] += depth_warnings(data.depths(), job.split)
         metrics["warnings"] += ridge_warnings(metrics["pooled"], metrics["controls"])
         metrics["warnings"] += [*([f"LEAK: this fold {job.leak}"] if job.leak else []), *problems]
