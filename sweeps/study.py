@@ -22,7 +22,9 @@ from train.models.registry import get_model
 from train.options import TrainOptions
 from train.workspace import Workspace
 
-LIST_OPTIONS = ("model", "ablation", "neighbors", "genes", "n_genes", "split", "protocol", "transform", "lora_layers")
+LIST_OPTIONS = (
+    *("model", "ablation", "neighbors", "genes", "n_genes", "split", "protocol", "recipe", "transform", "lora_layers"),
+)
 NOT_IN_COMMAND = ("fold", "table", "resume", "jobs", "genes_to_plot", "dry_run", "debug")
 
 
