@@ -97,6 +97,15 @@ def _methods(options: TrainOptions) -> list[tuple[ModelEntry, str]]:
     return [(entry, variant) for entry in entries for variant in variants(entry)]
 
 
+def used_options(entry: ModelEntry) -> set[str]:
+    """Names of the options of training, of recipes and of models that change anything of a model."""
+    training = {f.name for f in option_fields(FitConfig)}
+    recipe = {f.name for f in option_fields(RecipeConfig)} if entry.takes_recipe else set()
+    if not entry.learns:  # it has no steps, and is the same for each seed
+        training, recipe = {"seed", "select_by"}, recipe - {"ensemble"}
+    return (training | recipe | {f.name for f in option_fields(entry.config)}) - set(entry.unused)
+
+
 def _check_recipe(name: str, options: TrainOptions) -> None:
     """`InputError` for a recipe that is not there, or that sets what is no option of any model or of training."""
     kinds = [RecipeConfig, FitConfig, *(entry.config for entry in model_entries())]

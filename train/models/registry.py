@@ -29,6 +29,7 @@ class ModelEntry:
         learns: Whether it is trained by gradient steps; otherwise `Model.prepare` computes it at once.
         has_variants: Whether the ablations of variants.toml apply to it.
         takes_recipe: Whether a recipe changes what it reads and learns; a fixed point of comparison stays as it is.
+        unused: Options of training and of recipes that change nothing of it, besides those which follow from the above.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ModelEntry:
     learns: bool = True
     has_variants: bool = False
     takes_recipe: bool = True
+    unused: tuple[str, ...] = ()
 
     def load(self) -> type[Model]:
         """The model's class."""
@@ -68,6 +70,7 @@ register(
         RidgeConfig,
         learns=False,
         takes_recipe=False,
+        unused=("select_by",),
     )
 )
 register(
@@ -77,9 +80,19 @@ register(
         "train.models.baselines:TunedRidgeModel",
         TunedRidgeConfig,
         learns=False,
+        unused=("ridge",),  # which leaves nothing for another ridge
     )
 )
-register(ModelEntry("knn", "nearest train spots", "train.models.baselines:KnnModel", KnnConfig, learns=False))
+register(
+    ModelEntry(
+        "knn",
+        "nearest train spots",
+        "train.models.baselines:KnnModel",
+        KnnConfig,
+        learns=False,
+        unused=("select_by",),
+    )
+)
 
 
 def model_entries() -> Iterable[ModelEntry]:

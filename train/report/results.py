@@ -214,7 +214,7 @@ def read_run(folder: Path) -> RunResult:
     folders = fold_folders(folder)
     folds = tuple(read_fold(path) for path in folders if Fold(path).finished)
     for fold in folds[1:]:
-        if replace(fold.setting, digests={}) != replace(folds[0].setting, digests={}):
+        if fold.setting.identity() != folds[0].setting.identity():
             raise InputError(
                 f"{fold.fold.folder / CONFIG}: another setting than that of {folds[0].fold.folder.name} beside it; "
                 "move the fold to a folder of its own"

@@ -149,7 +149,8 @@ def test_a_registered_model_goes_on_where_it_was_stopped(
 
 def test_baselines_are_models_too(cache: Path, run_command: Run, tmp_path: Path) -> None:
     """Ridge as a model gives the numbers of ridge as a baseline; neither depends on options of the loop."""
-    code, text = run_command(main, "--cache", cache, "--model", "ridge,knn", "--nearest", 5, "--folds", 2, *SMALL[2:])
+    argv = ("--cache", cache, "--folds", 2, "--n-genes", 20, "--split", "loso")
+    code, text = run_command(main, *argv, "--model", "ridge,knn", "--nearest", 5)
     assert code == 0, text
     folders = {p.name.split("-")[0]: p for p in (tmp_path / "runs/tiny").iterdir()}
     for fold in load_run(folders["ridge"]).folds:
@@ -157,10 +158,8 @@ def test_baselines_are_models_too(cache: Path, run_command: Run, tmp_path: Path)
         assert fold.metrics["pooled"] == pytest.approx(ridge, rel=1e-4)  # predictions are float32
         assert (fold.metrics["epochs"], fold.metrics["best_epoch"]) == (0, None)
         assert not {"history.csv", "training.png", "checkpoint.pt"} & {p.name for p in fold.folder.iterdir()}
-    code, text = run_command(
-        main, "--cache", cache, "--model", "ridge", "--folds", 2, *SMALL[2:], "--epochs", 9, "--patience", 2
-    )
-    assert "2 folds, 2 done before" in text
+    code, text = run_command(main, *argv, "--model", "hist,ridge", "--epochs", 9, "--patience", 2, "--dry-run")
+    assert "2 settings x folds = 4 runs, 2 done before" in text
     for name in ("ridge", "knn"):
         fold = load_run(folders[name]).folds[0]
         again = load_model(fold.folder)

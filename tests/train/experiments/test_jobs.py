@@ -1,0 +1,50 @@
+"""How options, recipes and protocols become a setting."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hist_cache.options import parse
+from tests.train.report.fake_runs import SETTING
+from train.experiments.grid import points
+from train.experiments.jobs import make_setting
+from train.experiments.protocols import get_protocol
+from train.experiments.setting import Setting
+from train.options import TrainOptions
+
+WORKSPACE: Any = SimpleNamespace(
+    dataset="tiny",
+    test_dataset=None,
+    common=SETTING.cache,
+    slides=dict.fromkeys("ABC", SimpleNamespace(embeddings=np.zeros((2, 7)))),
+    all_slides={},
+    patients={},
+)
+
+
+def settings(*argv: object) -> list[Setting]:
+    """The settings of a command, in the order of its grid."""
+    options = parse(TrainOptions, "hist-train", "", [str(a) for a in argv])
+    return [make_setting(p, get_protocol(p.protocol), options, WORKSPACE, ["G0", "G1"]) for p in points(options)]
+
+
+def test_a_model_keeps_the_defaults_of_what_it_does_not_use() -> None:
+    argv = ("--recipe", "strong", "--protocol", "reviewer", "--model", "hist,ridge,ridge_tuned,knn")
+    hist, ridge, tuned, knn = settings(*argv)
+    assert (hist.fit.select_by, hist.recipe.ensemble, hist.recipe.ridge) == ("centered_mse", 3, "skip")
+    assert (tuned.fit.select_by, tuned.recipe.ensemble, tuned.recipe.ridge) == ("centered_mse", 1, "none")
+    assert (knn.fit.select_by, knn.recipe.ensemble, knn.recipe.ridge) == ("mse", 1, "skip")
+    assert tuned.recipe.smooth == knn.recipe.smooth == 0.5
+    assert ridge.recipe == SETTING.recipe
+    for setting in (ridge, tuned, knn):
+        assert setting.fit.epochs == 200, "not those of the recipe, which mean nothing here"
+
+
+@pytest.mark.parametrize(("model", "runs"), [("ridge", 1), ("ridge_tuned", 2), ("knn", 2), ("hist", 2)])
+def test_a_model_that_takes_no_recipe_has_one_name(model: str, runs: int) -> None:
+    found = settings("--model", model, "--recipe", "paper,strong")
+    assert len({setting.name for setting in found}) == runs
