@@ -90,9 +90,8 @@ def _methods(options: TrainOptions) -> list[tuple[ModelEntry, str]]:
         raise InputError(f"--ablation {options.ablation}: --model {options.model} has no variants; leave one out")
     if options.finetune_lora and not any(entry.learns for entry in entries):
         raise InputError(f"--finetune-lora: --model {options.model} is not trained by gradient steps; leave one out")
-    kinds: list[type] = [FitConfig, RecipeConfig, *(entry.config for entry in entries)]
-    known = {f.name for kind in kinds for f in option_fields(kind)}
-    if foreign := sorted(set(options.config_values) - known):
+    used = {name for entry in entries for name in used_options(entry)}
+    if foreign := sorted(set(options.config_values) - used):
         raise InputError(f"{flag(foreign[0])}: no option of --model {options.model}; leave one out")
     return [(entry, variant) for entry in entries for variant in variants(entry)]
 

@@ -44,6 +44,12 @@ def test_a_model_keeps_the_defaults_of_what_it_does_not_use() -> None:
         assert setting.fit.epochs == 200, "not those of the recipe, which mean nothing here"
 
 
+def test_neighbours_may_be_those_of_what_ridge_leaves_or_be_averaged_with_it() -> None:
+    for ridge, method in (("none", "knn"), ("skip", "knn"), ("mean", "knn+ridge")):
+        (setting,) = settings("--model", "knn", "--ridge", ridge)
+        assert (setting.recipe.ridge, setting.method) == (ridge, method)
+
+
 @pytest.mark.parametrize(("model", "runs"), [("ridge", 1), ("ridge_tuned", 2), ("knn", 2), ("hist", 2)])
 def test_a_model_that_takes_no_recipe_has_one_name(model: str, runs: int) -> None:
     found = settings("--model", model, "--recipe", "paper,strong")

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -19,7 +20,10 @@ from hist_cache.errors import InputError
 from hist_cache.values import SelectBy
 from tests.train.recipes.slides import GENES, TEST, TRAIN, VAL, WIDTH, make_data
 from train.data import SpotData
+from train.fit.loop import predict
+from train.models.baselines import KnnModel
 from train.models.components import principal_components
+from train.models.configs import KnnConfig
 from train.recipes import fitted as module
 from train.recipes.config import RecipeConfig
 from train.recipes.fitted import FittedRecipe, fit_recipe, smoothed
@@ -244,6 +248,18 @@ def test_predictions_are_completed_in_order() -> None:
     own = loop_smoothed(found.ridge[TEST].double().numpy(), data.rings[0].numpy(), TEST.tolist(), 0.3)
     np.testing.assert_allclose(found.complete(found.ridge[TEST], TEST), own, rtol=1e-5, atol=1e-6)
     assert found.complete(predicted, TEST).dtype == torch.float32
+
+
+def test_neighbours_may_predict_what_ridge_leaves() -> None:
+    found = fit(RecipeConfig(ridge="skip"), make_data())
+    model = KnnModel(KnnConfig(WIDTH, GENES, nearest=3))
+    model.prepare(found.data, TRAIN, VAL, 0)
+    x = embeddings(found.data)
+    nearest = NearestNeighbors(n_neighbors=3).fit(x[TRAIN.numpy()]).kneighbors(x[TEST.numpy()])[1]
+    assert found.ridge is not None
+    left = (found.data.expression - found.ridge).numpy()[TRAIN.numpy()]
+    expected = found.ridge[TEST].numpy() + left[nearest].mean(1)
+    np.testing.assert_allclose(predict(model, found.data, TEST), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
