@@ -216,6 +216,8 @@ def make_setting(
 ) -> Setting:
     """Resolve a point: options that were given, over the protocol's, over the dataset's, over the defaults."""
     of_protocol, of_recipe = protocol_options(protocol.name), recipe_options(point.recipe, options.recipe_path)
+    if options.config_values.get("targets") == "raw":
+        of_recipe.pop("level", None)  # it belongs to the row's targets, in whose place others were given
     preset = dataset_named(workspace.dataset).training | of_protocol | of_recipe
     entry = get_model(point.model)
     used = used_options(entry)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hist_cache.errors import InputError
 from hist_cache.options import parse
 from tests.train.report.fake_runs import SETTING
 from train.experiments.grid import points
@@ -48,6 +49,15 @@ def test_neighbours_may_be_those_of_what_ridge_leaves_or_be_averaged_with_it() -
     for ridge, method in (("none", "knn"), ("skip", "knn"), ("mean", "knn+ridge")):
         (setting,) = settings("--model", "knn", "--ridge", ridge)
         assert (setting.recipe.ridge, setting.method) == (ridge, method)
+
+
+def test_targets_that_are_given_take_the_place_of_those_of_a_recipe_and_of_their_level() -> None:
+    (raw,) = settings("--recipe", "strong", "--targets", "raw")
+    assert (raw.recipe.targets, raw.recipe.level, raw.recipe.ridge) == ("raw", "train_mean", "skip")
+    (same,) = settings("--recipe", "strong", "--targets", "raw", "--level", "train_mean")
+    assert same.name == raw.name
+    with pytest.raises(InputError, match="--level ridge: raw targets have their level"):
+        settings("--recipe", "strong", "--targets", "raw", "--level", "ridge")
 
 
 @pytest.mark.parametrize(("model", "runs"), [("ridge", 1), ("ridge_tuned", 2), ("knn", 2), ("hist", 2)])
