@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 
 from hist_cache.errors import InputError
 from hist_cache.lattice import RINGS
-from hist_cache.options import flag, option_fields
+from hist_cache.options import SHARED, flag, option_fields
 from train.experiments.protocols import get_protocol
 from train.expression import Transform
 from train.fit.config import FitConfig
@@ -108,7 +108,7 @@ def used_options(entry: ModelEntry) -> set[str]:
 def _check_recipe(name: str, options: TrainOptions) -> None:
     """`InputError` for a recipe that is not there, or that sets what is no option of any model or of training."""
     kinds = [RecipeConfig, FitConfig, *(entry.config for entry in model_entries())]
-    known = {f.name for kind in kinds for f in option_fields(kind)}
+    known = {f.name for kind in kinds for f in option_fields(kind)} - SHARED  # the command's own always win
     if foreign := sorted(set(recipe_options(name, options.recipe_path)) - known):
         raise InputError(f"--recipe {name}: {foreign[0]} is no option that a recipe sets")
 

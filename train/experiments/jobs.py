@@ -223,7 +223,7 @@ def make_setting(
     used = used_options(entry)
     recipe = options.resolve(RecipeConfig, of_recipe, name=point.recipe) if entry.takes_recipe else RecipeConfig()
     recipe = without_unused(recipe, used)
-    model_preset = preset if entry.name == DEFAULT_MODEL else {}  # a width that suits HiST says nothing of others
+    model_preset = preset if entry.name == DEFAULT_MODEL else of_recipe  # a dataset's width suits HiST alone
     finetunes = bool(point.lora_layers) and entry.learns
     precision: Precision = "bf16" if options.precision == "bf16" and entry.learns else "fp32"
     fit = without_unused(options.resolve(FitConfig, preset, precision=precision), used)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +16,7 @@ from train.experiments.grid import points
 from train.experiments.jobs import make_setting
 from train.experiments.protocols import get_protocol
 from train.experiments.setting import Setting
+from train.models.configs import HistConfig, KnnConfig
 from train.options import TrainOptions
 
 WORKSPACE: Any = SimpleNamespace(
@@ -58,6 +60,17 @@ def test_targets_that_are_given_take_the_place_of_those_of_a_recipe_and_of_their
     assert same.name == raw.name
     with pytest.raises(InputError, match="--level ridge: raw targets have their level"):
         settings("--recipe", "strong", "--targets", "raw", "--level", "ridge")
+
+
+def test_a_recipe_sets_options_of_every_model(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("[mine.options]\nnearest = 10\nwidth = 64\n[seeded.options]\nseed = 3\n")
+    hist, knn = settings("--model", "hist,knn", "--recipe", "mine", "--recipe-file", file)
+    assert (hist.model, knn.model) == (HistConfig(7, 2, width=64), KnnConfig(7, 2, nearest=10))
+    (knn,) = settings("--model", "knn", "--recipe", "mine", "--recipe-file", file, "--nearest", 20)
+    assert knn.model == KnnConfig(7, 2, nearest=20), "what is given comes first"
+    with pytest.raises(InputError, match="--recipe seeded: seed is no option that a recipe sets"):
+        settings("--recipe", "seeded", "--recipe-file", file)
 
 
 @pytest.mark.parametrize(("model", "runs"), [("ridge", 1), ("ridge_tuned", 2), ("knn", 2), ("hist", 2)])
