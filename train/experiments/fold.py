@@ -129,7 +129,7 @@ class FoldRunner:
             finetuner = self.finetuner
             finetuner.start(setting.finetuning)
         if leads:
-            check_room(folder, fold_bytes(model), "its weights and a checkpoint")
+            check_room(folder, fold_bytes(model, setting.recipe.ensemble), "its weights and a checkpoint")
             write_start(folder, setting, data.panel, self.slides, job.split, self.device, job.adapter_record)
         else:
             torch.manual_seed(setting.fit.seed + distributed.rank())  # the same weights, other dropout

@@ -87,7 +87,9 @@ def train_members(job: Job, first: Model, data: SpotData, on_epoch: EpochReport)
         if i > 0:
             torch.manual_seed(member_seed(job, i))
             member = make_member(job.setting).to(data.spot.device)
-        progress.append(train_one(job, member, data, counted, None, i))
+        done = train_one(job, member, data, counted, None, i)
+        member.zero_grad()  # of what is trained, only the weights are needed from here on
+        progress.append(replace(done, best={}))
         members.append(member)
     return Trained(EnsembleModel(members), tuple(progress))
 

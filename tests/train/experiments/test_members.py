@@ -81,6 +81,8 @@ def test_each_member_is_a_model_of_its_own_seed(tmp_path: Path) -> None:
             assert torch.equal(value, trained.model.member(i).state_dict()[name]), name
         assert [r["val_mse"] for r in progress.history] == [r["val_mse"] for r in trained.members[i].history]
     assert trained.first is trained.model.member(0)
+    assert all(p.best == {} for p in trained.members), "the members have these weights"
+    assert all(p.grad is None for p in trained.model.parameters())
     assert trained.epochs == 9
     assert [(row["member"], row["epoch"]) for row in trained.history] == [(m, e) for m in range(3) for e in range(3)]
 
