@@ -80,8 +80,8 @@ class FoldRunner:
     ) -> dict[str, Any]:
         """Train and test one fold and write its folder. The same call gives the same numbers.
 
-        Interrupted, it leaves the best weights and a checkpoint. Of several processes on one batch the first one writes
-        and tests.
+        Interrupted, it leaves the best weights and a checkpoint, or of an ensemble only the checkpoints of its members.
+        Of several processes on one batch the first one writes and tests.
 
         Args:
             job: The fold.

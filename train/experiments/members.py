@@ -63,12 +63,16 @@ def train_one(
     model.prepare(data, train, val, config.seed)
     if not model.learns:
         return Progress()
-    checkpoint = job.member_checkpoint(member)
-    return fit(model, data, train, val, config, checkpoint, on_epoch, setting.protocol.tested, encoding)
+    checkpoint, followed = job.member_checkpoint(member), member + 1 < setting.recipe.ensemble
+    return fit(
+        *(model, data, train, val, config, checkpoint, on_epoch, setting.protocol.tested, encoding), followed=followed
+    )
 
 
 def train_members(job: Job, first: Model, data: SpotData, on_epoch: EpochReport) -> Trained:
     """Train an ensemble. The checkpoint of a member that is trained is kept until the fold ends, and stands for it.
+
+    Interrupted, it leaves these checkpoints; after a stop that was asked for no other member begins.
 
     Args:
         job: The fold.

@@ -161,6 +161,7 @@ def fit(
     tested: Tested = "best",
     encoding: EncodingConfig | None = None,
     record: bool = False,
+    followed: bool = False,
 ) -> Progress:
     """Train for `epochs`, or until the validation score of `select_by` has not improved for `patience` of them.
 
@@ -177,8 +178,10 @@ def fit(
         tested: Which weights are left: of the best epoch, or of the last.
         encoding: How an encoder that is fine-tuned is fed.
         record: Record a step as a CUDA graph and replay it, where that can be done.
+        followed: Whether another training follows. Then a stop that was asked for in the last epoch is raised, too.
 
     Raises:
+        KeyboardInterrupt: The user asked to stop.
         HistError: No epoch had a finite validation error, or the checkpoint cannot be used.
     """
     inputs, micro_batch = data.inputs, encoding.micro_batch if encoding else None
@@ -223,6 +226,6 @@ def fit(
         load_trained_state(model, inputs, progress.best)
     else:
         average.apply()
-    if not finished:
+    if not finished or (followed and distributed.any_rank(bool(stop.requested))):
         raise KeyboardInterrupt
     return progress
