@@ -265,7 +265,7 @@ def make_setting(
 
 def without_unused(config: _C, used: Collection[str]) -> _C:
     """A configuration with its default for every option that is not among those which a model uses."""
-    unused = {f.name: f.default for f in option_fields(type(config)) if f.name not in used}
+    unused: dict[str, Any] = {f.name: f.default for f in option_fields(type(config)) if f.name not in used}
     return dataclasses.replace(config, **unused)
 
 
