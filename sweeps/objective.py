@@ -100,7 +100,6 @@ class TrialFold:
             *(self.setting.recipe, data, self.train, self.val, self.setting.fit.select_by),
             lambda cached: principal_components(cached, self.train, COMPONENTS),
             lambda seen: principal_components(seen, self.train, TUNED_COMPONENTS),
-            with_ridge=False,
         )
         self.data = self.recipe.data
         torch.manual_seed(self.setting.fit.seed)  # as a fold of hist-train begins

@@ -152,11 +152,12 @@ class FoldRunner:
         """What the setting's recipe makes of the data."""
         setting, split = job.setting, job.split
         config, rule = setting.recipe, setting.fit.select_by
+        is_compared = replace(config, name=DEFAULT_RECIPE) != RecipeConfig() or rule != "mse"
         return fit_recipe(
             *(config, data, data.rows(split.train), data.rows(split.val), rule),
             lambda cached: self.controls.components(cached, job.data, split),
             lambda seen: self.controls.components(seen, job.data, split, TUNED_COMPONENTS, config),
-            with_ridge=replace(config, name=DEFAULT_RECIPE) != RecipeConfig() or rule != "mse",
+            compared=data.rows(split.test) if is_compared else None,
         )
 
     def _encoding(self, job: Job) -> EncodingConfig | None:

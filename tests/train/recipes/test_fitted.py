@@ -24,6 +24,7 @@ from train.fit.loop import predict
 from train.models.baselines import KnnModel
 from train.models.components import principal_components
 from train.models.configs import KnnConfig
+from train.models.ridge import LinearMap
 from train.recipes import fitted as module
 from train.recipes.config import RecipeConfig
 from train.recipes.fitted import FittedRecipe, fit_recipe, smoothed
@@ -37,7 +38,8 @@ def fit(config: RecipeConfig, data: SpotData, rule: SelectBy = "mse", with_ridge
     def components(seen: SpotData):
         return principal_components(seen, TRAIN, COMPONENTS)
 
-    return fit_recipe(config, data, TRAIN, VAL, rule, components, components, with_ridge)
+    compared = torch.arange(len(data.slide)) if with_ridge else None
+    return fit_recipe(config, data, TRAIN, VAL, rule, components, components, compared)
 
 
 def centered(values: np.ndarray, slide: np.ndarray) -> np.ndarray:
@@ -248,6 +250,30 @@ def test_predictions_are_completed_in_order() -> None:
     own = loop_smoothed(found.ridge[TEST].double().numpy(), data.rings[0].numpy(), TEST.tolist(), 0.3)
     np.testing.assert_allclose(found.complete(found.ridge[TEST], TEST), own, rtol=1e-5, atol=1e-6)
     assert found.complete(predicted, TEST).dtype == torch.float32
+
+
+@pytest.mark.parametrize("config", [RecipeConfig(), RecipeConfig(ridge="skip", targets="centered")])
+def test_ridge_predicts_some_rows_at_a_time_and_only_those_that_are_needed(
+    config: RecipeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, sizes = make_data(), []
+    whole = fit(config, data).ridge
+    of = LinearMap.of
+
+    def counted(fitted: LinearMap, spot: torch.Tensor, niche: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(spot))
+        return of(fitted, spot, niche)
+
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(LinearMap, "of", counted)
+    components = lambda seen: principal_components(seen, TRAIN, COMPONENTS)  # noqa: E731
+    found = fit_recipe(config, data, TRAIN, VAL, "mse", components, components, TEST).ridge
+    assert found is not None
+    assert whole is not None
+    torch.testing.assert_close(found[TEST], whole[TEST])
+    assert max(sizes) == 10
+    assert sum(sizes) == len(TEST if config.ridge == "none" else data.slide)
+    assert found[TRAIN].isnan().all() == (config.ridge == "none")
 
 
 def test_neighbours_may_predict_what_ridge_leaves() -> None:
