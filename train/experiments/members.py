@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from train import distributed
 from train.data import SpotData
 from train.experiments.jobs import Job
 from train.experiments.outputs import make_member
@@ -91,6 +92,8 @@ def train_members(job: Job, first: Model, data: SpotData, on_epoch: EpochReport)
         if i > 0:
             torch.manual_seed(member_seed(job, i))
             member = make_member(job.setting).to(data.spot.device)
+            if distributed.rank() > 0:
+                torch.manual_seed(member_seed(job, i) + distributed.rank())  # the same weights, other dropout
         done = train_one(job, member, data, counted, None, i)
         member.zero_grad()  # of what is trained, only the weights are needed from here on
         progress.append(replace(done, best={}))

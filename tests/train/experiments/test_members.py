@@ -16,9 +16,11 @@ from hist_cache.splits import Split
 from tests.train.fit.test_loop import make_data
 from tests.train.models.toy import ToyConfig, register_toy
 from tests.train.report.fake_runs import SETTING
+from train.experiments import members
 from train.experiments.jobs import Job
 from train.experiments.members import Trained, train_members, train_one
 from train.experiments.outputs import make_member, save_model
+from train.fit.checkpoints import Progress
 from train.fit.config import FitConfig
 from train.models import registry
 from train.models.configs import KnnConfig
@@ -100,6 +102,27 @@ def test_a_stopped_ensemble_goes_on_bit_for_bit(tmp_path: Path, stop_at: int) ->
     for name, trained in (("one", unbroken), ("two", rest)):
         save_model(tmp_path / name, trained.model)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize(("rank", "seeds"), [(0, [7, 8, 9]), (2, [7, 10, 11])])
+def test_processes_on_one_batch_have_the_same_weights_and_other_dropout(
+    rank: int, seeds: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seed of the first member is that of the caller."""
+    found, weights = [], []
+
+    def train_one(job: Job, model: torch.nn.Module, *more: object) -> Progress:
+        found.append(torch.initial_seed())
+        weights.append(next(model.parameters()))
+        return Progress()
+
+    monkeypatch.setattr(members, "train_one", train_one)
+    monkeypatch.setattr(members.distributed, "rank", lambda: rank)
+    job = make_job(tmp_path)
+    train_members(job, first_of(job), make_data(), lambda row: None)  # type: ignore[arg-type]
+    assert found == seeds
+    for i, weight in enumerate(weights):
+        assert torch.equal(weight, next(first_of(job, seed=7 + i).parameters()))
 
 
 def test_a_stop_in_the_last_epoch_of_all_has_nothing_left_to_stop(tmp_path: Path) -> None:
