@@ -117,6 +117,7 @@ class Scorer:
             *(config, data, train, val, rule),
             lambda cached: components(cached, COMPONENTS),
             lambda seen: components(seen, TUNED_COMPONENTS),
+            compared=scored,
         )
         outputs, best = [], []
         for member in range(config.ensemble):

@@ -100,7 +100,6 @@ class TrialFold:
             *(self.setting.recipe, data, self.train, self.val, self.setting.fit.select_by),
             lambda cached: principal_components(cached, self.train, COMPONENTS),
             lambda seen: principal_components(seen, self.train, TUNED_COMPONENTS),
-            with_ridge=False,
         )
         self.data = self.recipe.data
         torch.manual_seed(self.setting.fit.seed)  # as a fold of hist-train begins
@@ -150,7 +149,8 @@ class TrialFold:
         better = watched < self.least
         self.least = min(self.least, watched)
         if better or self.setting.protocol.tested != "best":
-            self.score = row["val_mse"] if self.plan.objective == "mse" else self.validation_score()
+            is_known = self.plan.objective == "mse" and not self.setting.recipe.changes_predictions
+            self.score = row["val_mse"] if is_known else self.validation_score()
 
     def validation_score(self) -> float:
         """The objective on the validation spots, of the weights as they are."""

@@ -15,14 +15,16 @@ from hist_cache.fingerprint import short_hash
 from hist_cache.options import all_option_names, flag
 from sweeps.options import SweepOptions
 from sweeps.space import Parameter
-from train.experiments.grid import points
+from train.experiments.grid import points, used_options
 from train.experiments.jobs import Job, make_jobs
 from train.metrics import TOP_K
 from train.models.registry import get_model
 from train.options import TrainOptions
 from train.workspace import Workspace
 
-LIST_OPTIONS = ("model", "ablation", "neighbors", "genes", "n_genes", "split", "protocol", "transform", "lora_layers")
+LIST_OPTIONS = (
+    *("model", "ablation", "neighbors", "genes", "n_genes", "split", "protocol", "recipe", "transform", "lora_layers"),
+)
 NOT_IN_COMMAND = ("fold", "table", "resume", "jobs", "genes_to_plot", "dry_run", "debug")
 
 
@@ -116,10 +118,10 @@ def make_study_plan(options: SweepOptions, space: tuple[Parameter, ...], workspa
     """
     jobs = jobs_with(options, {}, workspace, runs)
     setting = jobs[0].setting
-    defaults = {"neighbors": setting.neighbors} | vars(setting.model) | vars(setting.recipe)
-    defaults |= vars(setting.fit) if get_model(setting.model_name).learns else {}
+    defaults = {"neighbors": setting.neighbors} | vars(setting.model) | vars(setting.recipe) | vars(setting.fit)
+    searchable = {"neighbors", "n_genes"} | used_options(get_model(setting.model_name))
     for name in (parameter.name for parameter in space):
-        if name not in defaults:
+        if name not in searchable:
             raise InputError(
                 f"{name} is no option of --model {setting.model_name}: give --space with the names of others"
             )

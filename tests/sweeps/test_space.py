@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from hist_cache.errors import InputError
 from hist_cache.options import all_option_names
 from sweeps.options import SweepOptions
 from sweeps.space import SPACES_FILE, _read, read_space
-from sweeps.study import objective_named
+from sweeps.study import LIST_OPTIONS, check_single, objective_named
+from train.experiments.grid import Point
 
 
 def options_with(**values: Any) -> SweepOptions:
@@ -95,3 +97,14 @@ def test_the_objective_is_what_the_smallest_panel_has() -> None:
     assert objective_named("mse", 200) == "mse"
     with pytest.raises(InputError, match="--objective pcc@200: a panel of 60 genes has pcc@10, pcc@50, mse, mae"):
         objective_named("pcc@200", 60)
+
+
+@pytest.mark.parametrize("name", LIST_OPTIONS)
+def test_a_study_has_one_value_of_what_may_be_a_list(name: str) -> None:
+    check_single(options_with(**{name: "6"}), ())
+    with pytest.raises(InputError, match="6,18: a study has one value of each option; give one"):
+        check_single(options_with(**{name: "6,18"}), ())
+
+
+def test_all_options_that_may_be_lists_are_known() -> None:
+    assert set(LIST_OPTIONS) == {f.name for f in fields(Point)}

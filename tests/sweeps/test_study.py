@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 import train.cli
 from hist_cache import load_run
+from hist_cache.errors import InputError
 from hist_cache.options import parse
 from hist_cache.slide_file import read_fingerprint, read_slide, write_slide
 from sweeps.cli import main
@@ -253,6 +254,13 @@ def test_a_range_that_hist_train_refuses(cache: Path, run_command: Run, tmp_path
     code, text = run_command(main, "--cache", cache, "--dataset", "tiny", *SMALL, "--space", "space.toml")
     assert code == 2
     assert "--curvature 50.0: must be from 0.1 to 10" in text
+
+
+@pytest.mark.parametrize(("model", "name"), [("ridge", "smooth"), ("ridge_tuned", "ridge"), ("knn", "pearson")])
+def test_what_the_model_does_not_use_is_not_searched(model: str, name: str, cache: Path, tmp_path: Path) -> None:
+    of_hist = dict.fromkeys(("width", "depth", "batch_size", "epochs", "lr"))
+    with pytest.raises(InputError, match=f"{name} is no option of --model {model}: give --space"):
+        prepare(settings(cache, tmp_path, model=model, space=name, **of_hist))
 
 
 def test_another_study_of_the_same_name_is_refused(cache: Path, tmp_path: Path, run_command: Run) -> None:

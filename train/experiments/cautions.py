@@ -6,32 +6,35 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from train.fit.checkpoints import Progress
-from train.fit.config import FitConfig
+from train.fit.config import FitConfig, Tested
 
 FIRST_EPOCHS = 3
-"""A best epoch among so many, with worse ones until training stopped, was not found but never left."""
+"""Where the best epoch is among so many and is not the last one, the model got worse almost from the start."""
 
 SHARE_OF_RIDGE = 0.8
-"""A PCC below this share of that of ridge on the same spots is said."""
+"""There is a warning where the PCC is below this share of that of ridge on the same spots."""
 
-OTHER_RULES = "--select-by centered_mse or pcc do not count a slide's offset, --validate-on alike takes other slides"
+OTHER_RULES = "--select-by centered_mse or pcc do not count a slide's offset"
+OTHER_SLIDES = "--validate-on alike takes other slides"
 
 
-def selection_warnings(members: Sequence[Progress], config: FitConfig, val: Sequence[str]) -> list[str]:
+def selection_warnings(members: Sequence[Progress], config: FitConfig, val: Sequence[str], tested: Tested) -> list[str]:
     """Say where the best epoch is among the first: the validation score got worse from the start.
 
     Args:
         members: Of the training.
         config: Of the loop.
         val: The validation slides.
+        tested: The epoch that is tested; where it is the last one, nothing was selected.
     """
-    early = [p for p in members if 0 <= p.best_epoch < FIRST_EPOCHS < p.epoch]
-    if not early:
+    early = [p for p in members if 0 <= p.best_epoch < min(FIRST_EPOCHS, p.epoch - 1)]
+    if not early or tested == "last":
         return []
     epochs = ", ".join(f"{p.best_epoch} of {p.epoch}" for p in early)
+    advice = f"{OTHER_RULES}, {OTHER_SLIDES}" if config.select_by in ("mse", "loss") else OTHER_SLIDES
     return [
         f"selection: the best epoch is {epochs}: by {config.select_by} on {', '.join(val)} training made the model "
-        f"worse from the start, so that it is hardly trained; these slides may be of another batch ({OTHER_RULES})"
+        f"worse from the start, so that it is hardly trained; these slides may be of another batch ({advice})"
     ]
 
 

@@ -80,8 +80,8 @@ class FoldRunner:
     ) -> dict[str, Any]:
         """Train and test one fold and write its folder. The same call gives the same numbers.
 
-        Interrupted, it leaves the best weights and a checkpoint. Of several processes on one batch the first one writes
-        and tests.
+        Interrupted, it leaves the best weights and a checkpoint, or of an ensemble only the checkpoints of its members.
+        Of several processes on one batch the first one writes and tests.
 
         Args:
             job: The fold.
@@ -129,7 +129,7 @@ class FoldRunner:
             finetuner = self.finetuner
             finetuner.start(setting.finetuning)
         if leads:
-            check_room(folder, fold_bytes(model), "its weights and a checkpoint")
+            check_room(folder, fold_bytes(model, setting.recipe.ensemble), "its weights and a checkpoint")
             write_start(folder, setting, data.panel, self.slides, job.split, self.device, job.adapter_record)
         else:
             torch.manual_seed(setting.fit.seed + distributed.rank())  # the same weights, other dropout
@@ -152,11 +152,12 @@ class FoldRunner:
         """What the setting's recipe makes of the data."""
         setting, split = job.setting, job.split
         config, rule = setting.recipe, setting.fit.select_by
+        is_compared = replace(config, name=DEFAULT_RECIPE) != RecipeConfig() or rule != "mse"
         return fit_recipe(
             *(config, data, data.rows(split.train), data.rows(split.val), rule),
             lambda cached: self.controls.components(cached, job.data, split),
             lambda seen: self.controls.components(seen, job.data, split, TUNED_COMPONENTS, config),
-            with_ridge=replace(config, name=DEFAULT_RECIPE) != RecipeConfig() or rule != "mse",
+            compared=data.rows(split.test) if is_compared else None,
         )
 
     def _encoding(self, job: Job) -> EncodingConfig | None:
@@ -199,8 +200,9 @@ class FoldRunner:
         if recipe.ridge is not None:  # on the model's inputs and targets, smoothed as the model is
             tuned_ridge = recipe.complete(recipe.ridge[test], test)
             metrics["controls"]["ridge_tuned"] = summarize(tuned_ridge.cpu().numpy(), truth)
-        metrics |= training_metrics(trained, job.setting.protocol.tested)
-        metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val)
+        tested = job.setting.protocol.tested
+        metrics |= training_metrics(trained, tested)
+        metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val, tested)
         metrics["warnings"] += depth_warnings(data.depths(), job.split)
         metrics["warnings"] += ridge_warnings(metrics["pooled"], metrics["controls"])
         metrics["warnings"] += [*([f"LEAK: this fold {job.leak}"] if job.leak else []), *problems]

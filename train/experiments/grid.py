@@ -11,7 +11,7 @@ from typing import Any, TypeVar, get_args
 
 from hist_cache.errors import InputError
 from hist_cache.lattice import RINGS
-from hist_cache.options import flag, option_fields
+from hist_cache.options import SHARED, flag, option_fields
 from train.experiments.protocols import get_protocol
 from train.expression import Transform
 from train.fit.config import FitConfig
@@ -93,17 +93,25 @@ def _methods(options: TrainOptions) -> list[tuple[ModelEntry, str]]:
         raise InputError(f"--ablation {options.ablation}: --model {options.model} has no variants; leave one out")
     if options.finetune_lora and not any(entry.learns for entry in entries):
         raise InputError(f"--finetune-lora: --model {options.model} is not trained by gradient steps; leave one out")
-    kinds: list[type] = [FitConfig, RecipeConfig, *(entry.config for entry in entries)]
-    known = {f.name for kind in kinds for f in option_fields(kind)}
-    if foreign := sorted(set(options.config_values) - known):
+    used = {name for entry in entries for name in used_options(entry)}
+    if foreign := sorted(set(options.config_values) - used):
         raise InputError(f"{flag(foreign[0])}: no option of --model {options.model}; leave one out")
     return [(entry, variant) for entry in entries for variant in variants(entry)]
+
+
+def used_options(entry: ModelEntry) -> set[str]:
+    """Names of the options of training, of recipes and of models that change anything of a model."""
+    training = {f.name for f in option_fields(FitConfig)}
+    recipe = {f.name for f in option_fields(RecipeConfig)} if entry.takes_recipe else set()
+    if not entry.learns:  # it has no steps, and is the same for each seed
+        training, recipe = {"seed", "select_by"}, recipe - {"ensemble"}
+    return (training | recipe | {f.name for f in option_fields(entry.config)}) - set(entry.unused)
 
 
 def _check_recipe(name: str, options: TrainOptions) -> None:
     """`InputError` for a recipe that is not there, or that sets what is no option of any model or of training."""
     kinds = [RecipeConfig, FitConfig, *(entry.config for entry in model_entries())]
-    known = {f.name for kind in kinds for f in option_fields(kind)}
+    known = {f.name for kind in kinds for f in option_fields(kind)} - SHARED  # the command's own always win
     if foreign := sorted(set(recipe_options(name, options.recipe_path)) - known):
         raise InputError(f"--recipe {name}: {foreign[0]} is no option that a recipe sets")
 

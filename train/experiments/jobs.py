@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.lora import LoraConfig
@@ -15,12 +15,13 @@ from hist_cache.checked import check_fields
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import is_tuned
+from hist_cache.options import option_fields
 from hist_cache.runs import CHECKPOINT, CONFIG, Fold, member_checkpoint
 from hist_cache.splits import LOSO_ALIKE, SPLIT_PARTS, Split, kind_in_use, make_splits
 from hist_cache.validation_slides import ValidateOn
 from hist_cache.values import Precision
 from train.experiments.fold_files import read_split
-from train.experiments.grid import Point
+from train.experiments.grid import Point, used_options
 from train.experiments.protocols import Protocol, get_protocol, protocol_options
 from train.experiments.run_folders import run_folder
 from train.experiments.setting import Setting
@@ -34,6 +35,8 @@ from train.options import TrainOptions
 from train.recipes.config import RecipeConfig
 from train.recipes.table import recipe_options
 from train.workspace import DataKey, Workspace, panel_digest, slide_digests
+
+_C = TypeVar("_C", RecipeConfig, FitConfig)
 
 
 @dataclass(frozen=True)
@@ -213,16 +216,18 @@ def make_setting(
 ) -> Setting:
     """Resolve a point: options that were given, over the protocol's, over the dataset's, over the defaults."""
     of_protocol, of_recipe = protocol_options(protocol.name), recipe_options(point.recipe, options.recipe_path)
+    if options.config_values.get("targets") == "raw":
+        of_recipe.pop("level", None)  # it belongs to the row's targets, in whose place others were given
     preset = dataset_named(workspace.dataset).training | of_protocol | of_recipe
     entry = get_model(point.model)
+    used = used_options(entry)
     recipe = options.resolve(RecipeConfig, of_recipe, name=point.recipe) if entry.takes_recipe else RecipeConfig()
-    if not entry.learns:
-        recipe = dataclasses.replace(recipe, ensemble=1, ridge="none")  # seeds change nothing, and ridge leaves nothing
+    recipe = without_unused(recipe, used)
     preset = preset if entry.name == DEFAULT_MODEL else preset | entry.training | of_protocol | of_recipe
-    model_preset = preset if entry.name == DEFAULT_MODEL else {}  # a width that suits HiST says nothing of others
+    model_preset = preset if entry.name == DEFAULT_MODEL else of_recipe  # a dataset's width suits HiST alone
     finetunes = bool(point.lora_layers) and entry.learns
     precision: Precision = "bf16" if options.precision == "bf16" and entry.learns else "fp32"
-    fit = options.resolve(FitConfig, preset, precision=precision)
+    fit = without_unused(options.resolve(FitConfig, preset, precision=precision), used)
     if finetunes and recipe.changes_inputs:
         raise InputError(
             "--finetune-lora: the encoder's embeddings change in every step, so that they cannot be standardised or "
@@ -259,6 +264,12 @@ def make_setting(
         recipe=recipe,
         digests={name: slide_digests(slide, point.neighbors) for name, slide in workspace.all_slides.items()},
     )
+
+
+def without_unused(config: _C, used: Collection[str]) -> _C:
+    """A configuration with its default for every option that is not among those which a model uses."""
+    unused: dict[str, Any] = {f.name: f.default for f in option_fields(type(config)) if f.name not in used}
+    return dataclasses.replace(config, **unused)
 
 
 def make_finetuning(

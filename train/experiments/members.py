@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from train import distributed
 from train.data import SpotData
 from train.experiments.jobs import Job
 from train.experiments.outputs import make_member
@@ -64,12 +65,16 @@ def train_one(
     model.prepare(data, train, val, config.seed)
     if not model.learns:
         return Progress()
-    checkpoint = job.member_checkpoint(member)
-    return fit(model, data, train, val, config, checkpoint, on_epoch, setting.protocol.tested, encoding)
+    checkpoint, followed = job.member_checkpoint(member), member + 1 < setting.recipe.ensemble
+    return fit(
+        *(model, data, train, val, config, checkpoint, on_epoch, setting.protocol.tested, encoding), followed=followed
+    )
 
 
 def train_members(job: Job, first: Model, data: SpotData, on_epoch: EpochReport) -> Trained:
     """Train an ensemble. The checkpoint of a member that is trained is kept until the fold ends, and stands for it.
+
+    Interrupted, it leaves these checkpoints; after a stop that was asked for no other member begins.
 
     Args:
         job: The fold.
@@ -88,7 +93,11 @@ def train_members(job: Job, first: Model, data: SpotData, on_epoch: EpochReport)
         if i > 0:
             torch.manual_seed(member_seed(job, i))
             member = make_member(job.setting).to(data.spot.device)
-        progress.append(train_one(job, member, data, counted, None, i))
+            if distributed.rank() > 0:
+                torch.manual_seed(member_seed(job, i) + distributed.rank())  # the same weights, other dropout
+        done = train_one(job, member, data, counted, None, i)
+        member.zero_grad()  # of what is trained, only the weights are needed from here on
+        progress.append(replace(done, best={}))
         members.append(member)
     return Trained(EnsembleModel(members), tuple(progress))
 

@@ -22,10 +22,14 @@ COPIES = 4  # of all weights: themselves, their gradients, and two moments of Ad
 
 
 def check_model_fits(setting: Setting, device: torch.device) -> None:
-    """`HistError` where the weights of a setting's model, and what training keeps beside them, exceed the memory."""
+    """`HistError` where the weights of a setting's model, and what training keeps beside them, exceed the memory.
+
+    Of an ensemble one member is trained at a time; of those before it only the weights are kept.
+    """
+    copies = COPIES + setting.recipe.ensemble - 1
     try:
         with torch.device("meta"), _NoNumbers():  # nothing is allocated
-            needed = COPIES * sum(p.numel() * p.element_size() for p in make_member(setting).parameters())
+            needed = copies * sum(p.numel() * p.element_size() for p in make_member(setting).parameters())
     except Exception:  # a user's model may need values to be made, such as weights from a file: then nothing is known
         return
     is_gpu = device.type == "cuda"
@@ -34,19 +38,21 @@ def check_model_fits(setting: Setting, device: torch.device) -> None:
         raise HistError(
             f"{setting.name}: its weights, gradients and optimizer need {needed / 1e9:,.0f} GB of memory, of "
             f"{there / 1e9:,.0f} that are free; give a smaller model (such as --width)"
+            f"{' or a smaller --ensemble' * (setting.recipe.ensemble > 1)}"
         )
 
 
 class _NoNumbers(TorchFunctionMode):
-    """In it weights are not initialised: on the device meta, to draw no numbers imports sympy and torch's compiler."""
+    """In it weights are not initialised: on the device meta that has no effect, but imports sympy, which takes long."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), more: dict[str, Any] | None = None
     ) -> Any:
         """The tensor, where it would be initialised."""
+        named = more or {}
         if getattr(function, "__module__", None) == "torch.nn.init":
-            return args[0]
-        return function(*args, **more or {})
+            return args[0] if args else named["tensor"]
+        return function(*args, **named)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -75,10 +75,15 @@ def write_start(
     write_text(folder / files.PANEL, "".join(f"{g}\n" for g in panel))
 
 
-def fold_bytes(model: Model) -> int:
-    """What a fold writes at least: its weights; if it learns, also a checkpoint with them twice and Adam's moments."""
+def fold_bytes(model: Model, members: int = 1) -> int:
+    """What a fold writes at least: its weights; if it learns, also a checkpoint with them twice and Adam's moments.
+
+    Args:
+        model: The model, or a member of an ensemble.
+        members: Of the ensemble; their checkpoints are kept until the weights of all of them are written.
+    """
     weights = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    return weights * (5 if model.learns else 1)
+    return members * weights * (5 if model.learns else 1)
 
 
 def fold_cost(

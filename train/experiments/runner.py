@@ -222,5 +222,7 @@ def run_with_progress(
         except KeyboardInterrupt:
             for job in left:
                 if job.stopped:
-                    log.info(f"kept the best weights so far and a checkpoint in {job.folder}; the same command goes on")
+                    is_one = job.setting.recipe.ensemble == 1
+                    kept = "the best weights so far and a checkpoint" if is_one else "the checkpoints of the members"
+                    log.info(f"kept {kept} in {job.folder}; the same command goes on")
             raise

@@ -45,7 +45,11 @@ class FitConfig:
     )
 
     pearson: float = option(
-        0.0, "weight of 1 - PCC over the spots of a batch in the loss", "X", since="0.2", within=NOT_NEGATIVE
+        0.0,
+        "weight of 1 - PCC in the loss: over a batch, of predictions with what is learnt",
+        "X",
+        since="0.2",
+        within=NOT_NEGATIVE,
     )
     ema: float = option(
         0.0,

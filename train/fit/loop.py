@@ -161,6 +161,7 @@ def fit(
     tested: Tested = "best",
     encoding: EncodingConfig | None = None,
     record: bool = False,
+    followed: bool = False,
 ) -> Progress:
     """Train for `epochs`, or until the validation score of `select_by` has not improved for `patience` of them.
 
@@ -173,12 +174,14 @@ def fit(
         val: Rows `(m,)` of the validation spots.
         config: Of the loop.
         checkpoint: To go on from if there is one, with the same result as if it had never stopped. None keeps none.
-        on_epoch: Called with each row of the history.
+        on_epoch: Called with each row of the history, while the model has the weights that were validated.
         tested: Which weights are left: of the best epoch, or of the last.
         encoding: How an encoder that is fine-tuned is fed.
         record: Record a step as a CUDA graph and replay it, where that can be done.
+        followed: Whether another training follows. Then a stop that was asked for in the last epoch is raised, too.
 
     Raises:
+        KeyboardInterrupt: The user asked to stop.
         HistError: No epoch had a finite validation error, or the checkpoint cannot be used.
     """
     inputs, micro_batch = data.inputs, encoding.micro_batch if encoding else None
@@ -207,9 +210,9 @@ def fit(
                 if config.watched(row) < progress.best_watched:
                     progress.best_watched, progress.best_epoch = config.watched(row), progress.epoch
                     progress.best = {k: v.detach().clone() for k, v in trained_state(model, inputs).items()}
-            progress.history.append(row)
-            progress.epoch += 1
-            on_epoch(row)
+                progress.history.append(row)
+                progress.epoch += 1
+                on_epoch(row)
             stopping = distributed.any_rank(bool(stop.requested))
             if checkpoint and (stopping or distributed.any_rank(time.monotonic() - saved > CHECKPOINT_EVERY_S)):
                 checkpoint.save(progress, model, inputs, optimizer, order, average)
@@ -223,6 +226,6 @@ def fit(
         load_trained_state(model, inputs, progress.best)
     else:
         average.apply()
-    if not finished:
+    if not finished or (followed and distributed.any_rank(bool(stop.requested))):
         raise KeyboardInterrupt
     return progress

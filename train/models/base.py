@@ -16,6 +16,12 @@ from train.models.projection import TangentProjection
 
 MIN_SQUARES = 1e-12  # keeps the gradient of a correlation finite where a gene has no variance
 
+LEAST_NORM = 1e-2
+"""A correlation divides by the norm of the predictions, or by this share of the target's norm where that is larger.
+
+Otherwise the gradient grows as predictions shrink, and a model that begins at 0 would take a far too large first step.
+"""
+
 Log = dict[str, Tensor]
 """Detached scalars by name, on the device; their means over an epoch go into history.csv."""
 
@@ -53,7 +59,8 @@ class Model(nn.Module):
     def prediction_loss(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The error of predictions `(B, G)` as a part of a loss, and the MSE within it, which is logged.
 
-        With `pearson` it has 1 - PCC beside the MSE: the mean over genes of the correlation over the batch's spots.
+        With `pearson` it has 1 - PCC beside the MSE: the mean over genes of the correlation over the batch's spots. It
+        is that with what is learnt, which is what ridge leaves under `--ridge skip`.
         """
         mse = F.mse_loss(predicted, target)
         if not self.pearson:
@@ -143,12 +150,15 @@ class Model(nn.Module):
 def batch_pcc(predicted: Tensor, target: Tensor) -> Tensor:
     """Mean over genes of the PCC over spots, differentiable; one without variance in either counts as 0.
 
+    Where predictions are far smaller than the target it is less than the PCC; see `LEAST_NORM`.
+
     Args:
         predicted: `(B, G)`.
         target: `(B, G)`.
     """
     p, t = (values.float() - values.float().mean(0) for values in (predicted, target))
-    squares = p.square().sum(0) * t.square().sum(0)
+    t_squares = t.square().sum(0)
+    squares = torch.maximum(p.square().sum(0), LEAST_NORM**2 * t_squares) * t_squares
     return ((p * t).sum(0) / squares.clamp(min=MIN_SQUARES).sqrt()).mean()
 
 

@@ -30,6 +30,7 @@ class ModelEntry:
         learns: Whether it is trained by gradient steps; otherwise `Model.prepare` computes it at once.
         has_variants: Whether the ablations of variants.toml apply to it.
         takes_recipe: Whether a recipe changes what it reads and learns; a fixed point of comparison stays as it is.
+        unused: Options of training and of recipes that change nothing of it, besides those which follow from the above.
         n_rings: Rings around a spot whose spots it reads, from the cache: its encoder cannot be fine-tuned with it.
         training: Options of the training loop that it has in its authors' hands, by name; they hold unless given.
         reference: Where it was published.
@@ -43,6 +44,7 @@ class ModelEntry:
     learns: bool = True
     has_variants: bool = False
     takes_recipe: bool = True
+    unused: tuple[str, ...] = ()
     n_rings: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     reference: str = ""
@@ -82,18 +84,21 @@ _entry(
     *("ridge", "ridge on 256 components", "baselines:RidgeModel", configs.RidgeConfig),
     learns=False,
     takes_recipe=False,
+    unused=("select_by",),
     reference="as the probe of HEST-bench (NeurIPS 2024), on spot and niche",
     encoder="any, frozen",
 )
 _entry(
     *("ridge_tuned", "ridge on a recipe's inputs", "baselines:TunedRidgeModel", configs.TunedRidgeConfig),
     learns=False,
+    unused=("ridge",),  # which leaves nothing for another ridge
     reference="this program's strongest baseline",
     encoder="any, frozen",
 )
 _entry(
     *("knn", "nearest train spots", "baselines:KnnModel", configs.KnnConfig),
     learns=False,
+    unused=("select_by",),
     reference="this program's baseline",
     encoder="any, frozen",
 )
@@ -109,6 +114,7 @@ _entry(
 )
 _entry(
     *("bleep", "BLEEP", "bleep:BleepModel", configs.BleepConfig),
+    unused=("pearson",),
     training={"lr": 1e-3, "weight_decay": 1e-3, "batch_size": 256},
     reference="Xie et al., NeurIPS 2023",
     encoder="ResNet-50, all of it trained",

@@ -62,6 +62,11 @@ class RecipeConfig:
         return self.targets != "raw" or self.ridge == "skip"
 
     @property
+    def changes_predictions(self) -> bool:
+        """Whether a model's predictions are averaged with those of ridge, or smoothed, before they are tested."""
+        return self.ridge == "mean" or self.smooth > 0
+
+    @property
     def n_rings(self) -> int:
         """Rings around each spot whose spots must be known."""
         return max(self.neighbor_rings, 1 if self.smooth else 0)

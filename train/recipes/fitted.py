@@ -11,7 +11,7 @@ from torch import Tensor
 from hist_cache.values import SelectBy
 from train.data import SpotData
 from train.models.baselines import validation_error
-from train.models.components import Components
+from train.models.components import ROWS_AT_ONCE, Components
 from train.models.ridge import ALPHAS, TUNED_ALPHAS, LinearMap, fit_ridge
 from train.recipes.config import RecipeConfig
 from train.recipes.inputs import recipe_inputs, ring_mean, train_scaling
@@ -28,7 +28,8 @@ class FittedRecipe:
     Attributes:
         config: The recipe.
         data: All spots as a model sees them: its inputs and targets in place of the cached ones.
-        ridge: `(N, G)` expression that ridge on the same inputs and targets predicts; None where it is not fitted.
+        ridge: `(N, G)` expression that ridge on the same inputs and targets predicts, NaN in rows that are not needed;
+            None where it is not fitted.
         tensors: What another slide would need, by name: scaling of embeddings, level, ridge.
     """
 
@@ -57,7 +58,7 @@ def fit_recipe(
     rule: SelectBy,
     cached_components: ComponentsOf,
     own_components: ComponentsOf,
-    with_ridge: bool = True,
+    compared: Tensor | None = None,
 ) -> FittedRecipe:
     """Fit a recipe on the train rows; where every switch is off, a model sees the data as they are.
 
@@ -69,7 +70,7 @@ def fit_recipe(
         rule: How they choose.
         cached_components: Of the cached embeddings.
         own_components: Of the embeddings that the model reads.
-        with_ridge: Fit ridge on the same inputs and targets also where it is only compared with.
+        compared: `(k,)`, for which ridge on the same inputs and targets predicts even if it is no part of the recipe.
     """
     tensors: dict[str, Tensor] = {}
     seen = data
@@ -90,18 +91,26 @@ def fit_recipe(
             tensors["level_bias"] = level[0].cpu()
         targets = centered_targets(data, level)
     ridge = None
-    if config.ridge != "none" or with_ridge:
+    needed = compared if config.ridge == "none" else torch.arange(len(data.slide), device=data.slide.device)
+    if needed is not None:
         learnt = replace(seen, targets=targets)
         error = validation_error(rule, learnt, val)
         fitted = fit_ridge(own_components(seen), seen, targets.target, train, val, TUNED_ALPHAS, error)
-        output = fitted.to(data.spot.device).of(seen.spot, seen.niche).float()
+        output = predicted_in_parts(fitted.to(data.spot.device), seen, needed)
         tensors |= named("ridge", fitted)
-        ridge = output + targets.offset
+        ridge = torch.full_like(targets.offset, torch.nan)
+        ridge[needed] = output + targets.offset[needed]
         if config.ridge == "skip":
             targets = what_ridge_leaves(targets, output)
     if config.changes_targets:
         seen = replace(seen, targets=targets)
     return FittedRecipe(config, seen, ridge, tensors)
+
+
+def predicted_in_parts(fitted: LinearMap, data: SpotData, rows: Tensor) -> Tensor:
+    """What a map predicts of rows `(n,)`, `(n, G)` float32; of some at a time, because embeddings become float64."""
+    parts = rows.split(ROWS_AT_ONCE)
+    return torch.cat([fitted.of(data.spot[part], data.niche[part]).float() for part in parts])
 
 
 def named(name: str, fitted: LinearMap) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from hist_cache.options import option_fields
 from train.experiments.protocols import decided_by, protocol_names, protocol_options
 from train.fit.config import FitConfig
 from train.models.configs import HistConfig
+from train.models.registry import get_model
 from train.recipes.config import RecipeConfig
 from train.recipes.table import recipe_names, recipe_options
 from train.report.fold_result import FoldResult
@@ -76,9 +77,17 @@ def setting_differences(run: RunResult, other: RunResult) -> list[str]:
     values = {k: (run.settings[k], other.settings[k]) for k in run.settings if k in other.settings and k not in own}
     differing = [k for k, (a, b) in values.items() if _differ(a, b)]
     of_name = _decided(run) & _decided(other) if "protocol" in differing else set()
+    if run.model != other.model:
+        of_name |= _of_model(run) & _of_model(other)
     if "recipe" in differing:
         of_name |= _of_recipe(run) & _of_recipe(other)
     return [k for k in differing if k not in of_name and not _follows(k, values[k], differing)]
+
+
+def _of_model(run: RunResult) -> set[str]:
+    """Names of the settings of training that are as the run's model has them where none is given."""
+    values = {f.name: f.default for f in option_fields(FitConfig)} | get_model(run.model).training
+    return {key for key, value in values.items() if run.settings.get(key) == value}
 
 
 def _decided(run: RunResult) -> set[str]:

@@ -15,7 +15,7 @@ from train.experiments.protocols import protocol_names
 from train.experiments.setting import Setting
 from train.leaks import leak_sentences
 from train.metrics import MIN_SPOTS
-from train.models.registry import model_entries
+from train.models.registry import get_model, model_entries
 from train.models.variants import load_variants
 from train.report.fold_result import FoldResult, read_fold
 from train.report.run_settings import DATA, RANKING, model_settings, phrase, settings_of
@@ -214,7 +214,7 @@ def read_run(folder: Path) -> RunResult:
     folders = fold_folders(folder)
     folds = tuple(read_fold(path) for path in folders if Fold(path).finished)
     for fold in folds[1:]:
-        if replace(fold.setting, digests={}) != replace(folds[0].setting, digests={}):
+        if fold.setting.identity() != folds[0].setting.identity():
             raise InputError(
                 f"{fold.fold.folder / CONFIG}: another setting than that of {folds[0].fold.folder.name} beside it; "
                 "move the fold to a folder of its own"
@@ -252,9 +252,10 @@ def _keys_by_model(runs: list[RunResult]) -> dict[str, set[str]]:
 def _differing_settings(runs: list[RunResult], keys: dict[str, set[str]]) -> list[str]:
     """Names of settings that tell runs apart, where the method and the settings before do not.
 
-    A setting that is the model's own, or that only some models have, is compared among runs of one model.
+    A setting that is the model's own, that only some models have, or of which a model has a value of its own, is
+    compared among runs of one model.
     """
-    own = {k for run in runs for k in model_settings(run.setting.model)}
+    own = {k for run in runs for k in (*model_settings(run.setting.model), *get_model(run.model).training)}
     visible: list[str] = []
     for key in dict.fromkeys(k for run in runs for k in run.settings):
         is_common = key not in own and all(key in of_model for of_model in keys.values())

@@ -59,6 +59,11 @@ def test_variants_are_of_the_models_that_have_them() -> None:
         ({"model": "hist,rigde"}, "--model rigde: no such model (did you mean ridge?); there are hist"),
         ({"model": "ridge", "finetune_lora": True}, "--finetune-lora: --model ridge is not trained by gradient steps"),
         ({"model": "ridge,knn", "alpha": 0.3}, "--alpha: no option of --model ridge,knn"),
+        ({"model": "ridge", "standardize": "slide"}, "--standardize: no option of --model ridge; leave one out"),
+        ({"model": "ridge", "select_by": "pcc"}, "--select-by: no option of --model ridge"),
+        ({"model": "ridge,knn", "ensemble": 3}, "--ensemble: no option of --model ridge,knn"),
+        ({"model": "knn", "epochs": 3}, "--epochs: no option of --model knn"),
+        ({"model": "ridge_tuned", "ridge": "skip"}, "--ridge: no option of --model ridge_tuned"),
         ({"model": "ridge", "ablation": "no_hea"}, "--ablation no_hea: --model ridge has no variants"),
     ],
 )
@@ -66,6 +71,19 @@ def test_wrong_values_are_named(given: dict[str, str], says: str) -> None:
     with pytest.raises(InputError) as error:
         grid(**given)
     assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "hist,ridge", "standardize": "slide", "ensemble": 3},
+        {"model": "knn", "ridge": "mean", "smooth": 0.5},
+        {"model": "ridge_tuned", "select_by": "pcc", "seed": 3},
+        {"model": "ridge", "recipe": "strong"},
+    ],
+)
+def test_what_one_of_the_models_uses_is_taken(given: dict[str, object]) -> None:
+    assert grid(**given)
 
 
 def set_by_table(*argv: object) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from hist_cache.splits import Split
 from tests.train.fit.test_loop import make_data
 from tests.train.models.toy import ToyConfig, register_toy
 from tests.train.report.fake_runs import SETTING
+from train.experiments import members
 from train.experiments.jobs import Job
 from train.experiments.members import Trained, train_members, train_one
 from train.experiments.outputs import make_member, save_model
+from train.fit.checkpoints import Progress
 from train.fit.config import FitConfig
 from train.models import registry
 from train.models.configs import KnnConfig
@@ -81,27 +83,52 @@ def test_each_member_is_a_model_of_its_own_seed(tmp_path: Path) -> None:
             assert torch.equal(value, trained.model.member(i).state_dict()[name]), name
         assert [r["val_mse"] for r in progress.history] == [r["val_mse"] for r in trained.members[i].history]
     assert trained.first is trained.model.member(0)
+    assert all(p.best == {} for p in trained.members), "the members have these weights"
+    assert all(p.grad is None for p in trained.model.parameters())
     assert trained.epochs == 9
     assert [(row["member"], row["epoch"]) for row in trained.history] == [(m, e) for m in range(3) for e in range(3)]
 
 
-@pytest.mark.parametrize("stop_at", [0, 2, 3, 7])
+@pytest.mark.parametrize("stop_at", [0, 2, 3, 5, 7])  # 2 and 5 are the last epochs of members
 def test_a_stopped_ensemble_goes_on_bit_for_bit(tmp_path: Path, stop_at: int) -> None:
     unbroken, _ = train(make_job(tmp_path / "a"))
     job = make_job(tmp_path / "b")
-    if stop_at == 2:  # with the last epoch of a member: nothing is left of it to stop
+    with pytest.raises(KeyboardInterrupt):
         train(job, stop_at)
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            train(job, stop_at)
-    began = stop_at // 3 + 1 if stop_at != 2 else 3
-    names = [f"checkpoint.{i}.pt" for i in range(1, began)] + ["checkpoint.pt"]
+    names = [f"checkpoint.{i}.pt" for i in range(1, stop_at // 3 + 1)] + ["checkpoint.pt"]
     assert [path.name for path in checkpoint_files(job.folder)] == names
     rest, epochs = train(job)
-    assert epochs == list(range(stop_at + 1, 9)) if stop_at != 2 else epochs == []
+    assert epochs == list(range(stop_at + 1, 9))
     for name, trained in (("one", unbroken), ("two", rest)):
         save_model(tmp_path / name, trained.model)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+@pytest.mark.parametrize(("rank", "seeds"), [(0, [7, 8, 9]), (2, [7, 10, 11])])
+def test_processes_on_one_batch_have_the_same_weights_and_other_dropout(
+    rank: int, seeds: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The seed of the first member is that of the caller."""
+    found, weights = [], []
+
+    def train_one(job: Job, model: torch.nn.Module, *more: object) -> Progress:
+        found.append(torch.initial_seed())
+        weights.append(next(model.parameters()))
+        return Progress()
+
+    monkeypatch.setattr(members, "train_one", train_one)
+    monkeypatch.setattr(members.distributed, "rank", lambda: rank)
+    job = make_job(tmp_path)
+    train_members(job, first_of(job), make_data(), lambda row: None)  # type: ignore[arg-type]
+    assert found == seeds
+    for i, weight in enumerate(weights):
+        assert torch.equal(weight, next(first_of(job, seed=7 + i).parameters()))
+
+
+def test_a_stop_in_the_last_epoch_of_all_has_nothing_left_to_stop(tmp_path: Path) -> None:
+    trained, epochs = train(make_job(tmp_path), stop_at=8)
+    assert len(trained.members) == 3
+    assert len(epochs) == 9
 
 
 def test_a_member_does_not_go_on_from_another_members_checkpoint(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def trained(data: SpotData, recipe: RecipeConfig, **more: object) -> tuple[float
     progress = fit(model, fitted.data, train, val, config, None)
     predicted = fitted.complete(predict(model, fitted.data, test), test)
     pcc = gene_pcc(predicted.numpy(), data.expression[test].numpy()).mean()
-    return float(pcc), selection_warnings([progress], config, ["C"]), fitted
+    return float(pcc), selection_warnings([progress], config, ["C"], "best"), fitted
 
 
 def test_the_offset_of_a_validation_slide_stops_training_at_once_only_where_it_counts() -> None:

@@ -106,6 +106,18 @@ def test_what_is_validated_is_the_average() -> None:
         assert row["val_mse"] == pytest.approx(scores["val_mse"], rel=1e-4)
 
 
+def test_who_is_called_after_an_epoch_sees_the_average() -> None:
+    """A trial of a sweep scores the model there, and must score what is tested."""
+    data = make_data()
+    model, rows, errors = make_model(data), data.rows(("B",)), []
+
+    def on_epoch(row: dict[str, float]) -> None:
+        errors.append((predict(model, data, rows) - data.expression[rows]).double().square().mean().item())
+
+    progress = fit(model, data, data.rows(("A",)), rows, CONFIG, None, on_epoch)
+    assert errors == pytest.approx([row["val_mse"] for row in progress.history], rel=1e-6)
+
+
 @pytest.mark.parametrize(("tested", "make"), [("best", make_model), ("last", make_model), ("best", make_hist)])
 def test_a_stopped_training_goes_on_bit_for_bit(tmp_path: Path, tested: Tested, make) -> None:
     unbroken, whole = train_to(tmp_path / "a", tested, make=make)

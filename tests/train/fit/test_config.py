@@ -28,7 +28,7 @@ def make_model(data: SpotData) -> Model:
 @pytest.mark.parametrize("targets", ["raw", "centered"])
 @pytest.mark.parametrize("rule", ["mse", "centered_mse", "pcc"])
 def test_the_best_epoch_is_that_of_the_rule(rule: str, targets: str) -> None:
-    data = fit_recipe(RecipeConfig(targets=targets), make_data(), TRAIN, VAL, "mse", None, None, False).data  # type: ignore[arg-type]
+    data = fit_recipe(RecipeConfig(targets=targets), make_data(), TRAIN, VAL, "mse", None, None).data  # type: ignore[arg-type]
     model = make_model(data)
     torch.manual_seed(1)
     config = FitConfig(epochs=12, batch_size=8, lr=0.03, patience=50, select_by=rule)  # type: ignore[arg-type]
@@ -52,7 +52,7 @@ def test_the_best_epoch_is_that_of_the_rule(rule: str, targets: str) -> None:
 def test_the_error_of_all_slides_is_that_of_expression_with_its_offset() -> None:
     data = make_data()
     config = RecipeConfig(targets="centered")
-    centered = fit_recipe(config, data, TRAIN, VAL, "mse", None, None, with_ridge=False).data  # type: ignore[arg-type]
+    centered = fit_recipe(config, data, TRAIN, VAL, "mse", None, None).data  # type: ignore[arg-type]
     model = make_model(data)
     assert centered.targets is not None
     output = predict(model, data, VAL)

@@ -9,7 +9,7 @@ from scipy.stats import pearsonr
 
 from tests.train.fit.test_loop import make_data, make_model
 from train.fit.batches import read_batch
-from train.models.base import Model, batch_pcc
+from train.models.base import LEAST_NORM, Model, batch_pcc
 from train.models.configs import ModelConfig
 
 
@@ -64,6 +64,27 @@ def test_the_correlation_of_a_batch_knows_nothing_of_offset_and_scale() -> None:
     predicted, target = map(torch.from_numpy, example(3))
     moved = predicted * torch.tensor([2.0, 0.1, 30.0, 1.0]) + torch.tensor([1.0, -4.0, 0.0, 100.0])
     assert batch_pcc(moved, target).item() == pytest.approx(batch_pcc(predicted, target).item(), abs=1e-5)
+
+
+def test_predictions_that_are_almost_0_have_a_gradient_of_bounded_size() -> None:
+    """As those of a model that begins at ridge, which are exactly 0 there."""
+    target = torch.from_numpy(example(5)[1]).float()
+    norm = (target - target.mean(0)).norm(dim=0)
+    for size in (0.0, 1e-9, 1e-5):
+        p = (size * target).requires_grad_()
+        found = batch_pcc(p, target)
+        found.backward()
+        assert p.grad is not None
+        assert found.item() == pytest.approx(size / LEAST_NORM, rel=1e-4)
+        torch.testing.assert_close(p.grad.norm(dim=0), 1 / (LEAST_NORM * norm * 4), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("size", [0.02, 1.0, 1e4])
+def test_ordinary_predictions_have_their_exact_correlation(size: float) -> None:
+    predicted, target = map(torch.from_numpy, example(6))
+    p, t = ((values - values.mean(0)).float() for values in (size * predicted, target))
+    expected = ((p * t).sum(0) / (p.square().sum(0) * t.square().sum(0)).sqrt()).mean()
+    assert batch_pcc(p, t).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("pearson", [0.0, 0.5, 2.0])

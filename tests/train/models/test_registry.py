@@ -22,6 +22,7 @@ from tests.train.models.toy import ToyConfig, ToyModel, register_toy
 from train.cli import main
 from train.experiments.outputs import load_model
 from train.models import registry
+from train.models.configs import RidgeConfig
 from train.models.registry import get_model, model_entries, named_models
 
 Run = Callable[..., tuple[int, str]]
@@ -59,7 +60,7 @@ def test_names() -> None:
 
 
 def test_an_entry_and_its_class_must_agree() -> None:
-    wrong = registry.ModelEntry("wrong", "", "train.models.baselines:RidgeModel", registry.RidgeConfig)
+    wrong = registry.ModelEntry("wrong", "", "train.models.baselines:RidgeModel", RidgeConfig)
     with pytest.raises(ValueError, match="learns is True in its entry and False in its class"):
         wrong.load()
 
@@ -124,9 +125,19 @@ def test_options_of_a_model_can_be_searched_by_a_file(toy: None, cache: Path, ru
     code, text = run_command(sweeps.cli.main, *argv, "--space", "space.toml")
     assert code == 0, text
     assert "search shrink: 0.1 to 1; default 0.5" in text
-    code, text = run_command(sweeps.cli.main, *argv)
+    code, text = run_command(sweeps.cli.main, *argv, "--space", "alpha")
     assert code == 2
     assert "alpha is no option of --model toy: give --space" in text
+
+
+def test_without_a_space_the_training_of_another_model_is_searched(
+    toy: None, cache: Path, run_command: Run, tmp_path: Path
+) -> None:
+    argv = ("--cache", cache, "--model", "toy", "--folds", 1, *SMALL, "--trials", 1, "--jobs", 1)
+    code, text = run_command(sweeps.cli.main, *argv)
+    assert code == 0, text
+    assert "search weight_decay" in text
+    assert "alpha" not in text
 
 
 @pytest.mark.slow
@@ -149,7 +160,8 @@ def test_a_registered_model_goes_on_where_it_was_stopped(
 
 def test_baselines_are_models_too(cache: Path, run_command: Run, tmp_path: Path) -> None:
     """Ridge as a model gives the numbers of ridge as a baseline; neither depends on options of the loop."""
-    code, text = run_command(main, "--cache", cache, "--model", "ridge,knn", "--nearest", 5, "--folds", 2, *SMALL[2:])
+    argv = ("--cache", cache, "--folds", 2, "--n-genes", 20, "--split", "loso")
+    code, text = run_command(main, *argv, "--model", "ridge,knn", "--nearest", 5)
     assert code == 0, text
     folders = {p.name.split("-")[0]: p for p in (tmp_path / "runs/tiny").iterdir()}
     for fold in load_run(folders["ridge"]).folds:
@@ -157,10 +169,8 @@ def test_baselines_are_models_too(cache: Path, run_command: Run, tmp_path: Path)
         assert fold.metrics["pooled"] == pytest.approx(ridge, rel=1e-4)  # predictions are float32
         assert (fold.metrics["epochs"], fold.metrics["best_epoch"]) == (0, None)
         assert not {"history.csv", "training.png", "checkpoint.pt"} & {p.name for p in fold.folder.iterdir()}
-    code, text = run_command(
-        main, "--cache", cache, "--model", "ridge", "--folds", 2, *SMALL[2:], "--epochs", 9, "--patience", 2
-    )
-    assert "2 folds, 2 done before" in text
+    code, text = run_command(main, *argv, "--model", "hist,ridge", "--epochs", 9, "--patience", 2, "--dry-run")
+    assert "2 settings x folds = 4 runs, 2 done before" in text
     for name in ("ridge", "knn"):
         fold = load_run(folders[name]).folds[0]
         again = load_model(fold.folder)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
+from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -19,7 +20,11 @@ from hist_cache.errors import InputError
 from hist_cache.values import SelectBy
 from tests.train.recipes.slides import GENES, TEST, TRAIN, VAL, WIDTH, make_data
 from train.data import SpotData
+from train.fit.loop import predict
+from train.models.baselines import KnnModel
 from train.models.components import principal_components
+from train.models.configs import KnnConfig
+from train.models.ridge import LinearMap
 from train.recipes import fitted as module
 from train.recipes.config import RecipeConfig
 from train.recipes.fitted import FittedRecipe, fit_recipe, smoothed
@@ -33,7 +38,8 @@ def fit(config: RecipeConfig, data: SpotData, rule: SelectBy = "mse", with_ridge
     def components(seen: SpotData):
         return principal_components(seen, TRAIN, COMPONENTS)
 
-    return fit_recipe(config, data, TRAIN, VAL, rule, components, components, with_ridge)
+    compared = torch.arange(len(data.slide)) if with_ridge else None
+    return fit_recipe(config, data, TRAIN, VAL, rule, components, components, compared)
 
 
 def centered(values: np.ndarray, slide: np.ndarray) -> np.ndarray:
@@ -246,6 +252,42 @@ def test_predictions_are_completed_in_order() -> None:
     assert found.complete(predicted, TEST).dtype == torch.float32
 
 
+@pytest.mark.parametrize("config", [RecipeConfig(), RecipeConfig(ridge="skip", targets="centered")])
+def test_ridge_predicts_some_rows_at_a_time_and_only_those_that_are_needed(
+    config: RecipeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, sizes = make_data(), []
+    whole = fit(config, data).ridge
+    of = LinearMap.of
+
+    def counted(fitted: LinearMap, spot: torch.Tensor, niche: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(spot))
+        return of(fitted, spot, niche)
+
+    monkeypatch.setattr(module, "ROWS_AT_ONCE", 10)
+    monkeypatch.setattr(LinearMap, "of", counted)
+    components = lambda seen: principal_components(seen, TRAIN, COMPONENTS)  # noqa: E731
+    found = fit_recipe(config, data, TRAIN, VAL, "mse", components, components, TEST).ridge
+    assert found is not None
+    assert whole is not None
+    torch.testing.assert_close(found[TEST], whole[TEST])
+    assert max(sizes) == 10
+    assert sum(sizes) == len(TEST if config.ridge == "none" else data.slide)
+    assert found[TRAIN].isnan().all() == (config.ridge == "none")
+
+
+def test_neighbours_may_predict_what_ridge_leaves() -> None:
+    found = fit(RecipeConfig(ridge="skip"), make_data())
+    model = KnnModel(KnnConfig(WIDTH, GENES, nearest=3))
+    model.prepare(found.data, TRAIN, VAL, 0)
+    x = embeddings(found.data)
+    nearest = NearestNeighbors(n_neighbors=3).fit(x[TRAIN.numpy()]).kneighbors(x[TEST.numpy()])[1]
+    assert found.ridge is not None
+    left = (found.data.expression - found.ridge).numpy()[TRAIN.numpy()]
+    expected = found.ridge[TEST].numpy() + left[nearest].mean(1)
+    np.testing.assert_allclose(predict(model, found.data, TEST), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
@@ -262,22 +304,28 @@ def test_what_no_recipe_may_be(values: dict[str, Any], says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "inputs", "targets", "rings"),
+    ("values", "inputs", "targets", "predictions", "rings"),
     [
-        ({}, False, False, 0),
-        ({"standardize": "train"}, True, False, 0),
-        ({"neighbor_rings": 2, "smooth": 0.1}, True, False, 2),
-        ({"smooth": 0.1}, False, False, 1),
-        ({"targets": "centered"}, False, True, 0),
-        ({"ridge": "skip"}, False, True, 0),
-        ({"ridge": "mean", "ensemble": 3}, False, False, 0),
+        ({}, False, False, False, 0),
+        ({"standardize": "train"}, True, False, False, 0),
+        ({"neighbor_rings": 2, "smooth": 0.1}, True, False, True, 2),
+        ({"smooth": 0.1}, False, False, True, 1),
+        ({"targets": "centered"}, False, True, False, 0),
+        ({"ridge": "skip"}, False, True, False, 0),
+        ({"ridge": "mean", "ensemble": 3}, False, False, True, 0),
     ],
 )
-def test_what_a_recipe_changes(values: dict[str, Any], inputs: bool, targets: bool, rings: int) -> None:
+def test_what_a_recipe_changes(
+    values: dict[str, Any], inputs: bool, targets: bool, predictions: bool, rings: int
+) -> None:
     config = RecipeConfig(**values)
     assert (config.changes_inputs, config.changes_targets, config.n_rings) == (inputs, targets, rings)
+    assert config.changes_predictions == predictions
     data = make_data()
-    found = fit(config, data, with_ridge=False).data
+    fitted = fit(config, data, with_ridge=False)
+    found = fitted.data
     assert (found.spot is not data.spot) == inputs
     assert (found.targets is not None) == targets
     assert found.spot.shape[1] == config.embedding_width(WIDTH)
+    predicted = torch.randn(len(TEST), GENES)
+    assert torch.equal(fitted.complete(predicted, TEST), predicted) != predictions

@@ -19,7 +19,7 @@ from scipy.sparse import csr_matrix
 from hist_cache.errors import InputError
 from hist_cache.runs import load_run
 from tests.fuzzing import fuzz
-from tests.train.report.fake_runs import CONFIG, write_run
+from tests.train.report.fake_runs import CONFIG, RIDGE, write_run
 from train.report.cli import main
 from train.report.context import configuration_table, result_warnings
 from train.report.paper_tables import cost_table, results_tables
@@ -172,3 +172,11 @@ def test_folds_of_different_settings_are_no_run(run_command: Run, tmp_path: Path
     assert code == 2, text
     assert "fold1/config.json: another setting than that of fold0 beside it" in " ".join(text.split())
     assert CONFIG["loop"]["lr"] != 0.5
+
+
+def test_options_of_training_that_a_model_does_not_use_may_differ(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "runs", (0.7, 0.8), change=RIDGE)
+    config = json.loads((run / "fold1/config.json").read_text())
+    config["loop"]["lr"] = 0.5
+    (run / "fold1/config.json").write_text(json.dumps(config))
+    assert len(read_results([tmp_path / "runs"]).runs[0].folds) == 2

@@ -14,6 +14,7 @@ from tests.train.report.fake_runs import RIDGE, write_run
 from train.models import registry
 from train.models.configs import ModelConfig
 from train.models.registry import ModelEntry, register
+from train.report.alike import comparison_notes
 from train.report.analysis_tables import significance_table
 from train.report.model_table import model_table
 from train.report.paper_tables import metrics_table
@@ -23,12 +24,14 @@ from train.report.sections import ReportRequest, check_gene_names
 
 FULL = (0.70, 0.72, 0.74)
 KIDNEY = {"dataset": "kidney", "n_genes": 200, "genes": "hmhvg"}
-BLEEP = RIDGE | {"model_name": "bleep"} | KIDNEY
+LOOP = {"epochs": 200, "patience": 10, "batch_size": 128, "lr": 1e-4, "weight_decay": 0.01, "seed": 42}
+HIST = KIDNEY | {"loop": LOOP}
+BLEEP = RIDGE | KIDNEY | {"model_name": "bleep", "loop": LOOP | {"lr": 1e-3, "weight_decay": 1e-3, "batch_size": 256}}
 
 
 @pytest.fixture
 def kidney(tmp_path: Path) -> Results:
-    write_run(tmp_path, FULL, change=KIDNEY)
+    write_run(tmp_path, FULL, change=HIST)
     write_run(tmp_path, (0.60, 0.61, 0.65), change=BLEEP)
     return read_results([tmp_path])
 
@@ -45,6 +48,10 @@ def test_improvements_typed_from_the_paper() -> None:
     counts = [len(published_improvements(t, d, m)) for t, names in methods.items() for m in names for d in datasets]
     assert sum(counts) == 27
     assert published_improvements(4, "her2st", "stem") == {}
+
+
+def test_their_labels_are_their_names(kidney: Results) -> None:
+    assert [run.label for run in kidney.runs] == ["full", "bleep"]
 
 
 def test_a_method_s_published_row_stands_under_its_run_and_not_below(kidney: Results) -> None:
@@ -64,7 +71,7 @@ def test_published_improvements_stand_beside_p_values(kidney: Results) -> None:
 
 
 def test_other_data_have_no_published_improvements(tmp_path: Path) -> None:
-    for change in (KIDNEY, BLEEP):
+    for change in (HIST, BLEEP):
         write_run(tmp_path, FULL, change=change | {"genes": "hvg", "n_genes": 300})
     results = read_results([tmp_path])
     table = significance_table(results, results.runs)
@@ -105,3 +112,14 @@ def test_a_slide_that_no_run_tests(kidney: Results) -> None:
     check_gene_names(kidney, ReportRequest(slide="S1"))
     with pytest.raises(InputError, match="--slide S9: no run tests it; they test S0, S1, S2"):
         check_gene_names(kidney, ReportRequest(slide="S9"))
+
+
+def test_training_options_of_a_model_s_own_are_no_further_difference(tmp_path: Path) -> None:
+    write_run(tmp_path, FULL, change=HIST)
+    write_run(tmp_path, FULL, change=BLEEP)
+    write_run(tmp_path, FULL, change=BLEEP | {"loop": BLEEP["loop"] | {"lr": 0.5}})
+    runs = {run.setting.fit.lr: run for run in read_results([tmp_path]).runs}
+    full, own, by_hand = (runs[lr] for lr in (1e-4, 1e-3, 0.5))
+    assert comparison_notes(own, full) == []
+    [note] = comparison_notes(by_hand, full)
+    assert "lr 0.5, not" in note
