@@ -136,7 +136,7 @@ def test_without_a_space_the_training_of_another_model_is_searched(
     argv = ("--cache", cache, "--model", "toy", "--folds", 1, *SMALL, "--trials", 1, "--jobs", 1)
     code, text = run_command(sweeps.cli.main, *argv)
     assert code == 0, text
-    assert "search weight_decay" in text
+    assert "search weight decay" in text
     assert "alpha" not in text
 
 
