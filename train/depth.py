@@ -13,7 +13,7 @@ import numpy as np
 from hist_cache.splits import Split
 
 FAR_DEPTH = 3.0
-"""A slide whose depth is more than so many times that of the train slides, or less than one such part, is said."""
+"""There is a warning of a slide whose depth is so many times larger, or smaller, than that of the train slides."""
 
 
 def slide_depths(total: np.ndarray, slide_index: np.ndarray, n_slides: int) -> np.ndarray:

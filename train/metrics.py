@@ -79,6 +79,17 @@ def summarize(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     return pcc_at_k | {"mse": float((error**2).mean()), "mae": float(np.abs(error).mean())}
 
 
+def summarize_centered(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray) -> dict[str, float]:
+    """`summarize` after each gene's mean within each slide is taken from prediction and truth.
+
+    Args:
+        predicted: log2 expression, `(N, G)`.
+        truth: log2 expression, `(N, G)`.
+        slide: name or number of the slide of each spot, `(N,)`.
+    """
+    return summarize(slide_centered(predicted, slide), slide_centered(truth, slide))
+
+
 def summarize_ranks(predicted: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     """`{"spearman@10": ...}`: Spearman's correlation as `summarize` has Pearson's, for the same k."""
     return _best("spearman", gene_spearman(predicted, truth)) if len(truth) >= MIN_SPOTS else {}
@@ -115,7 +126,7 @@ def test_metrics(predicted: np.ndarray, truth: np.ndarray, slide: np.ndarray, co
         "slide_mean": mean_of(list(slides.values())),
         "slides": slides,
         "complete_niches": summarize(predicted[complete], truth[complete]) if complete.sum() >= MIN_SPOTS else None,
-        "centered": summarize(slide_centered(predicted, slide), slide_centered(truth, slide)),
+        "centered": summarize_centered(predicted, truth, slide),
         "ranks": summarize_ranks(predicted, truth) if len(slides) > 1 else ranks_of_slides[0],
         "ranks_slide_mean": mean_of(ranks_of_slides),
         "spots": {s: int((slide == s).sum()) for s in slides},

@@ -185,6 +185,6 @@ def test_baselines() -> None:
         alone.prepare(data, rows[:1], rows[200:250], seed=0)
     assert alone.predict(Images(spot[250:], niche[250:], rows[250:])).numpy() == pytest.approx(np.tile(y[0], (50, 1)))
     assert permuted(predicted, y[250:], seed=0)["pcc@10"] < 0.5
-    mean_baseline = train_mean(y[:200], y[250:])
+    mean_baseline = summarize(train_mean(y[:200], 50), y[250:])
     assert mean_baseline["pcc@10"] == 0
     assert mean_baseline["mse"] == pytest.approx(((y[:200].mean(0) - y[250:]) ** 2).mean())

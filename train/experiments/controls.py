@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,14 +14,31 @@ from hist_cache.files import atomic_file, write_json
 from hist_cache.fingerprint import short_hash
 from hist_cache.splits import Split
 from train.data import Images, SpotData
-from train.metrics import summarize
+from train.metrics import summarize, summarize_centered
 from train.models.baselines import COMPONENTS, RidgeModel, train_mean
 from train.models.components import Components, principal_components
 from train.models.configs import RidgeConfig
 from train.recipes.config import RecipeConfig
 from train.workspace import DataKey
 
-_Metrics = dict[str, dict[str, float]]
+_Metrics = dict[str, dict[str, dict[str, float]]]
+
+
+def control_metrics(predictions: Mapping[str, np.ndarray], truth: np.ndarray, slide: np.ndarray) -> _Metrics:
+    """The entries of metrics.json on controls: pooled metrics, and those without each slide's level.
+
+    Args:
+        predictions: By the name of the control, expression `(N, G)`.
+        truth: `(N, G)` expression.
+        slide: Of each spot, `(N,)`.
+
+    Returns:
+        By the names of the entry, of the control and of the metric.
+    """
+    return {
+        "controls": {name: summarize(predicted, truth) for name, predicted in predictions.items()},
+        "controls_centered": {name: summarize_centered(p, truth, slide) for name, p in predictions.items()},
+    }
 
 
 @dataclass
@@ -39,7 +57,7 @@ class Controls:
     _components: dict[str, Components] = field(default_factory=dict)
 
     def metrics(self, data: SpotData, key: DataKey, split: Split) -> _Metrics:
-        """Pooled metrics on the split's test spots, by the name of the control.
+        """Metrics on the split's test spots, as `control_metrics` has them.
 
         Args:
             data: All spots.
@@ -64,7 +82,8 @@ class Controls:
         with torch.no_grad():
             predicted = ridge.predict(Images(data.spot[test].float(), data.niche[test].float(), test)).cpu().numpy()
         y_train, truth = data.expression[train].cpu().numpy(), data.expression[test].cpu().numpy()
-        return {"train_mean": train_mean(y_train, truth), "ridge": summarize(predicted, truth)}
+        predictions = {"train_mean": train_mean(y_train, len(truth)), "ridge": predicted}
+        return control_metrics(predictions, truth, data.slide[test].cpu().numpy())
 
     def components(
         self, data: SpotData, key: DataKey, split: Split, count: int = COMPONENTS, recipe: RecipeConfig | None = None

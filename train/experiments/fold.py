@@ -24,7 +24,7 @@ from train.data import Batch, SpotData
 from train.depth import depth_warnings
 from train.experiments.cautions import ridge_warnings, selection_warnings
 from train.experiments.claims import claim_fold
-from train.experiments.controls import Controls
+from train.experiments.controls import Controls, control_metrics
 from train.experiments.fold_figures import plot_geometry, plot_training
 from train.experiments.fold_files import read_metrics
 from train.experiments.fold_maps import plot_maps
@@ -51,7 +51,7 @@ from train.finetune.encoder import Finetuner
 from train.fit.batches import encode_rows, make_batch
 from train.fit.config import EncodingConfig
 from train.fit.loop import LOWER_LR, add_offset, predict_embedded
-from train.metrics import NON_FINITE, divergence, summarize, test_metrics
+from train.metrics import NON_FINITE, divergence, test_metrics
 from train.models.base import Model
 from train.models.baselines import TUNED_COMPONENTS, permuted
 from train.models.projection import TangentProjection
@@ -193,13 +193,14 @@ class FoldRunner:
         table = prediction_table(predicted, data, test, self.slides, projection)
         write_h5ad(folder / files.PREDICTIONS, table)
 
-        truth = np.asarray(table.layers["truth"])
-        metrics = test_metrics(predicted, truth, table.obs["slide"].to_numpy(), table.obs["complete_niche"].to_numpy())
-        metrics["controls"] = {"permuted": permuted(predicted, truth, seed)}
-        metrics["controls"] |= self.controls.metrics(data, job.data, job.split)
+        truth, slide = np.asarray(table.layers["truth"]), table.obs["slide"].to_numpy()
+        metrics = test_metrics(predicted, truth, slide, table.obs["complete_niche"].to_numpy())
+        metrics |= self.controls.metrics(data, job.data, job.split)
+        metrics["controls"] = {"permuted": permuted(predicted, truth, seed)} | metrics["controls"]
         if recipe.ridge is not None:  # on the model's inputs and targets, smoothed as the model is
-            tuned_ridge = recipe.complete(recipe.ridge[test], test)
-            metrics["controls"]["ridge_tuned"] = summarize(tuned_ridge.cpu().numpy(), truth)
+            tuned_ridge = recipe.complete(recipe.ridge[test], test).cpu().numpy()
+            for entry, controls in control_metrics({"ridge_tuned": tuned_ridge}, truth, slide).items():
+                metrics[entry] = metrics[entry] | controls
         tested = job.setting.protocol.tested
         metrics |= training_metrics(trained, tested)
         metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val, tested)

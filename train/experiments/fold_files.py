@@ -22,6 +22,7 @@ METRICS_ENTRIES: dict[str, Any] = {
 METRICS_OPTIONAL: dict[str, Any] = {
     "complete_niches": dict[str, float] | None,
     "centered": dict[str, float],
+    "controls_centered": dict[str, dict[str, float]],
     "ranks": dict[str, float],
     "ranks_slide_mean": dict[str, float],
     "n_spots": int,

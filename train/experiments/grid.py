@@ -40,6 +40,7 @@ class Point:
         lora_layers: Blocks of the encoder that are fine-tuned. 0 trains on the cache; None takes as many as there are,
             11 at most.
         model: Its name.
+        recipe: The name of a row of recipes.
     """
 
     ablation: str

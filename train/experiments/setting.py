@@ -105,7 +105,7 @@ class Setting:
     def identity(self) -> dict[str, Any]:
         """What is hashed: `as_dict` in the form of version 0.1, without later options at their defaults.
 
-        A model that does not learn by gradient steps depends on nothing of the training loop but the seed.
+        A model that does not learn by gradient steps depends on no option of training but `seed` and `select_by`.
         """
         values = self.as_dict() | {"cache": as_version_0_1(self.cache)}
         values.pop("digests", None)

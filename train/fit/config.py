@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from hist_cache.options import check_ranges, option
-from hist_cache.values import COUNT, NOT_NEGATIVE, POSITIVE, Interval, Precision
+from hist_cache.values import COUNT, NOT_NEGATIVE, POSITIVE, Interval, Precision, SelectBy
 
 SEEDS = Interval(0, 2**32 - 1)  # of scikit-learn's random states
 STEP_COUNT = Interval(0, 10_000_000)
@@ -27,7 +27,7 @@ class FitConfig:
     lr: float = option(1e-4, "learning rate of AdamW", "X", within=POSITIVE)
     weight_decay: float = option(0.01, "weight decay of AdamW", "X", within=NOT_NEGATIVE)
     seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N", within=SEEDS)
-    select_by: Literal["mse", "centered_mse", "pcc", "loss"] = option(
+    select_by: SelectBy = option(
         "mse",
         "validation score of early stopping and of the best epoch: error; error less each slide's offset; PCC within "
         "slides; or the whole loss with alignment",

@@ -37,8 +37,8 @@ def recipe_inputs(config: RecipeConfig, data: SpotData, scaling: SpotNiche | Non
     """What a model reads of all spots, `(N, (1 + rings) D)` float16 each.
 
     No expression is read. A spot's own embedding comes first, then the mean over the spots of each ring; a ring that
-    the tissue lacks gives zeros, which is the mean of standardised embeddings. A value that float16 does not hold (of a
-    feature that is almost constant on the train slides and not on others) becomes the largest that it does.
+    the tissue lacks gives zeros, which are the mean where embeddings are standardised. A value that float16 does not
+    hold (of a feature that is almost constant on the train slides and not on others) becomes the largest that it does.
 
     Args:
         config: The recipe.

@@ -118,14 +118,18 @@ class Results:
 
     @cached_property
     def baselines(self) -> pd.DataFrame:
-        """A pooled metric of a fold's baseline a row: run, fold, baseline (such as `ridge`), metric, value."""
+        """A pooled metric of a fold's baseline a row: run, fold, baseline (such as `ridge`), metric, value.
+
+        A baseline has `CENTERED_MSE` where all folds of the run know it.
+        """
         import pandas as pd
 
         rows = [
             (run.label, fold.number, baseline, k, v)
-            for run, fold in self._folds()
+            for run in self.runs
+            for fold in run.folds
             for baseline, values in fold.metrics["controls"].items()
-            for k, v in values.items()
+            for k, v in (values | _centered_control(run, fold, baseline)).items()
         ]
         return pd.DataFrame(rows, columns=["run", "fold", "baseline", "metric", "value"])
 
@@ -179,6 +183,12 @@ class Results:
 
     def _folds(self) -> Iterable[tuple[RunResult, FoldResult]]:
         return ((run, fold) for run in self.runs for fold in run.folds)
+
+
+def _centered_control(run: RunResult, fold: FoldResult, baseline: str) -> dict[str, float]:
+    """The centred MSE of a fold's baseline; {} where a fold of the run does not know it, so that no mean is of some."""
+    found = [f.metrics.get("controls_centered", {}).get(baseline, {}) for f in (fold, *run.folds)]
+    return {CENTERED_MSE: found[0]["mse"]} if all("mse" in values for values in found) else {}
 
 
 def read_results(paths: Sequence[str | Path]) -> Results:

@@ -108,7 +108,7 @@ def model_settings(model: ModelConfig) -> dict[str, Any]:
 
 
 def _training_settings(setting: Setting) -> dict[str, Any]:
-    """The settings of the training loop; a model without gradient steps depends on the seed alone."""
+    """The settings of the training loop; a model without gradient steps depends on `seed` and `select_by` alone."""
     if get_model(setting.model_name).learns:
         return asdict(setting.fit)
     return {"seed": setting.fit.seed, "select_by": setting.fit.select_by}

@@ -31,7 +31,11 @@ def test_computed_once_and_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     data, key = make_data()
     first = Controls(tmp_path)
     metrics = first.metrics(data, key, SPLIT)
-    assert metrics["ridge"]["mse"] < 0.01 < metrics["train_mean"]["mse"]
+    assert metrics["controls"]["ridge"]["mse"] < 0.01 < metrics["controls"]["train_mean"]["mse"]
+    truth = data.expression[data.rows(("C",))].double().numpy()
+    centered = metrics["controls_centered"]
+    assert centered["train_mean"]["mse"] == pytest.approx(truth.var(0).mean()), "what is left of it is nothing"
+    assert centered["ridge"]["mse"] <= metrics["controls"]["ridge"]["mse"]
     assert metrics == Controls().metrics(data, key, SPLIT)
 
     smaller, other_key = make_data(genes=10)

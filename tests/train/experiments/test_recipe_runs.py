@@ -60,6 +60,10 @@ def test_the_predictions_of_a_fold_follow_from_its_files(cache: Path, run_comman
     truth = np.asarray(table.layers["truth"], dtype=np.float64)
     tuned = smoothed(ridge + level, data, rows, 0.3).numpy()
     assert metrics["controls"]["ridge_tuned"]["mse"] == pytest.approx(((tuned - truth) ** 2).mean(), rel=1e-5)
+    assert set(metrics["controls_centered"]) == {"train_mean", "ridge", "ridge_tuned"}
+    error = tuned - truth  # of one slide
+    found = metrics["controls_centered"]["ridge_tuned"]["mse"]
+    assert found == pytest.approx(((error - error.mean(0)) ** 2).mean(), rel=1e-5)
     assert not list(fold.folder.glob("checkpoint*"))
     assert sorted(fold.history["member"].unique()) == [0, 1]
 

@@ -132,7 +132,22 @@ def test_the_error_without_levels_where_all_runs_have_it(tmp_path: Path) -> None
     assert (full.value, full.spread) == pytest.approx((np.mean(errors["full"]), np.std(errors["full"], ddof=1)))
     assert (full.best, no_hea.best) == (True, False)
     assert p.value == pytest.approx(stats.ttest_rel(errors["no_hea"], errors["full"]).pvalue)
-    assert ridge.text == "–"
+    assert ridge.text == "–", "of files from before it was measured"
+
+
+@pytest.mark.parametrize("known", [3, 2])
+def test_the_error_without_levels_of_baselines_where_all_folds_have_it(known: int, tmp_path: Path) -> None:
+    folder = write_run(tmp_path, FULL[:3], centered={"mse": 0.5})
+    for i in range(known):
+        file = folder / f"fold{i}/metrics.json"
+        controls = {"ridge": {"mse": 0.6 + i}, "train_mean": {"mse": 0.9}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"controls_centered": controls}))
+    [table] = results_tables(read_results([tmp_path]))
+    assert table.columns[-1].title == "MSE, centred"
+    found = {row.label: row.cells[-1].value for row in table.rows if row.kind == "control"}
+    means = {"ridge, PCA-256": 1.6, "train mean": 0.9} if known == 3 else {}
+    assert found == pytest.approx(dict.fromkeys(found) | means)
+    assert found["full, permuted"] is None
     assert sum(note.startswith("MSE, centred: ") for note in table.notes) == 1
     by_slide = results_tables(read_results([tmp_path]), scope="slide_mean")[0]
     assert [c.title for c in by_slide.columns] == ["PCC@10", "PCC@50", "MSE", "MAE"]
