@@ -86,6 +86,7 @@ _entry(
     *("istar", "iSTAR, spots", "istar:IstarModel", configs.IstarConfig),
     training={"weight_decay": 0.0, "epochs": 400},
 )
+_entry("stevs", "STevs-style, our reconstruction of the abstract", "stevs:StevsModel", configs.StevsConfig)
 
 
 def model_entries() -> Iterable[ModelEntry]:
