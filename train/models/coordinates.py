@@ -9,7 +9,7 @@ from torch import Tensor
 
 from train.models.numerics import to_widest_float
 
-SHIFT = 0.1
+LONGEST_SHIFT = 0.1
 """The longest shift of `turned_at_random` along an axis, where a slide reaches from -1 to 1."""
 
 
@@ -43,7 +43,7 @@ def turned_at_random(coordinates: Tensor) -> Tensor:
     cosine, sine = (2 * math.pi * angle).cos(), (2 * math.pi * angle).sin()
     x, y = coordinates.unbind(1)
     mirrored = torch.where(side < 0.5, -1.0, 1.0) * (sine * x + cosine * y)
-    return torch.stack([cosine * x - sine * y, mirrored], dim=1) + SHIFT * (2 * torch.stack(shift) - 1)
+    return torch.stack([cosine * x - sine * y, mirrored], dim=1) + LONGEST_SHIFT * (2 * torch.stack(shift) - 1)
 
 
 def fourier_features(coordinates: Tensor, bands: int) -> Tensor:
