@@ -28,8 +28,9 @@ from train.fit.config import FitConfig
 from train.fit.loop import predict, train_epoch, validation_loss, validation_scores
 from train.fit.step import make_optimizer, step
 from train.models.baselines import KnnModel, RidgeModel
-from train.models.configs import KnnConfig, RidgeConfig
+from train.models.configs import KnnConfig, RidgeConfig, StevsConfig
 from train.models.hist import HistModel
+from train.models.stevs import StevsModel
 
 
 class EncodedEmbeddings(CachedEmbeddings):
@@ -69,6 +70,22 @@ def steps(device: torch.device) -> None:
         log = step(model, data.inputs, optimizer, read_batch(data, rows))
         assert all(value.device == device for value in log.values()), log
         assert all(p.grad is None or p.grad.device == device for p in model.parameters())
+
+
+def steps_of_stevs(device: torch.device) -> None:
+    """What is drawn and counted in a step stays on the device; predictions with and without coordinates."""
+    data, rows = moved(make_data(), device), torch.arange(16, device=device)
+    model = StevsModel(StevsConfig(12, 8, experts="both", niche_expert=True))
+    to_fake_gpu(model)
+    model.places = torch.empty(len(data.slide), 2, device=device)
+    model.train()
+    optimizer = make_optimizer(model, data.inputs, FitConfig())
+    for precision in ("fp32", "bf16"):
+        model.precision = precision  # type: ignore[assignment]
+        log = step(model, data.inputs, optimizer, read_batch(data, rows))
+        assert all(value.device == device for value in log.values()), log
+    predicted = predict(model, data, rows)
+    assert (predicted.shape, predicted.device) == ((16, 8), device)
 
 
 def steps_with_encoder(device: torch.device) -> None:
@@ -168,7 +185,7 @@ def crops_are_turned(device: torch.device) -> None:
 CHECKS = {
     check.__name__: check
     for check in (
-        *(values_are_noticed, steps, steps_with_encoder, an_epoch_reads_once),
+        *(values_are_noticed, steps, steps_of_stevs, steps_with_encoder, an_epoch_reads_once),
         *(predictions, crops_become_inputs, crops_are_turned, an_encoder_is_tuned),
     )
 }

@@ -212,14 +212,22 @@ def _uninitialised(entry: EncoderEntry) -> Any:
 
 
 def _without_classifier(state: StateDict, model: Any) -> StateDict:
-    """Remove the tensors of a published model's classifier; the rest get the names that timm's model has for them."""
+    """Remove the tensors of a published model's classifier; the rest get the names that timm's model has for them.
+
+    Some models were first published with other tensor names (Swin's also name its classifier differently). timm has
+    the translation in the model's own module, and reads the whole file with it, so the classifier is removed after it.
+    """
     classifiers = model.pretrained_cfg.get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifiers] if isinstance(classifiers, str) else classifiers))
     expected = model.state_dict().keys()
-    state = {key: value for key, value in state.items() if key in expected or not key.startswith(heads)}
-    # Some models were first published with other tensor names; timm has the translation in the model's own module.
+
+    def rest(state: StateDict) -> StateDict:
+        return {key: value for key, value in state.items() if key in expected or not key.startswith(heads)}
+
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    return state if translate is None or state.keys() == expected else translate(state, model)
+    if translate is not None and rest(state).keys() != expected:
+        state = translate(state, model)
+    return rest(state)
 
 
 def _finish(name: str, entry: EncoderEntry, backbone: nn.Module, pretrained: bool, source: str) -> Encoder:

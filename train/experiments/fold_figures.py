@@ -29,6 +29,8 @@ TRAINING_PANELS = {  # title -> column of the history -> label
     "cones": {"violated": "share violated", "aperture": "mean aperture, rad"},
     "curvature c": {"c": ""},
     "temperature": {"tau": ""},
+    "latent space, a dimension": {"kl": "KL to the prior", "alignment": "distance of the experts"},
+    "precision": {"coordinate_share": "share of the coordinates"},
 }
 
 

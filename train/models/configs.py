@@ -120,3 +120,27 @@ class IstarConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Check ranges; `InputError` names the flag."""
         check_ranges(self)
+
+
+@dataclass(frozen=True)
+class StevsConfig(ModelConfig):
+    """The latent space of the STevs-style model, and which experts predict."""
+
+    experts: Literal["image", "both"] = option(
+        "image", "what predicts: the image expert alone, or with that of the coordinates on the slide"
+    )
+    niche_expert: bool = option(False, "a second image expert, of the niche")
+    latent_width: int = option(64, "width of the latent space", "N", within=Interval(1, 100_000))
+    kl_weight: float = option(1e-3, "weight of the divergence from the prior", "X", within=NOT_NEGATIVE)
+    warm_up_steps: int = option(1000, "steps until the divergence has that weight", "N", within=COUNT)
+    align_weight: float = option(0.1, "weight of the distance between the experts' means", "X", within=NOT_NEGATIVE)
+    coordinate_dropout: float = option(
+        0.3, "share of spots whose coordinate expert is left out in a step", "X", within=FRACTION
+    )
+    variance_floor: float = option(
+        0.1, "what is added to the variance of the coordinate expert", "X", within=NOT_NEGATIVE
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges; `InputError` names the flag."""
+        check_ranges(self)

@@ -125,6 +125,7 @@ _entry(
     reference="Zhang et al., Nature Biotechnology 2024",
     encoder="HIPT, frozen",
 )
+_entry("stevs", "STevs-style, our reconstruction of the abstract", "stevs:StevsModel", configs.StevsConfig)
 
 
 def model_entries() -> Iterable[ModelEntry]:
