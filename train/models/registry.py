@@ -86,6 +86,11 @@ _entry(
     *("istar", "iSTAR, spots", "istar:IstarModel", configs.IstarConfig),
     training={"weight_decay": 0.0, "epochs": 400},
 )
+_entry(
+    *("stem", "Stem, diffusion", "stem:StemModel", configs.StemConfig),
+    # Epochs are the published ones. The average of weights looks 10,000 steps back: patience must not end before.
+    training={"weight_decay": 0.0, "batch_size": 256, "ema": 0.9999, "patience_steps": 10_000, "epochs": 4000},
+)
 
 
 def model_entries() -> Iterable[ModelEntry]:
