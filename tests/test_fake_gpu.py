@@ -28,8 +28,9 @@ from train.fit.config import FitConfig
 from train.fit.loop import predict, train_epoch, validation_loss, validation_scores
 from train.fit.step import make_optimizer, step
 from train.models.baselines import KnnModel, RidgeModel
-from train.models.configs import KnnConfig, RidgeConfig, StevsConfig
+from train.models.configs import KnnConfig, RidgeConfig, StemConfig, StevsConfig
 from train.models.hist import HistModel
+from train.models.stem import StemModel
 from train.models.stevs import StevsModel
 
 
@@ -86,6 +87,18 @@ def steps_of_stevs(device: torch.device) -> None:
         assert all(value.device == device for value in log.values()), log
     predicted = predict(model, data, rows)
     assert (predicted.shape, predicted.device) == ((16, 8), device)
+
+
+def stem_steps(device: torch.device) -> None:
+    """Its times and noise are drawn on the device, and all of its parameters are trained."""
+    data = moved(make_data(), device)
+    for precision in ("bf16", "fp32"):
+        model = StemModel(StemConfig(12, 8, width=16, depth=2, heads=2, standardize_genes=True))
+        to_fake_gpu(model)
+        model.precision = precision  # type: ignore[assignment]
+        log = step(model, data.inputs, make_optimizer(model, data.inputs, FitConfig()), read_batch(data, data.row[:16]))
+        assert all(value.device == device for value in log.values()), log
+        assert all(p.grad is not None and p.grad.device == device for p in model.parameters())
 
 
 def steps_with_encoder(device: torch.device) -> None:
@@ -185,7 +198,7 @@ def crops_are_turned(device: torch.device) -> None:
 CHECKS = {
     check.__name__: check
     for check in (
-        *(values_are_noticed, steps, steps_of_stevs, steps_with_encoder, an_epoch_reads_once),
+        *(values_are_noticed, steps, steps_of_stevs, stem_steps, steps_with_encoder, an_epoch_reads_once),
         *(predictions, crops_become_inputs, crops_are_turned, an_encoder_is_tuned),
     )
 }

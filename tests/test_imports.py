@@ -61,7 +61,7 @@ STAIRS = {
     "train.models": (
         *("configs", "numerics", "lorentz", "exponential", "lorentz_losses", "alignment", "variants", "projection"),
         *("base", "registry", "components", "ridge", "baselines", "ensemble", "streams", "hist"),
-        *("stnet", "bleep", "istar", "coordinates", "gaussians", "stevs"),
+        *("stnet", "bleep", "istar", "coordinates", "gaussians", "stevs", "diffusion", "stem"),
     ),
     "train.recipes": ("config", "table", "inputs", "targets", "fitted"),
     "train.fit": ("config", "allocation", "adamw", "average", "batches", "step", "graph", "checkpoints", "loop"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hist_cache.errors import InputError
 from hist_cache.options import check_ranges, option
 from hist_cache.values import COUNT, FRACTION, LARGEST, NOT_NEGATIVE, POSITIVE, Interval
 
@@ -144,3 +145,22 @@ class StevsConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Check ranges; `InputError` names the flag."""
         check_ranges(self)
+
+
+@dataclass(frozen=True)
+class StemConfig(ModelConfig):
+    """Stem's network, and how expression is drawn; the published sampler is ddpm with 1000 steps."""
+
+    width: int = option(384, "width of a gene's token", "N", within=Interval(1, 100_000))
+    depth: int = option(12, "transformer blocks", "N", within=Interval(1, 1000))
+    heads: int = option(6, "heads of attention", "N", within=Interval(1, 1000))
+    standardize_genes: bool = option(False, "learn genes with mean 0 and variance 1 over the train spots")
+    sampler: Literal["ddpm", "ddim"] = option("ddim", "draw noise in every step (ddpm), or only before the first one")
+    sampling_steps: int = option(50, "steps from noise to expression", "N", within=Interval(1, 1000))
+    samples: int = option(20, "profiles drawn for a spot, whose mean is predicted", "N", within=Interval(1, 10_000))
+
+    def __post_init__(self) -> None:
+        """Check ranges; `InputError` names the flag."""
+        check_ranges(self)
+        if self.width % self.heads:
+            raise InputError(f"--width {self.width}: must be a multiple of --heads {self.heads}")

@@ -125,7 +125,19 @@ _entry(
     reference="Zhang et al., Nature Biotechnology 2024",
     encoder="HIPT, frozen",
 )
-_entry("stevs", "STevs-style, our reconstruction of the abstract", "stevs:StevsModel", configs.StevsConfig)
+_entry(
+    *("stevs", "STevs-style, our reconstruction of the abstract", "stevs:StevsModel", configs.StevsConfig),
+    reference="after the abstract of STevs, which is all that is public",
+    encoder="Swin Transformer, trained",
+)
+_entry(
+    *("stem", "Stem, diffusion", "stem:StemModel", configs.StemConfig),
+    # Epochs are the published ones. The average of weights looks 10,000 steps back: patience must not end before.
+    training={"weight_decay": 0.0, "batch_size": 256, "ema": 0.9999, "patience_steps": 10_000, "epochs": 4000},
+    unused=("pearson",),
+    reference="Zhu et al., ICLR 2025",
+    encoder="UNI and CONCH, frozen",
+)
 
 
 def model_entries() -> Iterable[ModelEntry]:
