@@ -61,6 +61,7 @@ STAIRS = {
     "train.models": (
         *("configs", "numerics", "lorentz", "exponential", "lorentz_losses", "alignment", "variants", "projection"),
         *("base", "registry", "components", "ridge", "baselines", "ensemble", "streams", "hist"),
+        *("slide_spots", "attention_blocks", "triplex"),
     ),
     "train.recipes": ("config", "table", "inputs", "targets", "fitted"),
     "train.fit": ("config", "allocation", "adamw", "average", "batches", "step", "graph", "checkpoints", "loop"),

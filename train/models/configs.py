@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hist_cache.errors import InputError
 from hist_cache.options import check_ranges, option
 from hist_cache.values import COUNT, FRACTION, LARGEST, NOT_NEGATIVE, POSITIVE, Interval
 
@@ -115,3 +116,22 @@ class IstarConfig(ModelConfig):
     def __post_init__(self) -> None:
         """Check ranges; `InputError` names the flag."""
         check_ranges(self)
+
+
+@dataclass(frozen=True)
+class TriplexConfig(ModelConfig):
+    """TRIPLEX's blocks: those of the slide, of the neighbours, and those that join them."""
+
+    width: int = option(512, "width of all tokens", "N", within=Interval(1, 100_000))
+    heads: int = option(8, "heads of attention, which divide the width", "N", within=Interval(1, 1000))
+    fusion_depth: int = option(2, "blocks that join the streams", "N", within=Interval(1, 1000))
+    global_depth: int = option(2, "blocks among all spots of a slide", "N", within=Interval(1, 1000))
+    neighbor_depth: int = option(2, "blocks among a spot and its neighbours", "N", within=Interval(0, 1000))
+    hidden_ratio: int = option(2, "width of a block's hidden layer, in that of tokens", "N", within=Interval(1, 100))
+    dropout: float = option(0.1, "dropout of feed-forward layers", "X", within=FRACTION)
+
+    def __post_init__(self) -> None:
+        """Check ranges; `InputError` names the flag."""
+        check_ranges(self)
+        if self.width % self.heads:
+            raise InputError(f"--width {self.width}: must be a multiple of --heads, which is {self.heads}")

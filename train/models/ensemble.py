@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from train.data import Batch, Images
+from train.data import Batch, Images, Surroundings
 from train.models.base import Model
 from train.models.projection import TangentProjection
 
@@ -40,6 +40,11 @@ class EnsembleModel(Model):
             head = f"{PREFIX}{i}."
             of_member = {k.removeprefix(head): v for k, v in state_dict.items() if k.startswith(head)}
             self.member(i).load_state_dict(of_member, strict, assign)
+
+    def look_around(self, spots: Surroundings) -> None:
+        """Let each member look around."""
+        for i in range(len(self.members)):
+            self.member(i).look_around(spots)
 
     def predict(self, images: Images) -> Tensor:
         """The mean of the members' predictions `(B, G)`."""

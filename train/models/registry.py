@@ -86,6 +86,11 @@ _entry(
     *("istar", "iSTAR, spots", "istar:IstarModel", configs.IstarConfig),
     training={"weight_decay": 0.0, "epochs": 400},
 )
+_entry(
+    *("triplex", "TRIPLEX", "triplex:TriplexModel", configs.TriplexConfig),
+    n_rings=2,
+    training={"weight_decay": 0.0, "patience": 20},
+)
 
 
 def model_entries() -> Iterable[ModelEntry]:

@@ -25,6 +25,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "stnet_mlp": {"width": 32},
     "bleep": {"projection": 16, "retrieved": 3},
     "istar": {"networks": 3, "hidden": 32},
+    "triplex": {"width": 16, "heads": 2, "fusion_depth": 1, "neighbor_depth": 1},
 }
 """Options with which a model is small; others are small as they are."""
 
