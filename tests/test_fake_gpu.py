@@ -28,10 +28,12 @@ from train.fit.config import FitConfig
 from train.fit.loop import predict, train_epoch, validation_loss, validation_scores
 from train.fit.step import make_optimizer, step
 from train.models.baselines import KnnModel, RidgeModel
-from train.models.configs import KnnConfig, RidgeConfig, StemConfig, StevsConfig
+from train.models.configs import KnnConfig, RidgeConfig, StemConfig, StevsConfig, TriplexConfig
 from train.models.hist import HistModel
+from train.models.slide_spots import OneSlide, SlideSpots
 from train.models.stem import StemModel
 from train.models.stevs import StevsModel
+from train.models.triplex import TriplexModel
 
 
 class EncodedEmbeddings(CachedEmbeddings):
@@ -111,6 +113,27 @@ def steps_with_encoder(device: torch.device) -> None:
     step(model, data.inputs, optimizer, read_batch(data, rows))
     assert encoder.weight.grad is not None
     encode_rows(data, rows, 4)
+
+
+def steps_of_triplex(device: torch.device) -> None:
+    """Where the slide of a batch is known before, a step with attention to all of that slide reads no value."""
+    data = moved(make_data(), device)
+    model = TriplexModel(TriplexConfig(12, 8, width=16, heads=2))
+    to_fake_gpu(model)
+    spots = SlideSpots.__new__(SlideSpots)  # it reads the numbers of slides
+    own, nowhere = torch.arange(32, device=device), torch.full((96, 8), -1, device=device)
+    spots.embeddings, spots.slide, spots.place = data.spot, data.slide, torch.arange(96, device=device) % 32
+    spots.slides = {0: OneSlide(own, torch.full((32, 8), 32, device=device))}
+    model._spots, model._around = spots, torch.cat([nowhere, torch.arange(96, device=device).unsqueeze(1)], 1)
+    model._places = torch.tensor([*range(8), 24]).to(device)
+    optimizer = make_optimizer(model, data.inputs, FitConfig())
+    for precision in ("bf16", "fp32"):
+        model.precision = precision  # type: ignore[assignment]
+        model.train()
+        model._drawn.append(0)
+        log = step(model, data.inputs, optimizer, read_batch(data, own[:16]))
+        assert all(value.device == device for value in log.values()), log
+        assert all(p.grad is not None and p.grad.device == device for p in model.parameters())
 
 
 def an_epoch_reads_once(device: torch.device) -> None:
@@ -198,7 +221,8 @@ def crops_are_turned(device: torch.device) -> None:
 CHECKS = {
     check.__name__: check
     for check in (
-        *(values_are_noticed, steps, steps_of_stevs, stem_steps, steps_with_encoder, an_epoch_reads_once),
+        *(values_are_noticed, steps, steps_of_stevs, stem_steps, steps_with_encoder, steps_of_triplex),
+        an_epoch_reads_once,
         *(predictions, crops_become_inputs, crops_are_turned, an_encoder_is_tuned),
     )
 }

@@ -62,6 +62,7 @@ STAIRS = {
         *("configs", "numerics", "lorentz", "exponential", "lorentz_losses", "alignment", "variants", "projection"),
         *("base", "registry", "components", "ridge", "baselines", "ensemble", "streams", "hist"),
         *("stnet", "bleep", "istar", "coordinates", "gaussians", "stevs", "diffusion", "stem"),
+        *("slide_spots", "attention_blocks", "triplex"),
     ),
     "train.recipes": ("config", "table", "inputs", "targets", "fitted"),
     "train.fit": ("config", "allocation", "adamw", "average", "batches", "step", "graph", "checkpoints", "loop"),

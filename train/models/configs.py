@@ -164,3 +164,27 @@ class StemConfig(ModelConfig):
         check_ranges(self)
         if self.width % self.heads:
             raise InputError(f"--width {self.width}: must be a multiple of --heads {self.heads}")
+
+    @property
+    def sampling(self) -> str:
+        """The sampler, its steps and the number of profiles."""
+        return f"mean of {self.samples} profiles drawn by {self.sampler.upper()} in {self.sampling_steps} steps"
+
+
+@dataclass(frozen=True)
+class TriplexConfig(ModelConfig):
+    """TRIPLEX's blocks: those of the slide, of the neighbours, and those that join them."""
+
+    width: int = option(512, "width of all tokens", "N", within=Interval(1, 100_000))
+    heads: int = option(8, "heads of attention, which divide the width", "N", within=Interval(1, 1000))
+    fusion_depth: int = option(2, "blocks that join the streams", "N", within=Interval(1, 1000))
+    global_depth: int = option(2, "blocks among all spots of a slide", "N", within=Interval(1, 1000))
+    neighbor_depth: int = option(2, "blocks among a spot and its neighbours", "N", within=Interval(0, 1000))
+    hidden_ratio: int = option(2, "width of a block's hidden layer, in that of tokens", "N", within=Interval(1, 100))
+    dropout: float = option(0.1, "dropout of feed-forward layers", "X", within=FRACTION)
+
+    def __post_init__(self) -> None:
+        """Check ranges; `InputError` names the flag."""
+        check_ranges(self)
+        if self.width % self.heads:
+            raise InputError(f"--width {self.width}: must be a multiple of --heads, which is {self.heads}")

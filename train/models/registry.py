@@ -138,6 +138,13 @@ _entry(
     reference="Zhu et al., ICLR 2025",
     encoder="UNI and CONCH, frozen",
 )
+_entry(
+    *("triplex", "TRIPLEX", "triplex:TriplexModel", configs.TriplexConfig),
+    n_rings=2,
+    training={"weight_decay": 0.0, "patience": 20},
+    reference="Chung et al., CVPR 2024",
+    encoder="ResNet-18, trained for the spot and frozen for its surroundings",
+)
 
 
 def model_entries() -> Iterable[ModelEntry]:

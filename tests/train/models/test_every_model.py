@@ -25,6 +25,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "stnet_mlp": {"width": 32},
     "bleep": {"projection": 16, "retrieved": 3},
     "istar": {"networks": 3, "hidden": 32},
+    "stevs": {"latent_width": 8, "warm_up_steps": 50},
+    "stem": {"width": 16, "depth": 2, "heads": 2, "samples": 4, "sampling_steps": 10, "standardize_genes": True},
+    "triplex": {"width": 16, "heads": 2},
+    "triplex": {"width": 16, "heads": 2, "fusion_depth": 1, "neighbor_depth": 1},
 }
 """Options with which a model is small; others are small as they are."""
 
