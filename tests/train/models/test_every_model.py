@@ -138,7 +138,7 @@ def test_it_goes_on_from_a_checkpoint_as_if_it_had_never_stopped(name: str, tmp_
         assert torch.equal(a, b), key
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", sorted({*LEARNING} - {"stem", "stevs", "triplex"}))  # whose own tests do it
 def test_it_learns_64_spots_by_heart(name: str) -> None:
     data = example(width=48)
     rows = data.rows(("A", "B"))
@@ -146,6 +146,6 @@ def test_it_learns_64_spots_by_heart(name: str) -> None:
     model.look_around(data.surroundings)
     model.prepare(data, rows, rows, seed=0)
     torch.manual_seed(1)
-    fit(model, data, rows, rows, FitConfig(epochs=150, batch_size=32, lr=1e-2, weight_decay=0.0, patience=1000), None)
+    fit(model, data, rows, rows, FitConfig(epochs=60, batch_size=16, lr=1e-2, weight_decay=0.0, patience=1000), None)
     error = (predict(model, data, rows) - data.expression[rows]).square().mean()
     assert error < 0.35 * data.expression[rows].var(0, correction=0).mean(), "of the train mean's error"
