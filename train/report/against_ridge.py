@@ -193,10 +193,13 @@ def shared_folds(group: Sequence[RunResult]) -> list[list[FoldResult]]:
 
 
 def pooled_label(group: Sequence[RunResult]) -> str:
-    """The label of the mean over seeds: that of one of them without its seed."""
-    first = group[0]
-    parts = [part for part in first.label.split(", ") if part != f"seed {first.setting.fit.seed}"]
-    return f"{', '.join(parts)}, mean of {len(group)} seeds"
+    """The label of the mean over seeds."""
+    return f"{label_without_seed(group[0])}, mean of {len(group)} seeds"
+
+
+def label_without_seed(run: RunResult) -> str:
+    """The label of a run without the part that names its seed."""
+    return ", ".join(part for part in run.label.split(", ") if part != f"seed {run.setting.fit.seed}")
 
 
 def _compared(group: Sequence[RunResult], metric: str, label: str) -> list[AgainstRidge]:

@@ -10,7 +10,7 @@ from hist_cache.datasets import patient_names
 from hist_cache.panels import DEFAULT_SIZE
 from hist_cache.splits import shared_patients
 from train.models.registry import get_model
-from train.report.against_ridge import seed_groups
+from train.report.against_ridge import label_without_seed, seed_groups
 from train.report.baseline_rows import RIDGE, RIDGE_TUNED
 from train.report.fold_result import FoldResult
 from train.report.results import Results, RunResult
@@ -19,7 +19,7 @@ from train.report.table import Cell, Column, Row, Table
 
 State = Literal["yes", "no", "unknown"]
 SEEDS_ASKED = 3
-CHECKLIST_COLUMNS = (Column("fulfilled"), Column("by"), Column("evidence"))
+CHECKLIST_COLUMNS = (Column("fulfilled"), Column("runs"), Column("evidence"))
 NOTE_OF_STATES = "unknown: the files of the run do not say; no: the run does not have it, or it was not asked for"
 
 
@@ -63,15 +63,26 @@ def checklist_table(results: Results, against: str | None = None, has_pathways: 
         has_pathways: whether the report has scores of gene sets.
     """
     by_run = {run.label: answers(run, results, against, has_pathways) for run in results.runs}
+    groups = seed_groups(results.runs)
     rows = []
     for asked in next(iter(by_run.values())):
         labels: dict[Answer, list[str]] = {}
         for label, given in by_run.items():
             labels.setdefault(given[asked], []).append(label)
         for answer, of_answer in labels.items():
-            who = "all runs" if len(of_answer) == len(by_run) else "; ".join(of_answer)
+            who = "all runs" if len(of_answer) == len(by_run) else "; ".join(_without_seeds(of_answer, groups))
             rows.append(Row(asked, "run", (Cell(answer.state), Cell(who), Cell(answer.evidence))))
-    return Table("checklist", "Run by run", CHECKLIST_COLUMNS, tuple(rows), (NOTE_OF_STATES,), "asked for")
+    title = "Which runs have it"
+    return Table("checklist", title, CHECKLIST_COLUMNS, tuple(rows), (NOTE_OF_STATES,), "asked for")
+
+
+def _without_seeds(labels: Sequence[str], groups: Sequence[Sequence[RunResult]]) -> list[str]:
+    """The labels, with one in place of those of a group of runs that differ in the seed alone, where all are there."""
+    names = {label: label for label in labels}
+    for group in groups:
+        if all(run.label in names for run in group):
+            names |= {run.label: f"{label_without_seed(group[0])}, {len(group)} seeds" for run in group}
+    return list(dict.fromkeys(names.values()))
 
 
 def patient_split(run: RunResult) -> Answer:
@@ -174,7 +185,7 @@ def corrected_tests(run: RunResult, results: Results, against: str | None) -> An
     tested = any(compare(results, *pair, metric).p_t is not None for pair in own for metric in metrics)
     if not tested:
         return Answer("no", "there is no test of it: no run to compare with, or fewer than two folds in common")
-    return Answer("yes", "p, Holm, for all tests of the table of significance")
+    return Answer("yes", "the table of significance corrects the p-values of all its tests by Holm's method")
 
 
 def _listed(values: Sequence[object], most: int = 6) -> str:

@@ -113,7 +113,8 @@ def ridge_text(found: Sequence[AgainstRidge]) -> str:
     """The first sentences of the section: each run's where there are few, else how many are above and below."""
     chosen = principal(found)
     if len(chosen) <= MAX_SENTENCES:
-        return f"In {found[0].metric.upper()}: " + ". ".join(one.sentence for one in chosen) + "."
+        sentences = ". ".join(one.sentence for one in chosen)
+        return f"{found[0].metric.upper()} minus that of ridge, mean over folds with a 95 % interval. {sentences}."
     counts = Counter(one.verdict for one in chosen)
     words = {"above": "above ridge", "BELOW": "BELOW ridge", "no clear difference": "without a clear difference to it"}
     parts = [f"{counts[verdict]} {text}" for verdict, text in words.items() if counts[verdict]]

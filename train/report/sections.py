@@ -178,7 +178,9 @@ def _ridge_section(runs: list[RunResult], figures: ReportFigures) -> Section:
     table = ridge_table(runs, found)
     if table is None:
         return Section("Against ridge")
-    return Section("Against ridge", ridge_text(found), [table], figures.forest(found))
+    text = ridge_text(found)
+    table = replace(table, notes=tuple(note for note in table.notes if note not in text))  # nothing is said twice
+    return Section("Against ridge", text, [table], figures.forest(found))
 
 
 def _geometry_section(summaries: dict[str, RunSummary], group: str, figures: ReportFigures) -> Section:

@@ -138,7 +138,7 @@ def test_the_sentence(tmp_path: Path, own: Sequence[float], says: str) -> None:
     tuned, _ = compared(tmp_path)
     expected = f"full: {says.format('ridge on the same inputs')}"
     assert tuned.sentence == expected
-    assert ridge_text([tuned]) == f"In PCC@50: {expected}."
+    assert ridge_text([tuned]) == f"PCC@50 minus that of ridge, mean over folds with a 95 % interval. {expected}."
 
 
 def test_a_single_fold_has_no_interval(tmp_path: Path) -> None:

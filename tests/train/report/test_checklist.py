@@ -140,3 +140,12 @@ def test_the_table_joins_runs_with_the_same_answer(tmp_path: Path, has_pathways:
     assert sorted(cohort) == [["no", results.runs[0].label], ["yes", results.runs[1].label]]
     pathways = [[cell.text for cell in row.cells[:2]] for row in table.rows if row.label == "pathway scores"]
     assert pathways == [["yes" if has_pathways else "no", "all runs"]]
+
+
+def test_seeds_with_the_same_answer_are_named_once(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        write_known(tmp_path, change={"loop.seed": seed})
+    write_known(tmp_path, change={"variant.name": "clip"})
+    table = checklist_table(read_results([tmp_path]))
+    asked = [[cell.text for cell in row.cells[:2]] for row in table.rows if row.label == "3 seeds at least"]
+    assert asked == [["yes", "full, 3 seeds"], ["no", "clip, seed 42"]]
