@@ -18,11 +18,10 @@ other spots are predicted with it.
 
 Log expression spans 0 to 12 and the variances of genes differ, while the schedule is made for a variance of 1: genes
 that vary little drown in noise. `--standardize-genes` gives every gene mean 0 and variance 1 over the train spots and
-takes that back in predictions. It is off, as in the original. A recipe whose targets are small (residuals of ridge)
-needs it more.
+takes that back in predictions. It is off, as in the original. Where targets are small (residuals of ridge) it may help.
 
-34.1 M parameters at D = 1024 and G = 200. A call of the network costs 9.25 GFLOP a sample, 9.3 TFLOP a spot with 50
-steps and 20 samples, and 185 TFLOP as published. Attention grows with the square of the genes.
+34.1 M parameters at D = 1024 and G = 200. A call of the network costs 9.3 GFLOP a sample, which is 9.3 TFLOP a spot
+with 50 steps and 20 samples, and 186 TFLOP as published. Attention grows with the square of the genes.
 """
 
 from __future__ import annotations
