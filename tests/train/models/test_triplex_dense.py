@@ -76,8 +76,8 @@ class Dense:
                 x = x + np.stack(moved) + x * own + bias
         return self.norm("global_encoder.norm", x)
 
-    def spot(self, spots: Surroundings, row: int, token: np.ndarray) -> np.ndarray:
-        """Prediction `(G,)` of a spot from its global token."""
+    def neighbors(self, spots: Surroundings, row: int) -> np.ndarray:
+        """Tokens of the spots that are there around a spot, and of the spot itself."""
         rings = [(ring[row].numpy(), first) for ring, first in zip(spots.rings, (0, 8), strict=True)]
         seen = [(int(r), first + place) for ring, first in rings for place, r in enumerate(ring) if r >= 0]
         seen.append((row, 24))
@@ -85,10 +85,13 @@ class Dense:
         x = self.linear("enter_neighbor", spots.spot[rows].double().numpy())
         for i, bias in enumerate(self.weights["neighbor_encoder.place_bias"][:, :, places]):
             x = self.block(f"neighbor_encoder.blocks.{i}", x, bias)
-        x = self.norm("neighbor_encoder.norm", x)
+        return self.norm("neighbor_encoder.norm", x)
+
+    def fused(self, spots: Surroundings, row: int, token: np.ndarray) -> np.ndarray:
+        """Prediction `(G,)` of a spot from its global token."""
         target = self.linear("enter_target", spots.spot[[row]].double().numpy())
-        fused = self.joined(token[None], target) + self.joined(token[None], x)
-        return self.linear("to_genes", self.norm("norm", fused))[0]
+        both = self.joined(token[None], target) + self.joined(token[None], self.neighbors(spots, row))
+        return self.linear("to_genes", self.norm("norm", both))[0]
 
 
 def test_it_is_what_dense_attention_gives_on_500_spots() -> None:
@@ -102,8 +105,11 @@ def test_it_is_what_dense_attention_gives_on_500_spots() -> None:
     tokens = dense.slide(spots)
     assert len(tokens) == 529
     np.testing.assert_allclose(model.slide_tokens([0])[0].numpy(), tokens, atol=1e-4)
-    rows = torch.tensor([0, 22, 264, 300, 528])
+    rows = torch.tensor([0, 22, 264, 300, 528])  # corners, which lack neighbours, and spots inside
+    images = Images(spots.spot[rows].float(), spots.niche[rows].float(), rows)
     with torch.no_grad():
-        predicted = model.predict(Images(spots.spot[rows].float(), spots.niche[rows].float(), rows)).numpy()
-    expected = [dense.spot(spots, int(row), tokens[row]) for row in rows]
-    np.testing.assert_allclose(predicted, expected, atol=1e-4)
+        predicted, features = model.predict(images).numpy(), model.features(images)
+    np.testing.assert_allclose(predicted, [dense.fused(spots, int(row), tokens[row]) for row in rows], atol=1e-4)
+    means = [dense.neighbors(spots, int(row)).mean(0) for row in rows]
+    np.testing.assert_allclose(features.neighbor.numpy(), means, atol=1e-4)
+    np.testing.assert_allclose(features.slide.numpy(), tokens[rows], atol=1e-4)
