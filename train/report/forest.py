@@ -16,7 +16,7 @@ ROW_HEIGHT = 0.5  # inches, with the label above the dots
 LABEL_HEIGHT = 0.36  # of a row, above its dots
 SHIFT = 0.11  # of a row, from the middle of its dots
 FONT_SIZE = 10  # of labels, in points
-LABEL_LENGTH = 70  # characters that are as wide as the figure; a longer label is in smaller letters
+LABEL_LENGTH = 90  # characters that are as wide as the figure; a longer label is in smaller letters
 STYLES = {True: ("o", BLUE, "ridge on the same inputs"), False: ("s", ORANGE, "ridge, PCA-256")}
 
 

@@ -21,6 +21,7 @@ SUBROW_KINDS = ("p", "published")  # kinds of rows that belong to the run above 
 CENTERED_MSE = "centered_mse"  # MSE after each gene's mean over a slide is taken from prediction and truth
 METRIC_TITLES = {CENTERED_MSE: "MSE, centred"}  # of others the name in capitals
 NOTE_WIDTH = 110  # characters, on the terminal
+LABEL_WIDTH = 12  # characters of a label in one line at least, on the terminal
 ARROWS = {HIGHER: "↑", LOWER: "↓"}
 LATEX_ESCAPES = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
@@ -159,7 +160,8 @@ def to_rich(table: Table) -> rich.table.Table:
 
     notes = "\n".join(textwrap.fill(note, NOTE_WIDTH, subsequent_indent="  ") for note in table.notes)
     rich_table = RichTable(title=escape(table.title), caption=escape(notes) or None, caption_justify="left")
-    rich_table.add_column(escape(table.head), no_wrap=True)
+    width = min(LABEL_WIDTH, max((len(row.label) for row in table.rows), default=0))
+    rich_table.add_column(escape(table.head), min_width=width)  # a long label takes several lines: no number is cut
     for column in table.columns:
         rich_table.add_column(escape(heading(column)), justify="right", no_wrap=True)
     for i, row in enumerate(table.rows):

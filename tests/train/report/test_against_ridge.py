@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from scipy import stats
 
 from tests.train.report.fake_runs import RIDGE, numbers, write_run
@@ -21,6 +24,7 @@ from train.report.context import result_warnings
 from train.report.forest import plot_forest
 from train.report.results import read_results
 from train.report.ridge_table import ridge_tables, ridge_text
+from train.report.table import to_rich
 
 FULL = (0.70, 0.72, 0.74, 0.69)
 TUNED = (0.69, 0.70, 0.73, 0.66)
@@ -149,6 +153,16 @@ def test_a_single_fold_has_no_interval(tmp_path: Path) -> None:
     assert [c.text for c in table.rows[0].cells] == [
         "PCA-256", "+0.300", "one fold", "1 of 1", "2.00", "−0.300", "one fold",
     ]  # fmt: skip
+
+
+def test_a_long_label_cuts_off_no_number_on_the_terminal(tmp_path: Path) -> None:
+    write_scored(tmp_path, FULL, TUNED, change=STRONG)
+    [table] = ridge_tables(read_results([tmp_path]))
+    table = replace(table, rows=tuple(replace(row, label=f"{row.label}, {'x ' * 40}") for row in table.rows))
+    text = io.StringIO()
+    Console(width=110, file=text).print(to_rich(table))
+    assert "…" not in text.getvalue()
+    assert all(cell.text in text.getvalue() for row in table.rows for cell in row.cells)
 
 
 def test_many_runs_are_counted_in_the_text(tmp_path: Path) -> None:
