@@ -20,6 +20,7 @@ from train.experiments.cautions import ridge_warnings
 from train.report.against_ridge import AgainstRidge, against_ridge, paired_interval
 from train.report.baseline_rows import RIDGE as FIXED
 from train.report.baseline_rows import RIDGE_TUNED
+from train.report.cli import main
 from train.report.context import result_warnings
 from train.report.forest import plot_forest
 from train.report.results import read_results
@@ -153,6 +154,16 @@ def test_a_single_fold_has_no_interval(tmp_path: Path) -> None:
     assert [c.text for c in table.rows[0].cells] == [
         "PCA-256", "+0.300", "one fold", "1 of 1", "2.00", "−0.300", "one fold",
     ]  # fmt: skip
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_page_says_nothing_twice(tmp_path: Path) -> None:
+    write_run(tmp_path, FULL, predictions=True)
+    assert main([str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out/report.html").read_text()
+    section = text[text.index('<section id="part-against-ridge"') : text.index('<figure class="picture"')]
+    assert section.count("full: above ridge by") == 1
+    assert "full: above ridge by" in section[: section.index("<figure")]
 
 
 def test_a_long_label_cuts_off_no_number_on_the_terminal(tmp_path: Path) -> None:
