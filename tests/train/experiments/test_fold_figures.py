@@ -10,12 +10,15 @@ import pytest
 from PIL import Image
 
 from tests.train.report.fake_runs import fake_predictions
-from train.experiments.fold_figures import TRAINING_PANELS, plot_geometry, plot_training
+from train.experiments.fold_figures import plot_geometry, plot_training
 from train.experiments.quick_axes import TITLE_ROOM
 from train.figures import EMBEDDING_STYLES
 from train.models.projection import EMBEDDING_NAMES
 
-HIST_COLUMNS = [column for lines in TRAINING_PANELS.values() for column in lines]
+HIST_COLUMNS = [
+    *("mse", "val_mse", "hca", "hea", *(f"radius_{name}" for name in EMBEDDING_STYLES)),
+    *("violated", "aperture", "c", "tau"),
+]
 
 
 def history(columns: list[str]) -> pd.DataFrame:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hist_cache.options import option
@@ -35,8 +34,8 @@ class ToyModel(Model):
 
     def loss(self, batch: Batch) -> tuple[Tensor, Log]:
         """The MSE."""
-        loss = F.mse_loss(self.predict(batch), batch.expression)
-        return loss, {"loss": loss.detach(), "mse": loss.detach()}
+        loss, mse = self.prediction_loss(self.predict(batch), batch.target)
+        return loss, {"loss": loss.detach(), "mse": mse.detach()}
 
     def predict(self, images: Images) -> Tensor:
         """`(B, G)`."""
