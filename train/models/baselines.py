@@ -47,7 +47,7 @@ class RidgeModel(PreparedModel):
     """Ridge on the first 256 principal components of the standardised embeddings of spot and niche, side by side.
 
     Its strength is the one of `ALPHAS` with the least validation error. All steps are linear, so what is kept is one
-    matrix.
+    matrix. The probe of HEST-bench, after which it is made, reads the spot alone, has one penalty and no intercept.
     """
 
     weight: Tensor

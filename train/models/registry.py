@@ -85,7 +85,7 @@ _entry(
     learns=False,
     takes_recipe=False,
     unused=("select_by",),
-    reference="as the probe of HEST-bench (NeurIPS 2024), on spot and niche",
+    reference="after the probe of HEST-bench (NeurIPS 2024)",
     encoder="any, frozen",
 )
 _entry(
