@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from hist_cache.options import UNEXPECTED
 
-FACTOR = float(os.environ.get("FUZZ_FACTOR", "1"))
+FACTOR = float(os.environ.get("FUZZ_FACTOR", "0.3"))
 
 
 def fuzz(examples: int) -> settings:

@@ -190,7 +190,7 @@ def test_an_encoder_that_is_no_vision_transformer(run_command: Run, cache: Path,
 def test_out_of_memory_names_what_helps(
     cache: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fit(*args: object) -> None:
+    def fit(*args: object, **more: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("train.experiments.members.fit", fit)
