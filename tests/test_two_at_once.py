@@ -13,7 +13,7 @@ import train.cli
 import train.report.cli
 from tests.commands import Command
 from tests.conftest import HIST_EXTRACT, HIST_TRAIN
-from tests.small import TRAIN, Run, cached, extraction, make_cache, train_once, trained, unfinished
+from tests.small import TRAIN, Run, cached, extraction, make_cache, trained, unfinished
 
 Start = Callable[..., Command]
 HIST_SWEEP = "from sweeps.cli import main; raise SystemExit(main())"
@@ -29,9 +29,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one training alone gives."""
+    """What one training alone gives, in a process of its own as the others."""
     folder = tmp_path_factory.mktemp("runs")
-    train_once(cache, folder)
+    command = Command(HIST_TRAIN, [str(a) for a in ("--cache", cache, "--runs", folder, *TRAIN)])
+    text = command.communicate()[0]
+    command.end()
+    assert command.returncode == 0, text
     return folder
 
 
