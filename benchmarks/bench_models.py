@@ -36,9 +36,8 @@ from train.models.registry import get_model, model_entries
 from train.models.variants import get_variant
 
 STEPS = 5
-FEW_SPOTS = 32
-"""Predicted first, to see how long all would take."""
-MAX_PREDICTION_S = 60.0
+LONG_S = 10.0
+"""A prediction that takes longer is not repeated with more spots."""
 
 
 def hexagonal_slide(spots: int, width: int, genes: int, device: torch.device) -> SpotData:
@@ -97,14 +96,20 @@ def seconds_per_epoch(model: Model, data: SpotData, config: FitConfig) -> float:
 
 
 def seconds_per_1000(model: Model, data: SpotData) -> tuple[float, bool]:
-    """Seconds to predict 1,000 spots of the slide, and whether they are extrapolated from fewer than all spots."""
+    """Seconds to predict 1,000 spots of the slide, and whether they are extrapolated from fewer than all spots.
+
+    More and more spots are predicted until they take `LONG_S`; what more spots took is then taken for all others.
+    """
     rows = torch.arange(len(data.slide), device=data.spot.device)
-    few = timed_prediction(model, data, rows[:FEW_SPOTS])
-    shared = timed_prediction(model, data, rows[:1])  # of what is computed once for a slide
-    expected = shared + max(0.0, few - shared) * len(rows) / FEW_SPOTS
-    if expected > MAX_PREDICTION_S:
-        return expected / len(rows) * 1000, True
-    return timed_prediction(model, data, rows) / len(rows) * 1000, False
+    count, seconds = 1, timed_prediction(model, data, rows[:1])
+    before = 0, 0.0
+    while seconds < LONG_S and count < len(rows):
+        before = count, seconds
+        count = min(4 * count, len(rows))
+        seconds = timed_prediction(model, data, rows[:count])
+    per_spot = max(0.0, seconds - before[1]) / (count - before[0])
+    whole = seconds + per_spot * (len(rows) - count)
+    return whole / len(rows) * 1000, count < len(rows)
 
 
 def timed_prediction(model: Model, data: SpotData, rows: Tensor) -> float:
