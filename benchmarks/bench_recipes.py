@@ -124,6 +124,7 @@ class Scorer:
             loop = replace(setting.fit, seed=(seed + member) % SEED_COUNT)
             torch.manual_seed(loop.seed)
             model = make_member(setting)
+            model.look_around(fitted.data.surroundings)
             model.prepare(fitted.data, train, val, loop.seed)
             progress = fit(model, fitted.data, train, val, loop, None)
             outputs.append(predict(model, fitted.data, scored))

@@ -214,16 +214,15 @@ def panel_slides(protocol: Protocol, split: Split, workspace: Workspace) -> tupl
 def make_setting(
     point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace, panel: Sequence[str]
 ) -> Setting:
-    """Resolve a point: options that were given, over the recipe's, the protocol's, the dataset's and the defaults."""
+    """Resolve a point: options that were given, over the recipe's, the protocol's, the model's, the dataset's, the defaults."""
     of_protocol, of_recipe = protocol_options(protocol.name), recipe_options(point.recipe, options.recipe_path)
     if options.config_values.get("targets") == "raw":
         of_recipe.pop("level", None)  # it belongs to the row's targets, in whose place others were given
-    preset = dataset_named(workspace.dataset).training | of_protocol | of_recipe
     entry = get_model(point.model)
+    preset = dataset_named(workspace.dataset).training | entry.training | of_protocol | of_recipe
     used = used_options(entry)
     recipe = options.resolve(RecipeConfig, of_recipe, name=point.recipe) if entry.takes_recipe else RecipeConfig()
     recipe = without_unused(recipe, used)
-    preset = preset if entry.name == DEFAULT_MODEL else preset | entry.training | of_protocol | of_recipe
     model_preset = preset if entry.name == DEFAULT_MODEL else of_recipe  # a dataset's width suits HiST alone
     finetunes = bool(point.lora_layers) and entry.learns
     precision: Precision = "bf16" if options.precision == "bf16" and entry.learns else "fp32"
