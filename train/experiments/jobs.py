@@ -214,7 +214,7 @@ def panel_slides(protocol: Protocol, split: Split, workspace: Workspace) -> tupl
 def make_setting(
     point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace, panel: Sequence[str]
 ) -> Setting:
-    """Resolve a point: options that were given, over the recipe's, the protocol's, the model's, the dataset's, the defaults."""
+    """Resolve a point: what was given, over the recipe, the protocol, the model's own, the dataset and the defaults."""
     of_protocol, of_recipe = protocol_options(protocol.name), recipe_options(point.recipe, options.recipe_path)
     if options.config_values.get("targets") == "raw":
         of_recipe.pop("level", None)  # it belongs to the row's targets, in whose place others were given
