@@ -50,6 +50,7 @@ from hist_cache.cache import Cache
 from hist_cache.console import progress, show_logs, size
 from hist_cache.demo.slides import write_demo
 from hist_cache.slides import find_slide, slides_on_disk
+from hist_cache.sources import HestFolder
 from hist_cache.spots import read_spots
 from hist_cache.token_files import token_path
 from train.assembly import assemble, read_slides
@@ -92,7 +93,7 @@ def make_slides(root: Path, spots: int) -> None:
 def make_cache(encoder: Encoder, root: Path, folder: Path, precision: str) -> Cache:
     """Extract the embeddings of the slide, with a copy of the encoder."""
     common = common_identity(encoder, precision, 0)
-    request = Request(root, (NEIGHBORS,), 0, common)
+    request = Request(HestFolder(root), (NEIGHBORS,), 0, common)
     cache = Cache(folder / "demo" / folder_name(encoder, common))
     plan = plan_extraction(request, [SLIDE], cache.folder)
     own = replace(encoder, module=copy.deepcopy(encoder.module))

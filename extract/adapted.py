@@ -20,6 +20,7 @@ from hist_cache.console import progress
 from hist_cache.errors import HistError, StaleCacheError
 from hist_cache.fingerprint import CropRule, differences, identity_hash
 from hist_cache.slide_file import read_fingerprint
+from hist_cache.sources import HestFolder
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def complete_adapted(
 def _request(plain: Cache, adapter: Path, sizes: Sequence[int], root: Path) -> Request:
     """Return what is to be computed. Any scale is accepted, as it was for the plain cache."""
     common = adapted_common(plain, adapter)
-    return Request(root, tuple(sizes), CropRule.from_identity(common).min_spot_um, common, any_scale=True)
+    return Request(HestFolder(root, any_scale=True), tuple(sizes), CropRule.from_identity(common).min_spot_um, common)
 
 
 def _extract(

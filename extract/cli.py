@@ -98,6 +98,7 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     from hist_cache.cache import Cache, remember_last
     from hist_cache.metadata import HEST_ID
     from hist_cache.slides import is_absent
+    from hist_cache.sources import HestFolder
     from hist_cache.texts import first_names
 
     sizes = parse_sizes(options.neighbors)
@@ -116,7 +117,7 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     common = common_identity(encoder, pipeline.precision, options.min_spot_um)
     folder = cache_root / dataset.name / folder_name(encoder, common)
     mention_other_caches(folder, encoder.slug, common)
-    request = Request(data_root, sizes, options.min_spot_um, common, options.any_scale)
+    request = Request(HestFolder(data_root, options.any_scale), sizes, options.min_spot_um, common)
     with closing(pipeline):
         failed = fill(options, request, slides, folder, encoder, pipeline)
     cache = Cache(folder)

@@ -71,7 +71,7 @@ def slide_identity(
         The identity, and the size and time of each file, which are recorded so that it need not be read again.
     """
     digests, stamps = {}, {}
-    for key, path in (("image", files.image), ("table", files.table)):
+    for key, path in files.digested.items():
         stamps[key] = file_stamp(path)
         if earlier is not None and key in earlier.slide and earlier.stamps.get(key) == stamps[key]:
             digests[key] = earlier.slide[key]
@@ -79,6 +79,7 @@ def slide_identity(
             digests[key] = file_digest(path)
     identity = {
         **digests,
+        **files.facts,
         "um_per_px": files.um_per_px,
         "pitch_um": files.pitch_um,
         "spot_um": files.spot_um,

@@ -15,8 +15,8 @@ from hist_cache.errors import DamagedCacheError, HistError, SlideError, slide_fa
 from hist_cache.fingerprint import differences
 from hist_cache.memory import free_memory
 from hist_cache.slide_file import CacheHeader, read_fingerprint, read_header
-from hist_cache.slides import SlideFiles, find_slide
-from hist_cache.spots import count_spots
+from hist_cache.slides import SlideFiles
+from hist_cache.sources import SlideSource
 from hist_cache.token_files import token_path
 
 log = logging.getLogger(__name__)
@@ -29,16 +29,14 @@ CacheState = Literal["complete", "add", "new"]  # "add": the file is there, but 
 class Request:
     """What hist-extract is to compute, the same for all slides."""
 
-    data_root: Path
-    """Folder of the slides."""
+    slides: SlideSource
+    """Where the slides come from."""
     sizes: tuple[int, ...]
     """Neighbourhood sizes."""
     min_spot_um: float
     """Spot crops are at least this wide, um."""
     common: dict[str, Any]
     """The common part of the fingerprint."""
-    any_scale: bool = False
-    """Whether pixel and spot sizes are accepted that no usual slide has."""
     tokens_at: int | None = None
     """The block whose tokens are computed; None to compute embeddings."""
 
@@ -95,12 +93,12 @@ def plan_slide(request: Request, slide: str, folder: Path) -> Task:
     Raises:
         SlideError: The slide cannot be used, or its cache file was made from other files or in another way.
     """
-    files = find_slide(request.data_root, slide, request.any_scale)
+    files = request.slides.find(slide)
     path = request.path(folder, slide)
     header, damage = _read_earlier(path)
     if header is None:
         check_crop_memory(files, request.sizes, request.min_spot_um)
-        return Task(files, path, "new", request.sizes, count_spots(files), damage)
+        return Task(files, path, "new", request.sizes, request.slides.count(files), damage)
     cached = header.fingerprint
     image = open_image(slide, files.image)
     try:

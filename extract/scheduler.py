@@ -23,7 +23,8 @@ from hist_cache.console import duration
 from hist_cache.errors import HistError, SlideError, WriteError, keeping, slide_failure
 from hist_cache.files import write_error
 from hist_cache.fingerprint import Fingerprint, provenance
-from hist_cache.spots import Spots, read_spots
+from hist_cache.sources import SlideSource
+from hist_cache.spots import Spots
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +51,17 @@ class Loaded:
 Produce = Callable[[Task, Loaded, Fingerprint], Finish]
 
 
-def open_slide(task: Task, any_scale: bool = False) -> tuple[Spots, Image]:
+def open_slide(task: Task, slides: SlideSource) -> tuple[Spots, Image]:
     """Read a slide's spots and open its image.
 
     Args:
         task: The slide.
-        any_scale: Accept spots that are not as far from each other as the metadata say.
+        slides: Where it comes from.
 
     Raises:
         SlideError: The slide cannot be used.
     """
-    spots = read_spots(task.files, any_scale)
+    spots = slides.read(task.files)
     image = open_image(task.files.id, task.files.image)
     x, y = spots.coords.T
     outside = int(((x < 0) | (y < 0) | (x >= image.width) | (y >= image.height)).sum())
@@ -79,9 +80,9 @@ def open_slide(task: Task, any_scale: bool = False) -> tuple[Spots, Image]:
     return spots, image
 
 
-def load(task: Task, any_scale: bool = False) -> Loaded:
+def load(task: Task, slides: SlideSource) -> Loaded:
     """Open a slide as `open_slide` does, and take the digests of its files."""
-    spots, image = open_slide(task, any_scale)
+    spots, image = open_slide(task, slides)
     # New tokens can use the digests that were taken for the slide's embeddings.
     path = task.path if task.state == "add" else task.path.with_name(f"{task.files.id}.h5")
     earlier = earlier_header(path)
@@ -94,7 +95,7 @@ def check_plan(plan: ExtractionPlan, request: Request) -> list[HistError]:
     for task in plan.tasks:
         if task.state != "complete":
             try:
-                open_slide(task, request.any_scale)[1].close()
+                open_slide(task, request.slides)[1].close()
             except Exception as error:
                 failed.append(slide_failure(task.files.id, task.files.table, error))
                 log.warning(str(failed[-1]))
@@ -192,7 +193,7 @@ class Claims:
             self.finish(lock)
             return None
         self._locks.append(lock)
-        return Claim(current, lock, self._loader.submit(load, current, self._request.any_scale))
+        return Claim(current, lock, self._loader.submit(load, current, self._request.slides))
 
     def _acquire(self, lock: FileLock, path: Path, timeout: float) -> None:
         """Acquire a lock; where the file system has none, go on without, because each writer has a file of its own."""
@@ -266,7 +267,7 @@ def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: 
             following = claims.take(wait=False)
             try:
                 loaded = claim.loaded.result()
-                source = provenance(stamps=loaded.stamps, data_root=str(request.data_root.resolve()), **details)
+                source = provenance(stamps=loaded.stamps, data_root=str(request.slides.root.resolve()), **details)
                 fingerprint = Fingerprint(request.common, loaded.identity, source)
                 try:
                     finish = produce(claim.task, loaded, fingerprint)

@@ -33,6 +33,7 @@ from hist_cache.console import Meter, progress, size
 from hist_cache.disk_room import check_room, free_bytes
 from hist_cache.errors import HistError, InputError, SlideError, StaleCacheError
 from hist_cache.fingerprint import CropRule, Fingerprint, differences, is_tuned
+from hist_cache.sources import HestFolder
 from hist_cache.token_files import SPOT, token_bytes, token_names
 from hist_cache.token_writer import TokenWriter, write_tokens
 
@@ -237,7 +238,7 @@ def plan_cache_tokens(
         raise InputError(
             f"{cache.folder}: tokens are those of an encoder without an adapter; make them before adapting"
         )
-    request = Request(data_root, tuple(sizes), min_spot_um, common, any_scale=True)
+    request = Request(HestFolder(data_root, any_scale=True), tuple(sizes), min_spot_um, common)
     tokens = plan_tokens(request, encoder, block, slides, cache.folder)
     announce_tokens(tokens)
     return tokens

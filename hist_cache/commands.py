@@ -37,6 +37,11 @@ def hist_extract() -> int:
     return _run("extract")
 
 
+def hist_predict() -> int:
+    """Run hist-predict."""
+    return _run("train.predict")
+
+
 def hist_report() -> int:
     """Run hist-report."""
     return _run("train.report")

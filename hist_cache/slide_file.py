@@ -43,30 +43,43 @@ def write_slide(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> Non
     slide = as_stored(slide)
     if problem := find_problem(slide):
         raise HistError(f"{path}: cannot be written: {problem}")
+    with new_file(path) as (file, _):
+        arrays = embedding_arrays(slide) | other_arrays(slide)
+        complete(file, slide.attributes, fingerprint, write_arrays(file, arrays))
+
+
+def embedding_arrays(slide: CachedSlide) -> dict[str, NDArray[Any]]:
+    """The arrays of a slide's file that an encoder has made, by name."""
+    return {"embeddings": slide.embeddings} | {f"niche/{size}": niche for size, niche in sorted(slide.niches.items())}
+
+
+def other_arrays(slide: CachedSlide) -> dict[str, NDArray[Any]]:
+    """All further arrays of a slide's file, by name."""
     arrays: dict[str, NDArray[Any]] = {
         "barcodes": np.array(slide.barcodes, dtype=object),
         "coords": slide.coords,
         "array": slide.array,
-        "embeddings": slide.embeddings,
         "counts/data": slide.counts.data,
         "counts/indices": slide.counts.indices,
         "counts/indptr": slide.counts.indptr.astype(np.int64),
         "genes": np.array(slide.genes, dtype=object),
         "thumbnail": slide.thumbnail,
     }
-    arrays |= {f"niche/{size}": niche for size, niche in sorted(slide.niches.items())}
-    arrays |= {f"neighbors/{size}": rows for size, rows in sorted(slide.neighbors.items())}
-    with new_file(path) as (file, _):
-        for name, array in arrays.items():
-            if array.dtype == object:
-                file.create_dataset(name, data=array, dtype=h5py.string_dtype("utf-8"))
-            else:
-                packed = array.size and name.startswith(("counts/", "thumbnail"))
-                compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if packed else {}
-                file.create_dataset(name, data=array, **compression)
-        for size, rows in slide.neighbors.items():
-            file[f"neighbors/{size}"].attrs["K"] = rows.shape[1]
-        complete(file, slide.attributes, fingerprint, {name: array_digest(array) for name, array in arrays.items()})
+    return arrays | {f"neighbors/{size}": rows for size, rows in sorted(slide.neighbors.items())}
+
+
+def write_arrays(file: h5py.File, arrays: dict[str, NDArray[Any]]) -> dict[str, str]:
+    """Write arrays to a file that is open; returns the digest of each."""
+    for name, array in arrays.items():
+        if array.dtype == object:
+            file.create_dataset(name, data=array, dtype=h5py.string_dtype("utf-8"))
+        else:
+            packed = array.size and name.startswith(("counts/", "thumbnail"))
+            compression = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if packed else {}
+            file.create_dataset(name, data=array, **compression)
+        if name.startswith("neighbors/"):
+            file[name].attrs["K"] = array.shape[1]
+    return {name: array_digest(array) for name, array in arrays.items()}
 
 
 def as_stored(slide: CachedSlide) -> CachedSlide:

@@ -37,6 +37,16 @@ class SlideFiles:
     spot_um: float
     patient: str | None
 
+    @property
+    def digested(self) -> dict[str, Path]:
+        """The files whose digests are part of what a cache file was made from, by kind."""
+        return {"image": self.image, "table": self.table}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What else a cache file of the slide was made from, besides those files and the sizes."""
+        return {}
+
 
 def table_folder(root: Path) -> Path:
     """Return the folder of h5ad files below `root`.

@@ -8,6 +8,7 @@ import pytest
 from extract.plan import Request, plan_extraction
 from hist_cache.cache import Cache
 from hist_cache.errors import SlideError
+from hist_cache.sources import HestFolder
 from tests.hist_cache.test_fingerprint import unpack_version_0_1
 
 
@@ -15,7 +16,7 @@ def test_a_cache_of_version_0_1_is_continued(tmp_path: Path) -> None:
     root = unpack_version_0_1(tmp_path)
     cache = Cache(root / "cache/tiny/timm-test_vit-466e3250")
     common = cache.fingerprint().common
-    request = Request(root / "hest", (6,), 112.0, common)
+    request = Request(HestFolder(root / "hest"), (6,), 112.0, common)
     plan = plan_extraction(request, cache.slides, cache.folder)
     assert [task.state for task in plan.tasks] == ["complete"] * 3
     assert (plan.failed, plan.crops) == ([], 0)
@@ -33,7 +34,7 @@ def test_a_complete_cache_is_planned_without_its_tables(tmp_path: Path, monkeypa
     """Where the files are those of the fingerprint, the cache knows all that a plan needs of them."""
     root = unpack_version_0_1(tmp_path)
     cache = Cache(root / "cache/tiny/timm-test_vit-466e3250")
-    request = Request(root / "hest", (6, 18), 112.0, cache.fingerprint().common)
+    request = Request(HestFolder(root / "hest"), (6, 18), 112.0, cache.fingerprint().common)
 
     def refuse(*arguments: object, **options: object) -> None:
         raise AssertionError("the table is opened")

@@ -23,6 +23,7 @@ from hist_cache.errors import InputError, one_line
 from hist_cache.files import atomic_write, write_json, write_text
 from hist_cache.fingerprint import provenance
 from hist_cache.splits import Split
+from hist_cache.spot_scale import usual_scale
 from train.data import SpotData
 from train.experiments.fold_files import read_metrics
 from train.experiments.setting import Setting, read_setting
@@ -64,10 +65,13 @@ def write_start(
 ) -> None:
     """Write what a fold will be, before its first epoch: config.json, with `more` in it, and panel.txt."""
     patients = {s: str(slides[s].attributes["patient"]) for s in split.ids if "patient" in slides[s].attributes}
+    scale = usual_scale(slides[s] for s in split.train)
     config = setting.as_dict() | {
         "split": asdict(split),
         "split_kind": setting.split,
         "patients": patients if len(patients) == len(split.ids) else {},
+        "images": {s: slides[s].image for s in split.ids if slides[s].image},
+        **({} if scale is None else {"scale": asdict(scale)}),
         "provenance": provenance(device=str(device), threads=torch.get_num_threads()),
         **more,
     }

@@ -21,6 +21,7 @@ from extract.tokens import make_tokens, plan_cache_tokens
 from hist_cache.cache import Cache
 from hist_cache.errors import HistError, InputError
 from hist_cache.fingerprint import CropRule, is_tuned
+from hist_cache.sources import HestFolder
 from hist_cache.token_files import token_blocks
 from train import distributed
 from train.data import Inputs, SpotData, TensorCache
@@ -174,7 +175,7 @@ class Finetuner:
             if from_crops:
                 common = cache.fingerprint().common
                 min_spot_um = CropRule.from_identity(common).min_spot_um
-                request = Request(data_root, tuple(sizes), min_spot_um, common, any_scale=True)
+                request = Request(HestFolder(data_root, any_scale=True), tuple(sizes), min_spot_um, common)
                 failed = plan_extraction(request, slides, cache.folder).failed
             else:
                 tokens = plan_cache_tokens(cache, slides, sizes, self.encoder, block, data_root)

@@ -1,0 +1,1 @@
+"""hist-predict: expression for slides that have none."""

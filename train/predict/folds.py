@@ -1,0 +1,193 @@
+"""The folds of a run, ready to predict slides that they have not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import Tensor
+
+from extract.adapted import adapted_cache
+from extract.encoders.adapters import ADAPTER, SETTINGS, adapter_digest
+from hist_cache.cache import Cache
+from hist_cache.errors import InputError, one_line
+from hist_cache.fingerprint import encoder_slug, identity_hash, is_tuned
+from hist_cache.runs import CONFIG, METRICS, RECIPE, Fold, Run, fold_folders
+from hist_cache.splits import Split
+from hist_cache.spot_scale import SpotScale, usual_scale
+from train.experiments.fold_files import read_metrics, read_split
+from train.experiments.outputs import load_model
+from train.experiments.setting import Setting, read_setting
+from train.models.base import Model
+from train.models.ensemble import EnsembleModel
+from train.models.registry import get_model
+from train.recipes.restored import needs_whole_slides
+
+
+@dataclass(frozen=True)
+class TrainedFold:
+    """A finished fold.
+
+    Attributes:
+        folder: Its folder.
+        setting: What decided its numbers.
+        panel: Names of its genes.
+        split: The slides that it was trained, validated and tested on.
+        images: Slide ID -> SHA-256 of its image, of those that are known.
+        scale: Of the spots that it has learnt from; None where its folder does not say.
+        adapter: The adapter of its encoder; None for the encoder as it is.
+        digest: Of its weights.
+    """
+
+    folder: Path
+    setting: Setting
+    panel: list[str]
+    split: Split
+    images: dict[str, str]
+    scale: SpotScale | None
+    adapter: Path | None
+    digest: str
+
+    @property
+    def n_rings(self) -> int:
+        """Rings around each spot whose spots it reads."""
+        return max(self.setting.recipe.n_rings, get_model(self.setting.model_name).n_rings)
+
+    @property
+    def drops_edges(self) -> bool:
+        """Whether it was tested without spots that lack a neighbour."""
+        return self.setting.protocol.edge_spots == "drop"
+
+    def seen(self, name: str, image: str) -> str:
+        """The part of the split that a slide is in, by its name or by the digest of its image; "" where in none."""
+        ids = {slide for slide, digest in self.images.items() if digest == image} | {name}
+        return next((p for p in ("train", "val", "test") if ids & set(getattr(self.split, p))), "")
+
+    def load(self, device: torch.device) -> tuple[Model, dict[str, Tensor]]:
+        """The model, and what its recipe has fitted."""
+        model = load_model(self.folder).to(device)
+        return model, read_recipe_tensors(self.folder)
+
+
+def needs_surroundings(model: Model, fold: TrainedFold) -> bool:
+    """Whether predictions of a spot depend on the other spots of its slide."""
+    members = [model.member(i) for i in range(len(model.members))] if isinstance(model, EnsembleModel) else [model]
+    looks_around = any(type(member).look_around is not Model.look_around for member in members)
+    return looks_around or fold.n_rings > 0 or needs_whole_slides(fold.setting.recipe)
+
+
+def read_recipe_tensors(folder: Path) -> dict[str, Tensor]:
+    """What the recipe of a fold has fitted; {} where it has fitted nothing."""
+    file = folder / RECIPE
+    if not file.exists():
+        return {}
+    try:
+        return dict(load(file.read_bytes()))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise InputError(f"{file}: damaged ({one_line(error)}); delete {folder} to run it again") from error
+
+
+def read_folds(path: Path, lora: Path | None, cache_root: Path) -> list[TrainedFold]:
+    """The finished folds of a run, or one of them.
+
+    Args:
+        path: Folder of a run or of a fold.
+        lora: Where the adapters are, if they are not in the folds.
+        cache_root: Folder of all caches, where runs that do not state the scale of their spots are looked up.
+
+    Raises:
+        InputError: There is none, or a file cannot be read.
+    """
+    folders = [path] if (path / METRICS).is_file() else [f.folder for f in Run(path).folds]
+    if not folders:
+        started = f"; {len(fold_folders(path))} are not finished" if fold_folders(path) else ""
+        raise InputError(f"--run {path}: no finished fold here{started} (looked for fold*/{METRICS})")
+    return [read_fold(folder, lora, cache_root) for folder in folders]
+
+
+def read_fold(folder: Path, lora: Path | None, cache_root: Path) -> TrainedFold:
+    """One finished fold; `InputError` where a file cannot be read."""
+    config = Fold(folder).config
+    setting = read_setting(folder / CONFIG, config)
+    split = read_split(folder / CONFIG, config)
+    images = config.get("images")
+    return TrainedFold(
+        folder,
+        setting,
+        Fold(folder).panel,
+        split,
+        images if isinstance(images, dict) else {},
+        read_scale(folder, config, setting, split, cache_root),
+        find_fold_adapter(folder, config, setting, lora),
+        str(read_metrics(folder).get("model_digest", "")),
+    )
+
+
+def read_scale(
+    folder: Path, config: dict[str, Any], setting: Setting, split: Split, cache_root: Path
+) -> SpotScale | None:
+    """The scale of the train slides' spots: as config.json states it, else as the cache does; None where neither."""
+    if "scale" in config:
+        try:
+            return SpotScale.from_dict(config["scale"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{folder / CONFIG}: 'scale' is not readable ({one_line(error)})") from error
+    cache = plain_cache(setting, cache_root)
+    slides = [s for s in split.train if cache.path(s).is_file()]
+    return usual_scale(cache.read(s, [setting.neighbors]) for s in slides)
+
+
+def plain_cache(setting: Setting, cache_root: Path) -> Cache:
+    """The cache of a run's slides and its encoder without an adapter, which may not be there."""
+    name = f"{encoder_slug(setting.cache['encoder'])}-{identity_hash(plain_identity(setting))}"
+    return Cache(cache_root / setting.dataset / name)
+
+
+def plain_identity(setting: Setting) -> dict[str, Any]:
+    """What the embeddings were made from that a run reads, as if their encoder had no adapter."""
+    return {key: value for key, value in setting.cache.items() if key != "adapter"} | {"lora": None}
+
+
+def training_cache(fold: TrainedFold, cache_root: Path) -> Cache:
+    """The cache of the embeddings that a fold was trained on, which may not be there."""
+    plain = plain_cache(fold.setting, cache_root)
+    return adapted_cache(plain, fold.adapter) if fold.adapter is not None and plain.slides else plain
+
+
+def find_fold_adapter(folder: Path, config: dict[str, Any], setting: Setting, lora: Path | None) -> Path | None:
+    """The adapter of a fold's encoder: its own, or that of `--lora`.
+
+    Args:
+        folder: Of the fold.
+        config: The content of its config.json.
+        setting: The same, read.
+        lora: Folder of an adapter, or of a run with an adapter in the fold of the same number.
+
+    Raises:
+        InputError: The embeddings are those of an adapter that is not there, or another one was given.
+    """
+    own = folder / ADAPTER
+    if (own / SETTINGS).is_file():
+        return own
+    if not is_tuned(setting.cache):
+        return None
+    wanted = config.get("embedded_by") or setting.cache["lora"]
+    if lora is None:
+        raise InputError(
+            f"{folder}: its embeddings are those of an adapter (digest {str(wanted)[:12]}); give it, or its run, with "
+            "--lora"
+        )
+    places: Sequence[Path] = (lora, lora / ADAPTER, lora / folder.name / ADAPTER)
+    adapter = next((p for p in places if (p / SETTINGS).is_file()), None)
+    if adapter is None:
+        raise InputError(f"--lora {lora}: no adapter here for {folder.name}")
+    if (digest := adapter_digest(adapter)) != wanted:
+        raise InputError(
+            f"--lora {adapter}: has the digest {digest[:12]}, and {folder} was trained on embeddings of {wanted[:12]}"
+        )
+    return adapter

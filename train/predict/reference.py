@@ -1,0 +1,131 @@
+"""How far a spot's embeddings lie from those that a fold has learnt from: where its predictions are guesses.
+
+Embeddings of spot and niche, side by side, are standardised over the train spots and divided into their first
+principal components, of which each is scaled to a variance of 1, and what these leave, whose mean square is scaled to 1
+too. The distance is the root of the mean of both parts' mean squares: 1 is usual for a train spot. It is a Mahalanobis
+distance with a floor for directions without variance. The limit is the distance that 1 % of the spots of the validation
+slides exceed. The model was not trained on these, so a slide of the same kind has about 1 % of its spots beyond it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from hist_cache.cache import Cache
+from hist_cache.errors import HistError
+from hist_cache.files import atomic_write
+from train.models.components import standard_deviations
+
+REFERENCE = "reference.safetensors"  # in the folder of a fold
+N_COMPONENTS = 64
+BEYOND = 0.01  # share of the validation spots beyond the limit
+MIN_SHARE = 1e-6  # of the largest variance: components with less are left to the rest
+
+_Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Statistics of the embeddings of a fold's train spots, with D features of spot and niche each.
+
+    Attributes:
+        mean: `(2 D,)`.
+        std: `(2 D,)`, 1 for a feature without variance.
+        axes: `(2 D, k)` principal axes of standardised embeddings over the standard deviations of their components.
+        rest: Mean square of what the components leave, over the train spots.
+        limit: The distance that a share of `BEYOND` of the validation spots exceeds.
+    """
+
+    mean: _Array
+    std: _Array
+    axes: _Array
+    rest: float
+    limit: float
+
+    def distance(self, embeddings: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Distances `(n,)` of embeddings `(n, 2 D)` from the train spots."""
+        values = (embeddings.astype(np.float64) - self.mean) / self.std
+        scores = values @ self.axes
+        # The axes are divided by standard deviations; the length of what they span is that of the scores times these.
+        spanned = (scores * self._deviations()) ** 2
+        rest = np.maximum((values**2).sum(1) - spanned.sum(1), 0) / self.rest if self.rest > 0 else 0.0
+        return np.sqrt(((scores**2).mean(1) + rest) / (2 if self.rest > 0 else 1)).astype(np.float32)
+
+    def _deviations(self) -> _Array:
+        deviations: _Array = 1 / np.linalg.norm(self.axes, axis=0)
+        return deviations
+
+    def write(self, folder: Path) -> None:
+        """Keep it in the folder of the fold."""
+        arrays = {"mean": self.mean, "std": self.std, "axes": self.axes}
+        arrays |= {"rest": np.array([self.rest]), "limit": np.array([self.limit])}
+        with atomic_write(folder / REFERENCE) as aside:
+            aside.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def read_reference(folder: Path) -> Reference | None:
+    """What `Reference.write` wrote; None where it is not there or damaged, so that it is computed again."""
+    try:
+        arrays = load((folder / REFERENCE).read_bytes())
+        rest, limit = (float(arrays[name][0]) for name in ("rest", "limit"))
+        return Reference(arrays["mean"], arrays["std"], arrays["axes"], rest, limit)
+    except (OSError, SafetensorError, KeyError, IndexError, ValueError):
+        return None
+
+
+def fit_reference(train: Iterable[NDArray[np.floating]], val: Iterable[NDArray[np.floating]]) -> Reference:
+    """Compute a reference.
+
+    Args:
+        train: Embeddings `(n, 2 D)` of the spots of each train slide.
+        val: The same of each validation slide.
+    """
+    slides = [slide.astype(np.float64) for slide in train]
+    n = sum(map(len, slides))
+    mean = sum(slide.sum(0) for slide in slides) / n
+    gram = sum((slide - mean).T @ (slide - mean) for slide in slides) / n
+    std = standard_deviations(mean, np.diag(gram), n)
+    correlation = gram / np.outer(std, std)
+    variances, vectors = np.linalg.eigh(correlation)
+    kept = np.flatnonzero(variances > MIN_SHARE * variances[-1])[::-1][:N_COMPONENTS]
+    rest = max(float(np.trace(correlation) - variances[kept].sum()), 0.0)
+    rest = rest if rest > MIN_SHARE * float(np.trace(correlation)) else 0.0
+    fitted = Reference(mean, std, vectors[:, kept] / np.sqrt(variances[kept]), rest, np.inf)
+    limit = float(np.quantile(np.concatenate([fitted.distance(slide) for slide in val]), 1 - BEYOND))
+    return Reference(fitted.mean, fitted.std, fitted.axes, rest, limit)
+
+
+def reference_of(folder: Path, cache: Cache, size: int, train: Iterable[str], val: Iterable[str]) -> Reference | None:
+    """The reference of a fold, computed and kept where it has none yet.
+
+    Args:
+        folder: Of the fold.
+        cache: The embeddings that the fold was trained on.
+        size: Neighbourhood size.
+        train: IDs of the train slides.
+        val: IDs of the validation slides.
+
+    Returns:
+        The reference; None where the cache is not there (any more).
+    """
+    if (kept := read_reference(folder)) is not None:
+        return kept
+
+    def embeddings(slides: Iterable[str]) -> list[NDArray[np.floating]]:
+        read = (cache.read(slide, [size]) for slide in slides)
+        return [np.concatenate([s.embeddings, s.niches[size]], axis=1).astype(np.float32) for s in read]
+
+    if not all(cache.path(slide).is_file() for slide in (*train, *val)):
+        return None
+    fitted = fit_reference(embeddings(train), embeddings(val))
+    with suppress(HistError):  # in a folder that cannot be written to it is computed again next time
+        fitted.write(folder)
+    return fitted
