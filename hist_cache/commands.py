@@ -32,6 +32,11 @@ def _run(package: str) -> int:
         return 130
 
 
+def hist_export() -> int:
+    """Run hist-export."""
+    return _run("train.export")
+
+
 def hist_extract() -> int:
     """Run hist-extract."""
     return _run("extract")

@@ -140,8 +140,12 @@ def _open_picture(data: bytes, kind: str) -> Any:
 def _flatten(pixels: np.ndarray) -> np.ndarray:
     """Show RGBA (h, w, 4) uint8 on white; RGB stays as it is."""
     return pixels if pixels.shape[-1] == 3 else on_white(pixels[..., :3], pixels[..., 3:], associated=False)
+
+
 # STUB-BEGIN
 def slide_images(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+
+
 def slide_name(path: Path) -> str:
     return path.stem

@@ -46,8 +46,15 @@ def place_spots(mask: TissueMask, pitch_um: float, spot_um: float, lattice: Lite
     """
     raise NotImplementedError
 
+
 def read_positions(name, path):
-    import anndata, numpy as np
+    import anndata
+    import numpy as np
+
     a = anndata.read_h5ad(path)
-    arr = np.stack([a.obs["array_row"], a.obs["array_col"]], 1).astype(np.int32) if "array_row" in a.obs else np.full((a.n_obs,2),-1,np.int32)
+    arr = (
+        np.stack([a.obs["array_row"], a.obs["array_col"]], 1).astype(np.int32)
+        if "array_row" in a.obs
+        else np.full((a.n_obs, 2), -1, np.int32)
+    )
     return VirtualSpots(list(a.obs_names), np.asarray(a.obsm["spatial"], dtype=np.float64)[:, :2], arr)

@@ -31,6 +31,7 @@ class ModelEntry:
         has_variants: Whether the ablations of variants.toml apply to it.
         takes_recipe: Whether a recipe changes what it reads and learns; a fixed point of comparison stays as it is.
         unused: Options of training and of recipes that change nothing of it, besides those which follow from the above.
+        keeps_spots: Whether it predicts with the expression of train spots, which its weights then hold.
         n_rings: Rings around a spot whose spots it reads, from the cache: its encoder cannot be fine-tuned with it.
         training: Options of the training loop that it has in its authors' hands, by name; they hold unless given.
         reference: Where it was published.
@@ -45,6 +46,7 @@ class ModelEntry:
     has_variants: bool = False
     takes_recipe: bool = True
     unused: tuple[str, ...] = ()
+    keeps_spots: bool = False
     n_rings: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     reference: str = ""
@@ -97,6 +99,7 @@ _entry(
 )
 _entry(
     *("knn", "nearest train spots", "baselines:KnnModel", configs.KnnConfig),
+    keeps_spots=True,
     learns=False,
     unused=("select_by",),
     reference="this program's baseline",
@@ -114,6 +117,7 @@ _entry(
 )
 _entry(
     *("bleep", "BLEEP", "bleep:BleepModel", configs.BleepConfig),
+    keeps_spots=True,
     unused=("pearson",),
     training={"lr": 1e-3, "weight_decay": 1e-3, "batch_size": 256},
     reference="Xie et al., NeurIPS 2023",

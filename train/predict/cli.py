@@ -15,9 +15,9 @@ from train.predict.options import PredictOptions
 if TYPE_CHECKING:
     from train.predict.work import Prediction
 
-DESCRIPTION = """Predict expression on slides that have none: tissue is found, spots are placed on it as on the slides of
-the run, their crops are embedded once and kept in the cache, and every fold of the run predicts; the mean is written as
-<slide>.h5ad. Stop it anywhere; the same command goes on from there."""
+DESCRIPTION = """Predict expression on slides that have none: tissue is found, spots are placed on it as on the
+run's slides, their crops are embedded once and kept in the cache, every fold of the run predicts, and the mean is
+written as <slide>.h5ad. Stop it anywhere; the same command goes on from there."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

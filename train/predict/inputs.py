@@ -68,9 +68,8 @@ def companions(flag: str, given: str | None, names: Sequence[str], suffixes: Seq
         raise InputError(f"{flag} {path}: no such file or folder")
     found = {name: next((p for s in suffixes if (p := path / f"{name}{s}").is_file()), None) for name in names}
     if missing := [name for name, file in found.items() if file is None]:
-        raise InputError(
-            f"{flag} {path}: nothing for {first_names(missing)} (looked for NAME{', NAME'.join(suffixes)})"
-        )
+        looked_for = ", ".join(f"NAME{suffix}" for suffix in suffixes)
+        raise InputError(f"{flag} {path}: nothing for {first_names(missing)} (looked for {looked_for})")
     return {name: file for name, file in found.items() if file is not None}
 
 

@@ -29,9 +29,8 @@ def write_pseudobulk(folder: Path, slides: Sequence[PredictedSlide]) -> Path:
 
 def predicted_table(slides: Sequence[PredictedSlide]) -> Table:
     """A row a slide: spots, the share beyond the limit of the distance, disagreement of folds, and metrics."""
-    metrics = [
-        m for m in ("pcc@10", "pcc@50", "pcc@200", "mse") if any(m in s.metrics.get("pooled", {}) for s in slides)
-    ]
+    known = {metric for slide in slides for metric in slide.metrics.get("pooled", {})}
+    metrics = [metric for metric in ("pcc@10", "pcc@50", "pcc@200", "mse") if metric in known]
     columns = [Column("spots"), Column("far from training"), Column("folds differ by")]
     columns += [Column(m.upper(), LOWER if m == "mse" else HIGHER) for m in metrics]
     rows = []
