@@ -10,13 +10,14 @@ from typing import Any, Literal
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from extract.slides.focus import check_focus
+from extract.slides.focus import MIN_FOCUS, measure_focus
+from extract.slides.given_spots import read_coords
 from extract.slides.image import Image
 from extract.slides.masks import read_mask
 from extract.slides.pixel_size import read_pixel_size
 from extract.slides.readers import open_image
-from extract.slides.tissue import find_tissue
-from extract.slides.virtual_spots import VirtualSpots, place_spots, read_positions
+from extract.slides.tissue import TissueMask, find_tissue
+from extract.slides.virtual_spots import VirtualSpots, place_spots
 from hist_cache.errors import SlideError
 from hist_cache.fingerprint import file_digest, short_hash
 from hist_cache.metadata import USUAL
@@ -163,25 +164,33 @@ class VirtualSlides:
         image = self.ids[files.id]
         opened = open_image(image.name, image.image)
         try:
-            spots = self._find_spots(image, files, opened)
+            size = (opened.width, opened.height)
+            if image.mask is not None:
+                mask = read_mask(image.name, image.mask, size, files.um_per_px)
+            else:
+                mask = find_tissue(opened.overview(), size, files.um_per_px)
+            spots = self._find_spots(image, files, mask)
             if not self.rule.any_focus:
-                check_focus(image.name, opened, spots.coords, files.um_per_px)
+                check_focus(image, opened, mask)
         finally:
             opened.close()
         no_counts = csr_matrix((len(spots), 0), dtype=np.int32)
         return Spots(spots.names, spots.coords, spots.array, no_counts, [])
 
-    def _find_spots(self, image: SlideImage, files: VirtualFiles, opened: Image) -> VirtualSpots:
+    def _find_spots(self, image: SlideImage, files: VirtualFiles, mask: TissueMask) -> VirtualSpots:
         if image.positions is not None:
-            return read_positions(image.name, image.positions)
-        size = (opened.width, opened.height)
-        if image.mask is not None:
-            mask = read_mask(image.mask, size, files.um_per_px)
-        else:
-            mask = find_tissue(opened.overview(), size, files.um_per_px)
+            return read_coords(image.name, image.positions, (mask.width, mask.height))
         spots = place_spots(mask, self.rule.pitch_um, files.spot_um, self.rule.lattice)
         if not len(spots):
             where = image.mask or image.image
             advice = "does the mask fit this slide?" if image.mask else "leave it out, or draw its tissue (--mask)"
             raise SlideError(image.name, where, "no tissue found", advice)
         return spots
+
+
+def check_focus(image: SlideImage, opened: Image, mask: TissueMask) -> None:
+    """`SlideError` where the tissue of a slide is blurred; one without structure, such as a plain colour, is too."""
+    focus = measure_focus(opened, mask)
+    if focus is None or focus < MIN_FOCUS:
+        found = "no structure in its tissue" if focus is None else f"blurred (focus {focus:.2f}, sharp above {MIN_FOCUS})"
+        raise SlideError(image.name, image.image, found, "scan it again, or give --any-focus")

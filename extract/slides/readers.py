@@ -142,10 +142,3 @@ def _flatten(pixels: np.ndarray) -> np.ndarray:
     return pixels if pixels.shape[-1] == 3 else on_white(pixels[..., :3], pixels[..., 3:], associated=False)
 
 
-# STUB-BEGIN
-def slide_images(path: Path) -> list[Path]:
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
-
-
-def slide_name(path: Path) -> str:
-    return path.stem

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from extract.slides.readers import slide_images, slide_name
+from extract.slides.listing import slide_images, slide_name
 from extract.virtual_slides import SlideImage, SpotRule
 from hist_cache.errors import InputError, SlideError
 from hist_cache.metadata import read_metadata, read_scale
@@ -23,15 +23,13 @@ def images_to_predict(options: PredictOptions) -> tuple[list[SlideImage], dict[s
     """The slides, and the measured counts of each, by name.
 
     Raises:
-        InputError: There are no slides, two have one name, or a file that belongs to them is not there.
+        InputError: There are no slides, or a file that belongs to them is not there.
     """
     if options.coords is not None and options.truth is not None:
         raise InputError("--coords and --truth exclude each other: with measured counts, their spots are predicted")
     root = Path(str(options.wsi))
     files = slide_images(root)
     names = [slide_name(file) for file in files]
-    if repeats := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"--wsi {root}: several slides are called {first_names(repeats)}; rename them")
     masks = companions("--mask", options.mask, names, MASKS)
     positions = companions("--coords", options.coords, names, POSITIONS)
     truths = companions("--truth", options.truth, names, TABLES)
