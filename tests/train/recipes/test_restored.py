@@ -50,7 +50,9 @@ def test_a_recipe_that_needs_no_whole_slides_gives_the_same_of_a_part(config: Re
     data = make_data()
     tensors = fit(config, data, with_ridge=False).tensors
     whole = without_expression(data.only(["C"]))
-    part = replace(whole, **{f: getattr(whole, f)[5:9] for f in ("spot", "niche", "slide", "row", "complete")}, rings=())
+    part = replace(
+        whole, **{f: getattr(whole, f)[5:9] for f in ("spot", "niche", "slide", "row", "complete")}, rings=()
+    )
     part = replace(part, expression=whole.expression[5:9], niche_expression=whole.expression[5:9])
     output = torch.randn(4, 5, generator=torch.Generator().manual_seed(1))
     results = []
