@@ -1,4 +1,12 @@
-"""Where tissue is on an H&E slide, found on its overview."""
+"""Where tissue is on an H&E slide, found on its overview.
+
+The two stains of H&E absorb green light more than at least one of red and blue; glass, dust, air bubbles and black ink
+absorb all three alike. So `magenta` (the optical density of green less the smaller one of red and blue) is what tells
+tissue from all of these, whatever the brightness of the lamp. Its threshold is Otsu's, but never less than
+`MIN_CONTRAST` above the glass, because Otsu's method divides an empty slide in two as well, and never more than
+`MAX_CONTRAST` above it, so that pale tissue beside dark tissue is kept. Blue and green ink absorbs red light more than
+green, which H&E hardly does. Red ink and blood outside of tissue are taken for tissue: draw a mask there.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +14,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
+
+MASK_UM = 10.0  # pixel size of masks; those of a coarser overview are as large as the overview's
+SMOOTH_UM = 16.0  # standard deviation of the Gaussian: two cells, so that the gaps between them close
+MIN_CONTRAST = 0.045  # optical density; the pink haze beside tissue on four real slides reaches 0.04 in 99.9 % of it
+MAX_CONTRAST = 0.08  # optical density; the palest measured spots that are not fat have as much
+GLASS_SHARE = 0.1  # of the slide that is taken for glass, the least stained one
+MAX_GLASS = 0.06  # optical density: glass is not stained more, so a slide without any glass is tissue all over
+MIN_TISSUE_MM2 = 0.05  # smaller pieces are specks; the cores of tissue arrays have 0.28 or more
+MAX_HOLE_MM2 = 0.2  # smaller holes are lumens, fat or cracks
+BLACK = 50  # 8-bit; a pixel without any colour above it is the scanner's border, black ink or a fold
+INK_CONTRAST = 0.12  # optical density of red less that of green; H&E of four real slides has 0.06 at most
+INK_MARGIN_UM = 60.0  # around ink, where it is thin
+_DARKEST = 8.0  # 8-bit; optical densities of darker pixels are noise
 
 
 @dataclass(frozen=True)
@@ -27,7 +49,7 @@ class TissueMask:
     @property
     def area_mm2(self) -> float:
         """Area of the tissue."""
-        raise NotImplementedError
+        return float(self.pixels.mean()) * self.width * self.height * (self.um_per_px / 1000) ** 2
 
     def contains(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Tell which points lie on tissue; none outside of the slide does.
@@ -38,7 +60,12 @@ class TissueMask:
         Returns:
             (...) bool.
         """
-        raise NotImplementedError
+        h, w = self.pixels.shape
+        column = np.floor(points[..., 0] * (w / self.width)).astype(np.int64)
+        row = np.floor(points[..., 1] * (h / self.height)).astype(np.int64)
+        inside = (column >= 0) & (row >= 0) & (column < w) & (row < h)
+        found: NDArray[np.bool_] = inside & self.pixels[np.where(inside, row, 0), np.where(inside, column, 0)]
+        return found
 
 
 def find_tissue(overview: NDArray[np.uint8], size: tuple[int, int], um_per_px: float) -> TissueMask:
@@ -52,4 +79,92 @@ def find_tissue(overview: NDArray[np.uint8], size: tuple[int, int], um_per_px: f
     Returns:
         The tissue, in pixels of `MASK_UM` or those of the overview, whichever are larger; nothing on an empty slide.
     """
-    raise NotImplementedError
+    rgb = _shrink(overview, mask_shape(size, um_per_px))
+    height, width = rgb.shape[:2]
+    um = (size[0] / width * um_per_px, size[1] / height * um_per_px)
+    no_glass = (rgb.max(axis=2) < BLACK) | (rgb.min(axis=2) == 255)  # black border, white padding
+    density = -np.log10(np.maximum(rgb, np.float32(_DARKEST)) / np.float32(255))
+    red, green, blue = (_smooth(density[..., i], no_glass, um) for i in range(3))
+    ink = _dilate(red - green > INK_CONTRAST, INK_MARGIN_UM, um)
+    magenta = green - np.minimum(red, blue)
+    usable = ~no_glass & ~ink
+    tissue = _without_specks((magenta > _threshold(magenta[usable])) & usable, um)
+    return TissueMask(_fill_holes(tissue, um) & ~ink, *size, um_per_px)
+
+
+def mask_shape(size: tuple[int, int], um_per_px: float) -> tuple[int, int]:
+    """Return height and width of a mask with pixels of `MASK_UM`.
+
+    Args:
+        size: Width and height of the slide, level-0 px.
+        um_per_px: Pixel size of level 0.
+    """
+    scale = um_per_px / MASK_UM
+    return max(1, round(size[1] * scale)), max(1, round(size[0] * scale))
+
+
+def _shrink(overview: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """Average pixels of an overview down to (h, w); one that is smaller already stays as it is."""
+    import PIL.Image
+
+    height, width = min(shape[0], overview.shape[0]), min(shape[1], overview.shape[1])
+    return np.asarray(PIL.Image.fromarray(overview).resize((width, height), PIL.Image.Resampling.BOX))
+
+
+def _smooth(values: NDArray[np.float32], left_out: NDArray[np.bool_], um: tuple[float, float]) -> NDArray[np.float32]:
+    """Average values over `SMOOTH_UM`, only over pixels that are not left out; 0 where there is none of them."""
+    sigma = (SMOOTH_UM / um[1], SMOOTH_UM / um[0])
+    weight = ndimage.gaussian_filter(np.float32(1) - left_out, sigma)
+    total = ndimage.gaussian_filter(np.where(left_out, np.float32(0), values), sigma)
+    smooth: NDArray[np.float32] = total / np.maximum(weight, np.float32(1e-3))
+    return smooth
+
+
+def _threshold(magenta: NDArray[np.float32]) -> float:
+    """Return the magenta that divides tissue from glass."""
+    if not magenta.size:
+        return np.inf
+    glass = min(float(np.quantile(magenta, GLASS_SHARE)), MAX_GLASS)
+    return glass + float(np.clip(otsu(magenta) - glass, MIN_CONTRAST, MAX_CONTRAST))
+
+
+def otsu(values: NDArray[np.float32]) -> float:
+    """Return the value that divides values into two classes with the largest variance between the classes (Otsu 1979).
+
+    Args:
+        values: (N,), N at least 1.
+    """
+    counts, edges = np.histogram(values, bins=256)
+    centers = (edges[:-1] + edges[1:]) / 2
+    below = np.cumsum(counts)[:-1]
+    sums = np.cumsum(counts * centers)
+    above = counts.sum() - below
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = below * above * (sums[:-1] / below - (sums[-1] - sums[:-1]) / above) ** 2
+    best = np.flatnonzero(between == np.nanmax(between)) if np.isfinite(between).any() else np.array([0])
+    return float(edges[1:][best].mean())  # empty bins between two classes are all as good
+
+
+def _dilate(mask: NDArray[np.bool_], radius_um: float, um: tuple[float, float]) -> NDArray[np.bool_]:
+    if not mask.any():
+        return mask
+    grown: NDArray[np.bool_] = ndimage.distance_transform_edt(~mask, sampling=(um[1], um[0])) <= radius_um
+    return grown
+
+
+def _without_specks(mask: NDArray[np.bool_], um: tuple[float, float]) -> NDArray[np.bool_]:
+    """Remove pieces smaller than `MIN_TISSUE_MM2`."""
+    label, n = ndimage.label(mask, structure=np.ones((3, 3)))
+    large = np.bincount(label.ravel(), minlength=n + 1) * um[0] * um[1] / 1e6 >= MIN_TISSUE_MM2
+    large[0] = False
+    return large[label]
+
+
+def _fill_holes(mask: NDArray[np.bool_], um: tuple[float, float]) -> NDArray[np.bool_]:
+    """Fill holes smaller than `MAX_HOLE_MM2`, which touch no border of the slide."""
+    label, n = ndimage.label(~mask)
+    small = np.bincount(label.ravel(), minlength=n + 1) * um[0] * um[1] / 1e6 < MAX_HOLE_MM2
+    small[0] = True
+    small[np.concatenate([label[0], label[-1], label[:, 0], label[:, -1]])] = False
+    small[0] = True  # tissue, also at the border
+    return small[label]
