@@ -19,15 +19,15 @@ from scipy import ndimage
 MASK_UM = 10.0  # pixel size of masks; those of a coarser overview are as large as the overview's
 SMOOTH_UM = 16.0  # standard deviation of the Gaussian: two cells, so that the gaps between them close
 MIN_CONTRAST = 0.045  # optical density; the pink haze beside tissue on four real slides reaches 0.04 in 99.9 % of it
-MAX_CONTRAST = 0.08  # optical density; the palest measured spots that are not fat have as much
+MAX_CONTRAST = 0.08  # optical density; the measured spots of these slides have more, but for a few on fat
 GLASS_SHARE = 0.1  # of the slide that is taken for glass, the least stained one
-MAX_GLASS = 0.06  # optical density: glass is not stained more, so a slide without any glass is tissue all over
+MAX_GLASS = 0.06  # optical density; glass is not stained more, so a slide that has none is tissue all over
 MIN_TISSUE_MM2 = 0.05  # smaller pieces are specks; the cores of tissue arrays have 0.28 or more
 MAX_HOLE_MM2 = 0.2  # smaller holes are lumens, fat or cracks
-BLACK = 50  # 8-bit; a pixel without any colour above it is the scanner's border, black ink or a fold
-INK_CONTRAST = 0.12  # optical density of red less that of green; H&E of four real slides has 0.06 at most
+BLACK = 50  # 8-bit; a pixel without any colour above it is the scanner's border or black ink
+INK_RATIO, INK_CONTRAST = 1.2, 0.05  # of red's optical density to green's, and their difference; tissue: 1.17 at most
 INK_MARGIN_UM = 60.0  # around ink, where it is thin
-_DARKEST = 8.0  # 8-bit; optical densities of darker pixels are noise
+_DENSITY = -np.log10(np.maximum(np.arange(256, dtype=np.float32), 8) / 255)  # of 8-bit values; below 8 there is noise
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ def find_tissue(overview: NDArray[np.uint8], size: tuple[int, int], um_per_px: f
         The tissue, in pixels of `MASK_UM` or those of the overview, whichever are larger; nothing on an empty slide.
     """
     rgb = _shrink(overview, mask_shape(size, um_per_px))
-    height, width = rgb.shape[:2]
-    um = (size[0] / width * um_per_px, size[1] / height * um_per_px)
-    no_glass = (rgb.max(axis=2) < BLACK) | (rgb.min(axis=2) == 255)  # black border, white padding
-    density = -np.log10(np.maximum(rgb, np.float32(_DARKEST)) / np.float32(255))
-    red, green, blue = (_smooth(density[..., i], no_glass, um) for i in range(3))
-    ink = _dilate(red - green > INK_CONTRAST, INK_MARGIN_UM, um)
+    um = (size[0] / rgb.shape[1] * um_per_px, size[1] / rgb.shape[0] * um_per_px)
+    channels = [rgb[..., i] for i in range(3)]
+    light, dark = np.maximum.reduce(channels), np.minimum.reduce(channels)
+    no_slide = (light < BLACK) | (dark == 255)  # black border, white padding
+    red, green, blue = _smooth([_DENSITY[channel] for channel in channels], no_slide, um)
+    ink = _grow((red > INK_RATIO * green) & (red > green + INK_CONTRAST), INK_MARGIN_UM, um)
+    usable = ~no_slide & ~ink
     magenta = green - np.minimum(red, blue)
-    usable = ~no_glass & ~ink
     tissue = _without_specks((magenta > _threshold(magenta[usable])) & usable, um)
     return TissueMask(_fill_holes(tissue, um) & ~ink, *size, um_per_px)
 
@@ -111,20 +111,25 @@ def _shrink(overview: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.u
     return np.asarray(PIL.Image.fromarray(overview).resize((width, height), PIL.Image.Resampling.BOX))
 
 
-def _smooth(values: NDArray[np.float32], left_out: NDArray[np.bool_], um: tuple[float, float]) -> NDArray[np.float32]:
-    """Average values over `SMOOTH_UM`, only over pixels that are not left out; 0 where there is none of them."""
+def _smooth(
+    channels: list[NDArray[np.float32]], left_out: NDArray[np.bool_], um: tuple[float, float]
+) -> list[NDArray[np.float32]]:
+    """Average channels over `SMOOTH_UM`, only over pixels that are not left out; 0 where there is none of them."""
     sigma = (SMOOTH_UM / um[1], SMOOTH_UM / um[0])
-    weight = ndimage.gaussian_filter(np.float32(1) - left_out, sigma)
-    total = ndimage.gaussian_filter(np.where(left_out, np.float32(0), values), sigma)
-    smooth: NDArray[np.float32] = total / np.maximum(weight, np.float32(1e-3))
-    return smooth
+    if not left_out.any():
+        return [ndimage.gaussian_filter(channel, sigma, truncate=3) for channel in channels]
+    kept = 1 - left_out.astype(np.float32)
+    weight = np.maximum(ndimage.gaussian_filter(kept, sigma, truncate=3), np.float32(1e-3))
+    return [ndimage.gaussian_filter(channel * kept, sigma, truncate=3) / weight for channel in channels]
 
 
 def _threshold(magenta: NDArray[np.float32]) -> float:
     """Return the magenta that divides tissue from glass."""
     if not magenta.size:
         return np.inf
-    glass = min(float(np.quantile(magenta, GLASS_SHARE)), MAX_GLASS)
+    glass = float(np.quantile(magenta, GLASS_SHARE))
+    if glass > MAX_GLASS:
+        return MAX_GLASS  # there is hardly any glass
     return glass + float(np.clip(otsu(magenta) - glass, MIN_CONTRAST, MAX_CONTRAST))
 
 
@@ -145,10 +150,12 @@ def otsu(values: NDArray[np.float32]) -> float:
     return float(edges[1:][best].mean())  # empty bins between two classes are all as good
 
 
-def _dilate(mask: NDArray[np.bool_], radius_um: float, um: tuple[float, float]) -> NDArray[np.bool_]:
+def _grow(mask: NDArray[np.bool_], margin_um: float, um: tuple[float, float]) -> NDArray[np.bool_]:
+    """Grow a mask by a margin to all sides."""
     if not mask.any():
         return mask
-    grown: NDArray[np.bool_] = ndimage.distance_transform_edt(~mask, sampling=(um[1], um[0])) <= radius_um
+    size = [2 * int(np.ceil(margin_um / side)) + 1 for side in (um[1], um[0])]
+    grown: NDArray[np.bool_] = ndimage.maximum_filter(mask, size=size)
     return grown
 
 
