@@ -20,8 +20,8 @@ MASK_UM = 10.0  # pixel size of masks; those of a coarser overview are as large 
 SMOOTH_UM = 16.0  # standard deviation of the Gaussian: two cells, so that the gaps between them close
 MIN_CONTRAST = 0.045  # optical density; the pink haze beside tissue on four real slides reaches 0.04 in 99.9 % of it
 MAX_CONTRAST = 0.08  # optical density; the measured spots of these slides have more, but for a few on fat
-GLASS_SHARE = 0.1  # of the slide that is taken for glass, the least stained one
-MAX_GLASS = 0.06  # optical density; glass is not stained more, so a slide that has none is tissue all over
+GLASS_SHARE = 0.1  # of the slide that is taken for glass: its lightest, least stained part
+MAX_GLASS = 0.16  # optical density of green, 176 of 255: a slide without as light a part is tissue all over
 MIN_TISSUE_MM2 = 0.05  # smaller pieces are specks; the cores of tissue arrays have 0.28 or more
 MAX_HOLE_MM2 = 0.2  # smaller holes are lumens, fat or cracks
 BLACK = 50  # 8-bit; a pixel without any colour above it is the scanner's border or black ink
@@ -88,7 +88,7 @@ def find_tissue(overview: NDArray[np.uint8], size: tuple[int, int], um_per_px: f
     ink = _grow((red > INK_RATIO * green) & (red > green + INK_CONTRAST), INK_MARGIN_UM, um)
     usable = ~no_slide & ~ink
     magenta = green - np.minimum(red, blue)
-    tissue = _without_specks((magenta > _threshold(magenta[usable])) & usable, um)
+    tissue = _without_specks((magenta > _threshold(magenta[usable], green[usable])) & usable, um)
     return TissueMask(_fill_holes(tissue, um) & ~ink, *size, um_per_px)
 
 
@@ -123,13 +123,18 @@ def _smooth(
     return [ndimage.gaussian_filter(channel * kept, sigma, truncate=3) / weight for channel in channels]
 
 
-def _threshold(magenta: NDArray[np.float32]) -> float:
-    """Return the magenta that divides tissue from glass."""
+def _threshold(magenta: NDArray[np.float32], green: NDArray[np.float32]) -> float:
+    """Return the magenta that divides tissue from glass, which may be tinted.
+
+    Args:
+        magenta: (N,) of the pixels of the slide.
+        green: (N,) their optical density of green.
+    """
     if not magenta.size:
         return np.inf
+    if np.quantile(green, GLASS_SHARE) > MAX_GLASS:
+        return MIN_CONTRAST  # there is hardly any glass
     glass = float(np.quantile(magenta, GLASS_SHARE))
-    if glass > MAX_GLASS:
-        return MAX_GLASS  # there is hardly any glass
     return glass + float(np.clip(otsu(magenta) - glass, MIN_CONTRAST, MAX_CONTRAST))
 
 
