@@ -123,6 +123,15 @@ def read_scale(slide: str, file: Path, metadata: dict[str, Any], any_scale: bool
     return Scale(um_per_px, pitch, diameter)
 
 
+def estimated_pixel_size(slide: str, file: Path, metadata: dict[str, Any]) -> float | None:
+    """Return the um per level-0 px that a slide's metadata state; None where they state none.
+
+    Raises:
+        SlideError: It is no number above 0.
+    """
+    return _positive(metadata, "pixel_size_um_estimated", partial(SlideError, slide, file))
+
+
 def read_patient(slide: str, file: Path, metadata: dict[str, Any]) -> str | None:
     """Return the name of the slide's patient; None where it is not known.
 

@@ -30,6 +30,10 @@ class Server:
     Args:
         path: The image file.
 
+    Attributes:
+        levels: Width and height of each level, px; none where OpenSlide knows no vendor of the file.
+        um_per_px: Texts that state the pixel size along x and y; None where there are none.
+
     Raises:
         ImageError: OpenSlide cannot read it.
     """
@@ -39,8 +43,9 @@ class Server:
             self._process = ChildProcess(OPENSLIDE_PROGRAM, str(path), memory=child_memory(LEAST_MEMORY))
         try:
             with _image_errors():
-                levels = json.loads(self._process.ask([], PATIENCE_S))
-            self.levels: list[tuple[int, int]] = [(int(w), int(h)) for w, h in levels]
+                answer = json.loads(self._process.ask([], PATIENCE_S))
+            self.levels: list[tuple[int, int]] = [(int(w), int(h)) for w, h in answer["levels"]]
+            self.um_per_px: list[str | None] = answer["um_per_px"]
         except BaseException:
             self.close()
             raise
