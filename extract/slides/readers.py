@@ -140,5 +140,3 @@ def _open_picture(data: bytes, kind: str) -> Any:
 def _flatten(pixels: np.ndarray) -> np.ndarray:
     """Show RGBA (h, w, 4) uint8 on white; RGB stays as it is."""
     return pixels if pixels.shape[-1] == 3 else on_white(pixels[..., :3], pixels[..., 3:], associated=False)
-
-

@@ -31,6 +31,7 @@ def predict(options: PredictOptions) -> int:
     import torch
 
     from extract.virtual_slides import VirtualSlides
+    from train.predict.extras import Extras
     from train.predict.folds import read_folds
     from train.predict.inputs import images_to_predict, spot_rule
     from train.predict.work import Prediction
@@ -52,7 +53,8 @@ def predict(options: PredictOptions) -> int:
     )
     folder = Path(options.out) if options.out else Path("predicted") / run_folder.resolve().name
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    work = Prediction(run_folder, folds, slides, truths, folder, cache_root, device)
+    extras = Extras.of(options, [gene for fold in folds for gene in fold.panel])
+    work = Prediction(run_folder, folds, slides, truths, folder, cache_root, device, extras)
     weights = Path(options.weights) if options.weights else None
     if options.dry_run:
         failed = work.check(weights)

@@ -12,6 +12,7 @@ from hist_cache.cache import Cache
 from hist_cache.console import say, warn
 from hist_cache.errors import HistError, WriteError, slide_failure
 from train.predict.embedding import Embedder, encodings
+from train.predict.extras import Extras, write_extras
 from train.predict.folds import TrainedFold, training_cache
 from train.predict.models import Ensemble
 from train.predict.reference import Reference, reference_of
@@ -29,6 +30,7 @@ class Prediction:
         out: Folder of the predictions.
         cache_root: Folder of all caches.
         device: Of encoders and models.
+        extras: What is written beside the predictions.
 
     Attributes:
         predicted: What is said of the slides that are done, by name.
@@ -43,9 +45,10 @@ class Prediction:
         out: Path,
         cache_root: Path,
         device: torch.device,
+        extras: Extras,
     ) -> None:
         self.folder, self.folds, self.slides, self.truths = run, list(folds), slides, truths
-        self.out, self.cache_root, self.device = out, cache_root, device
+        self.out, self.cache_root, self.device, self.extras = out, cache_root, device, extras
         self.predicted: dict[str, PredictedSlide] = {}
         self._failed: list[HistError] = []
 
@@ -115,6 +118,7 @@ class Prediction:
             return
         try:
             done = predictor.predict(image.name, cached, self.truths.get(image.name))
+            beside = write_extras(self.extras, done.path, image.name, image.image, done.is_new)
         except WriteError:
             raise
         except Exception as error:  # of whatever type: it is one slide's
@@ -123,5 +127,6 @@ class Prediction:
         self.predicted[image.name] = done
         if "seen" in done.record:
             warn(f"{image.name}: LEAK: {done.record['seen']}; give a fold that has not seen it (--run RUN/fold<i>)")
-        if done.is_new:
-            say(f"{done.path}: {done.record['spots']:,} spots")
+        if done.is_new or beside:
+            more = "".join(f", {file.suffix}" for file in beside)
+            say(f"{done.path}{more}: {done.record['spots']:,} spots")

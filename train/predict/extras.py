@@ -1,0 +1,97 @@
+"""What is written beside a slide's h5ad where it was asked for: maps, a page, files for QuPath and napari."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+
+from extract.slides.readers import open_image
+from hist_cache.errors import InputError
+from hist_cache.texts import first_names
+from train.predict.gene_maps import write_gene_maps
+from train.predict.geojson import write_geojson, write_spot_table
+from train.predict.options import PredictOptions
+from train.predict.predicted import SlidePicture
+from train.predict.spatialdata import write_spatialdata
+from train.predict.viewer import write_viewer
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is asked for.
+
+    Attributes:
+        genes: That are drawn, and written for QuPath; () for all, and no maps.
+        viewer: Whether to write a page.
+        qupath: Whether to write GeoJSON and CSV.
+        spatialdata: Whether to write a SpatialData store.
+    """
+
+    genes: tuple[str, ...] = ()
+    viewer: bool = False
+    qupath: bool = False
+    spatialdata: bool = False
+
+    @classmethod
+    def of(cls, options: PredictOptions, predicted: Sequence[str]) -> Extras:
+        """What options ask for; `InputError` for a gene that is not predicted."""
+        named = (gene.strip() for gene in (options.genes_to_plot or "").split(","))
+        genes = tuple(dict.fromkeys(gene for gene in named if gene))
+        if unknown := [gene for gene in genes if gene not in set(predicted)]:
+            raise InputError(f"--genes-to-plot: the run does not predict {first_names(unknown)}")
+        return cls(genes, options.viewer, options.qupath, options.spatialdata)
+
+    def files(self, path: Path) -> dict[Path, Callable[[anndata.AnnData, SlidePicture], object]]:
+        """The files beside an h5ad, and what writes each from the predictions and a picture of the slide."""
+        writers: dict[Path, Callable[[anndata.AnnData, SlidePicture], object]] = {}
+
+        def beside(suffix: str) -> Path:
+            return path.with_name(f"{path.stem}{suffix}")
+
+        chosen = self.genes or None
+        if self.genes:
+            writers[beside(".png")] = lambda table, _: write_gene_maps(beside(".png"), table, self.genes)
+        if self.viewer:
+            writers[beside(".html")] = lambda table, picture: write_viewer(beside(".html"), table, picture, chosen)
+        if self.qupath:
+            writers[beside(".geojson")] = lambda table, _: write_geojson(
+                beside(".geojson"), table, chosen or list(table.var_names)
+            )
+            writers[beside(".csv")] = lambda table, _: write_spot_table(
+                beside(".csv"), table, chosen or list(table.var_names)
+            )
+        if self.spatialdata:
+            writers[beside(".zarr")] = lambda table, picture: write_spatialdata(beside(".zarr"), table, picture)
+        return writers
+
+
+def write_extras(extras: Extras, path: Path, name: str, image: Path, is_new: bool) -> list[Path]:
+    """Write what was asked for beside a slide's predictions; returns the files that were written.
+
+    Args:
+        extras: What was asked for.
+        path: The h5ad.
+        name: Of the slide.
+        image: Its image, of which an overview is drawn.
+        is_new: Whether the predictions are new, so that files beside them are written again.
+    """
+    # Maps depend on the genes that were asked for, so they are always drawn; the other files take longer.
+    missing = {file: write for file, write in extras.files(path).items() if is_new or extras.genes or not file.exists()}
+    if not missing:
+        return []
+    opened = open_image(name, image)
+    try:
+        pixels = opened.overview()
+        picture = SlidePicture(pixels, opened.width / pixels.shape[1])
+    finally:
+        opened.close()
+    table = anndata.read_h5ad(path, backed="r")
+    try:
+        for write in missing.values():
+            write(table, picture)
+    finally:
+        table.file.close()
+    return list(missing)
