@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import h5py
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hist_cache.errors import one_line
-from hist_cache.h5ad import TableError, has_column, open_table, table_column, table_names, table_part
+from hist_cache.h5ad import TableError, has_column, open_parts, open_table, table_column, table_names, table_part
 from hist_cache.metadata import ANY_SCALE
 from hist_cache.slides import SlideFiles
 from hist_cache.texts import bad_name
@@ -91,6 +92,28 @@ def read_spots(files: SlideFiles, any_scale: bool = False) -> Spots:
             log.warning(f"{files.id}: {files.table}: array_row and array_col are no whole numbers and are not used")
             array = np.full((len(coords), 2), -1, dtype=np.int32)
         return Spots(barcodes, coords, array, _raw_counts(file, shape), genes)
+
+
+def read_places(slide: str, path: Path) -> tuple[list[str], NDArray[np.float64], NDArray[np.int32]]:
+    """Read where the spots of an h5ad file are, which needs no counts.
+
+    Args:
+        slide: ID of the slide, for messages.
+        path: The h5ad file.
+
+    Returns:
+        (N,) names, (N, 2) centres in level-0 px, x then y, and (N, 2) array row and column, -1 where not known.
+
+    Raises:
+        SlideError: The file cannot be read, has no positions or repeats a name.
+    """
+    with open_parts(slide, path, ("obs", "obsm")) as file:
+        if "obsm" not in file or not has_column(file, "obsm", "spatial"):
+            raise TableError("no obsm['spatial']", "spot centres in level-0 pixels are needed")
+        n = len(table_part(file, "obsm", "spatial"))
+        array = _array_indices(file, n)
+        unknown = np.full((n, 2), -1, dtype=np.int32)
+        return _barcodes(file, n), _positions(file, n), unknown if array is None else array
 
 
 def _shape(file: h5py.File) -> tuple[int, int]:

@@ -119,7 +119,7 @@ def _from_tiff(path: Path) -> tuple[list[_Stated], list[_Stated]]:
             unit = page.tags.valueof(296, 2)
     except Exception:  # tifffile raises errors of any kind; `open_image` tells the user of a damaged file
         return [], []
-    described = [*aperio_pixel_size(text), *ome_pixel_size(text, size)]
+    described = [*_aperio(text), *_ome(text, size)]
     if text.startswith("ImageJ=") and (named := re.search(r"^unit=(.+)$", text, re.MULTILINE)):
         described += _inverse(
             resolution, _um_per(named[1].encode().decode("unicode_escape", "ignore")), "ImageJ's unit"
@@ -127,15 +127,15 @@ def _from_tiff(path: Path) -> tuple[list[_Stated], list[_Stated]]:
     return described, _inverse(resolution, UM_PER_RESOLUTION_UNIT.get(unit), "the TIFF's resolution")
 
 
-def aperio_pixel_size(description: str) -> list[_Stated]:
+def _aperio(description: str) -> list[_Stated]:
     """Return what a description of Aperio states: `Aperio ... |MPP = 0.4990|...`."""
     found = re.search(r"\|\s*MPP\s*=\s*([0-9.eE+-]{1,30})", description) if description.startswith("Aperio") else None
     um = _number(found[1]) if found else None
     return [] if um is None else [_Stated(um, um, "Aperio's MPP")]
 
 
-def ome_pixel_size(description: str, size: tuple[int, int]) -> list[_Stated]:
-    """Return what OME-XML states of the image of this size: `PhysicalSizeX`, in um if there is no `PhysicalSizeXUnit`."""
+def _ome(description: str, size: tuple[int, int]) -> list[_Stated]:
+    """Return what OME-XML states of the image of this size; without a `PhysicalSizeXUnit` it is in um."""
     stated = []
     for attributes in re.findall(r"<(?:\w+:)?Pixels\s([^<>]*)>", description):
         values = dict(re.findall(r'\b(\w+)\s*=\s*["\']([^"\']{1,40})["\']', attributes))

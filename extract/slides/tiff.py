@@ -18,7 +18,7 @@ import numpy as np
 
 from extract.slides.codestreams import check_codestream
 from extract.slides.colors import CONVERT, LOSSLESS, ColorRule, Photometric, Samples, color_rule
-from extract.slides.directories import check_directories
+from extract.slides.directories import MAX_PAGES, check_directories
 from extract.slides.image import THUMBNAIL_PX, WHITE, ImageError, UnreadKindError, check_memory, check_size
 from hist_cache.console import size
 
@@ -148,10 +148,19 @@ class TiffImage:
         except BaseException:
             self.close()
             raise
+        self._sub_pages = self._find_sub_pages()
         self._check_file_size()
         self.name = ", ".join(part for part in ("tifffile", self._level.rule.name) if part)
         self.width, self.height = self._level.width, self._level.height
         self.tile_width, self.tile_height = self._level.tile_width, self._level.tile_height
+
+    def _find_sub_pages(self) -> list[Any]:
+        """List the pages below the slide's own, where OME-TIFF has the pyramid; none where these are damaged."""
+        page = max(self._pages, key=_area)
+        try:
+            return list(page.pages)[:MAX_PAGES] if page.subifds and len(page.subifds) <= MAX_PAGES else []
+        except Exception:  # a damaged level is not needed
+            return []
 
     def _check_file_size(self) -> None:
         """Check that the file is not far larger than its pixels, because all of it is read for its digest."""
@@ -181,7 +190,7 @@ class TiffImage:
 
     def _smaller_levels(self) -> Iterator[TiffLevel]:
         """Yield the levels of the pyramid that are large enough for a thumbnail."""
-        for page in self._pages:
+        for page in (*self._pages, *self._sub_pages):
             width, height = index(page.imagewidth), index(page.imagelength)
             if not THUMBNAIL_PX <= max(width, height) < max(self.width, self.height):
                 continue
