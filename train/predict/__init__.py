@@ -1,0 +1,1 @@
+"""hist-predict: predicted expression of slides, and the files that show it."""
