@@ -61,13 +61,13 @@ function short(value) {
 // ---- drawing
 
 const ratio = () => Math.min(window.devicePixelRatio || 1, 2); // px of the screen for a px of the page
-// Small spots grow until they nearly touch, so that a map of very many is no haze.
-const spotRadius = () => Math.max(DATA.diameter / 2, Math.min(0.45 * DATA.pitch, 1.5 / view.scale));
+// Small spots grow until they touch, so that a map of very many is neither a haze nor a grid.
+const spotRadius = () => Math.max(DATA.diameter / 2, Math.min(0.6 * DATA.pitch, 1.5 / view.scale));
 const masks = new Map();
 
 function spotMask(radius) { // how much of each px a disc covers, 0 to 255, for each place of its centre within a px
   if (!masks.has(radius)) {
-    const half = Math.ceil(radius) + 1, width = 2 * half + 1, cover = new Uint8Array(PHASES * PHASES * width * width);
+    const half = Math.ceil(radius), width = 2 * half + 1, cover = new Uint8Array(PHASES * PHASES * width * width);
     for (let i = 0, phase = 0; phase < PHASES * PHASES; phase++) {
       const cx = half + ((phase % PHASES) + 0.5) / PHASES, cy = half + (Math.floor(phase / PHASES) + 0.5) / PHASES;
       for (let y = 0; y < width; y++) {
@@ -194,7 +194,7 @@ function show() {
 
 const options = DATA.genes.map((gene, i) => {
   const option = document.createElement("li"), name = document.createElement("em");
-  Object.assign(option, { id: `gene-${i}`, role: "option" });
+  option.id = `gene-${i}`;
   option.setAttribute("role", "option");
   name.textContent = gene.name;
   option.append(name);
@@ -392,6 +392,7 @@ async function start() {
   search();
   recall();
   options[chosen.gene].scrollIntoView({ block: "nearest" });
+  document.querySelector("main").setAttribute("aria-busy", "false");
   new ResizeObserver(redraw).observe(panels[1].canvas);
 }
 

@@ -43,7 +43,7 @@ PICTURE_QUALITY = 85  # of the JPEG
 PERCENTILES = 2, 98  # of a gene's values: the ends of its colours
 MISSING = 65535  # the code of a value that is not there; 0 to 65534 are from the lowest to the highest value
 PREDICTED = "predicted"
-GENE_LAYERS = {PREDICTED: "Predicted", TRUTH: "Measured", DISAGREEMENT: "Disagreement of the models"}
+GENE_LAYERS = {PREDICTED: "Predicted", TRUTH: "Measured", DISAGREEMENT: "Disagreement of models"}
 DISTANCE_LABEL = "Distance to the training data"
 SPOT_DISAGREEMENT = "mean-disagreement"
 COLOR_MAP = "viridis"
@@ -108,7 +108,7 @@ def _slide_data(table: anndata.AnnData, picture: SlidePicture, layers: list[str]
         choices.append({"id": DISTANCE, "label": DISTANCE_LABEL, "ofGene": False})
     if DISAGREEMENT in table.obs:
         of_spots[SPOT_DISAGREEMENT] = table.obs[DISAGREEMENT].to_numpy()
-        choices.append({"id": SPOT_DISAGREEMENT, "label": "Disagreement, mean over all genes", "ofGene": False})
+        choices.append({"id": SPOT_DISAGREEMENT, "label": "Disagreement, mean over genes", "ofGene": False})
     outside = table.obs[OUT_OF_DISTRIBUTION].to_numpy(bool) if OUT_OF_DISTRIBUTION in table.obs else None
     return {
         "slide": slide_name(table),
