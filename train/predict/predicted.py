@@ -17,6 +17,7 @@ TRUTH, DISAGREEMENT = "truth", "disagreement"  # layers that a table may have be
 DISTANCE, OUT_OF_DISTRIBUTION = "distance", "out_of_distribution"  # columns of obs that it may have
 ROWS_AT_ONCE = 1024  # X may be a file that is read in parts
 COLUMNS_AT_ONCE = 64
+PERCENTILES = 2, 98  # of values: the ends of their colours
 
 
 class SlidePicture(NamedTuple):
@@ -88,6 +89,24 @@ def row_blocks(table: anndata.AnnData, columns: Sequence[int]) -> Iterator[tuple
     """
     for start in range(0, table.n_obs, ROWS_AT_ONCE):
         yield start, np.asarray(table.X[start : start + ROWS_AT_ONCE], dtype=np.float32)[:, list(columns)]
+
+
+def nearest_distance(coords: np.ndarray) -> float:
+    """Median distance of a spot to the nearest other spot, in the unit of `(N, 2)` coordinates; 0 of a single spot."""
+    from scipy.spatial import cKDTree
+
+    if len(coords) < 2:
+        return 0.0
+    return float(np.median(np.asarray(cKDTree(coords).query(coords, 2)[0])[:, 1]))
+
+
+def value_range(values: np.ndarray) -> list[float]:
+    """Between which values colours run: `PERCENTILES` of the finite ones, or all of them where most are equal."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return [0.0, 0.0]
+    low, high = np.percentile(finite, PERCENTILES)
+    return [float(low), float(high)] if high > low else [float(finite.min()), float(finite.max())]
 
 
 def spatial_variance(table: anndata.AnnData, neighbors: int = 6) -> np.ndarray:

@@ -62,7 +62,7 @@ function short(value) {
 
 const ratio = () => Math.min(window.devicePixelRatio || 1, 2); // px of the screen for a px of the page
 // Small spots grow until they touch, so that a map of very many is neither a haze nor a grid.
-const spotRadius = () => Math.max(DATA.diameter / 2, Math.min(0.6 * DATA.pitch, 1.5 / view.scale));
+const spotRadius = () => Math.max(DATA.diameter / 2, Math.min(0.75 * DATA.pitch, 1.5 / view.scale));
 const masks = new Map();
 
 function spotMask(radius) { // how much of each px a disc covers, 0 to 255, for each place of its centre within a px
@@ -178,9 +178,10 @@ function show() {
   at("low").textContent = short(from);
   at("high").textContent = short(to);
   at("unit").textContent = chosen.layer === "distance" ? "" : DATA.unit;
-  at("common").textContent = LAYERS.truth && ["predicted", "truth"].includes(chosen.layer) ? " of measured and predicted values together" : "";
+  const compared = LAYERS.truth && ["predicted", "truth"].includes(chosen.layer);
+  at("common").textContent = compared ? " of measured and predicted values together" : "";
   at("extremes").textContent = `Lowest ${short(low)}, highest ${short(high)}.`;
-  at("pcc").textContent = LAYERS.truth ? `PCC of predicted and measured: ${gene.pcc === null ? "undefined" : gene.pcc.toFixed(2)}` : "";
+  at("pcc").textContent = compared ? `PCC, predicted and measured: ${gene.pcc === null ? "undefined" : gene.pcc.toFixed(2)}` : "";
   for (const option of options) option.setAttribute("aria-selected", option === options[chosen.gene]);
   at("search").setAttribute("aria-activedescendant", options[chosen.gene].isConnected ? options[chosen.gene].id : "");
   for (const box of document.querySelectorAll("input[name=layer]")) box.checked = box.value === chosen.layer;

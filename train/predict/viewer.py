@@ -20,15 +20,18 @@ from train.predict.predicted import (
     DISAGREEMENT,
     DISTANCE,
     OUT_OF_DISTRIBUTION,
+    PERCENTILES,
     TRUTH,
     SlidePicture,
     gene_columns,
     gene_values,
+    nearest_distance,
     slide_name,
     spatial_variance,
     spot_diameter,
     stored_picture,
     um_per_px,
+    value_range,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +43,6 @@ VIEWER_TEMPLATE, VIEWER_STYLE, VIEWER_SCRIPT = "viewer.html.jinja", "viewer.css"
 MAX_PAGE_BYTES = 30_000_000  # as many genes are embedded as fit, unless genes are named
 MAX_PICTURE_PX = 4096  # longer side of the picture
 PICTURE_QUALITY = 85  # of the JPEG
-PERCENTILES = 2, 98  # of a gene's values: the ends of its colours
 MISSING = 65535  # the code of a value that is not there; 0 to 65534 are from the lowest to the highest value
 PREDICTED = "predicted"
 GENE_LAYERS = {PREDICTED: "Predicted", TRUTH: "Measured", DISAGREEMENT: "Disagreement of models"}
@@ -123,38 +125,20 @@ def _slide_data(table: anndata.AnnData, picture: SlidePicture, layers: list[str]
         "names": [str(name) for name in table.obs_names],
         "outside": None if outside is None else _base64(outside.astype(np.uint8)),
         "layers": choices,
-        "spots": {name: _codes(values) | {"range": _range(values)} for name, values in of_spots.items()},
+        "spots": {name: _codes(values) | {"range": value_range(values)} for name, values in of_spots.items()},
     }
 
 
 def _gene_data(table: anndata.AnnData, column: int, layers: list[str]) -> dict[str, Any]:
     """Values of one gene; measured and predicted expression have one range of colours."""
     values = {name: gene_values(table, column, None if name == PREDICTED else name) for name in layers}
-    common = _range(np.concatenate([values[name] for name in (PREDICTED, TRUTH) if name in values]))
+    common = value_range(np.concatenate([values[name] for name in (PREDICTED, TRUTH) if name in values]))
     pcc = gene_pcc(values[PREDICTED][:, None], values[TRUTH][:, None])[0] if TRUTH in values else np.nan
     coded = {
-        name: _codes(part) | {"range": _range(part) if name == DISAGREEMENT else common}
+        name: _codes(part) | {"range": value_range(part) if name == DISAGREEMENT else common}
         for name, part in values.items()
     }
     return {"name": str(table.var_names[column]), "pcc": float(pcc) if np.isfinite(pcc) else None, "layers": coded}
-
-
-def nearest_distance(coords: np.ndarray) -> float:
-    """Median distance of a spot to the nearest other spot, in the unit of `(N, 2)` coordinates; 0 of a single spot."""
-    from scipy.spatial import cKDTree
-
-    if len(coords) < 2:
-        return 0.0
-    return float(np.median(np.asarray(cKDTree(coords).query(coords, 2)[0])[:, 1]))
-
-
-def _range(values: np.ndarray) -> list[float]:
-    """Between which values the colours run; all values, where most are equal."""
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return [0.0, 0.0]
-    low, high = np.percentile(finite, PERCENTILES)
-    return [float(low), float(high)] if high > low else [float(finite.min()), float(finite.max())]
 
 
 def _codes(values: np.ndarray) -> dict[str, Any]:
