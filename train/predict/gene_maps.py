@@ -12,10 +12,10 @@ import numpy as np
 from train.figures import draw_scale_bar, draw_spots, draw_tissue, new_figure, save_figure, spot_aspect
 from train.metrics import gene_pcc
 from train.predict.predicted import (
-    TRUTH,
+    MEASURED,
     gene_columns,
     gene_values,
-    slide_name,
+    predicted_slide,
     stored_picture,
     um_per_px,
     value_range,
@@ -46,8 +46,8 @@ def write_gene_maps(path: Path, table: anndata.AnnData, genes: Sequence[str]) ->
         InputError: A gene was not predicted.
     """
     columns = gene_columns(table, genes)
-    kinds = [None, *([TRUTH] if TRUTH in table.layers else [])][::-1]  # of expression, from top to bottom
-    picture, coords = table.uns["spatial"][slide_name(table)], np.asarray(table.obsm["spatial"])
+    kinds = [None, *([MEASURED] if MEASURED in table.layers else [])][::-1]  # of expression, from top to bottom
+    picture, coords = table.uns["spatial"][predicted_slide(table)], np.asarray(table.obsm["spatial"])
     across = min(MAPS_A_ROW, 1 + len(columns))
     bands = math.ceil((1 + len(columns)) / across)
     height = 0.55 + MAP_INCHES * spot_aspect(coords)
@@ -58,7 +58,7 @@ def write_gene_maps(path: Path, table: anndata.AnnData, genes: Sequence[str]) ->
         axes[len(kinds) * (i // across) : len(kinds) * (i // across + 1), i % across] for i in range(1 + len(columns))
     ]
     _draw_background(panels[0][0], picture, coords)
-    panels[0][0].set_title(f"{slide_name(table)}, H&E", fontsize=10, parse_math=False)
+    panels[0][0].set_title(f"{predicted_slide(table)}, H&E", fontsize=10, parse_math=False)
     draw_scale_bar(panels[0][0], um_per_px(table) * stored_picture(table).downsample)
     for column, maps in zip(columns, panels[1:], strict=True):
         values = [gene_values(table, column, kind) for kind in kinds]

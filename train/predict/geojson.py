@@ -25,8 +25,8 @@ from train.predict.predicted import (
     DISTANCE,
     OUT_OF_DISTRIBUTION,
     gene_columns,
+    predicted_slide,
     row_blocks,
-    slide_name,
     spot_diameter,
     um_per_px,
 )
@@ -59,7 +59,7 @@ def write_geojson(path: Path, table: anndata.AnnData, genes: Sequence[str]) -> P
         InputError: A gene was not predicted.
     """
     columns = gene_columns(table, genes)
-    slide, names = slide_name(table), [str(table.var_names[column]) for column in columns]
+    slide, names = predicted_slide(table), [str(table.var_names[column]) for column in columns]
     angles = 2 * np.pi * np.arange(VERTICES) / VERTICES
     circle = spot_diameter(table) / 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     with atomic_write(path) as aside, aside.open("w", encoding="ascii") as file:

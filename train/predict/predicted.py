@@ -13,10 +13,10 @@ from hist_cache.texts import first_names, shortened
 if TYPE_CHECKING:
     import anndata
 
-TRUTH, DISAGREEMENT = "truth", "disagreement"  # layers that a table may have beside X
+MEASURED, DISAGREEMENT = "truth", "disagreement"  # layers that a table may have beside X
 DISTANCE, OUT_OF_DISTRIBUTION = "distance", "out_of_distribution"  # columns of obs that it may have
-ROWS_AT_ONCE = 1024  # X may be a file that is read in parts
-COLUMNS_AT_ONCE = 64
+SPOTS_A_BLOCK = 1024  # X may be a file that is read in parts
+GENES_A_BLOCK = 64
 PERCENTILES = 2, 98  # of values: the ends of their colours
 
 
@@ -29,20 +29,20 @@ class SlidePicture(NamedTuple):
     """Level-0 px per px of the picture."""
 
 
-def slide_name(table: anndata.AnnData) -> str:
+def predicted_slide(table: anndata.AnnData) -> str:
     """The slide that a table is of."""
     return str(table.obs["slide"].iloc[0])
 
 
 def stored_picture(table: anndata.AnnData) -> SlidePicture:
     """The small picture that a table has of its slide."""
-    stored = table.uns["spatial"][slide_name(table)]
+    stored = table.uns["spatial"][predicted_slide(table)]
     return SlidePicture(stored["images"]["lowres"], 1 / float(stored["scalefactors"]["tissue_lowres_scalef"]))
 
 
 def spot_diameter(table: anndata.AnnData) -> float:
     """Diameter of a spot, in level-0 px."""
-    return float(table.uns["spatial"][slide_name(table)]["scalefactors"]["spot_diameter_fullres"])
+    return float(table.uns["spatial"][predicted_slide(table)]["scalefactors"]["spot_diameter_fullres"])
 
 
 def um_per_px(table: anndata.AnnData) -> float:
@@ -60,7 +60,7 @@ def gene_columns(table: anndata.AnnData, genes: Sequence[str]) -> list[int]:
     wanted = list(dict.fromkeys(genes))
     if unknown := [gene for gene in wanted if gene not in place]:
         raise InputError(
-            f"{slide_name(table)}: {shortened(unknown[0])} is not among its {len(place):,} predicted genes "
+            f"{predicted_slide(table)}: {shortened(unknown[0])} is not among its {len(place):,} predicted genes "
             f"({first_names(list(place))})"
         )
     return [place[gene] for gene in wanted]
@@ -87,8 +87,8 @@ def row_blocks(table: anndata.AnnData, columns: Sequence[int]) -> Iterator[tuple
     Yields:
         The number of the first spot, and `(spots, genes)` float32.
     """
-    for start in range(0, table.n_obs, ROWS_AT_ONCE):
-        yield start, np.asarray(table.X[start : start + ROWS_AT_ONCE], dtype=np.float32)[:, list(columns)]
+    for start in range(0, table.n_obs, SPOTS_A_BLOCK):
+        yield start, np.asarray(table.X[start : start + SPOTS_A_BLOCK], dtype=np.float32)[:, list(columns)]
 
 
 def nearest_distance(coords: np.ndarray) -> float:
@@ -130,8 +130,8 @@ def spatial_variance(table: anndata.AnnData, neighbors: int = 6) -> np.ndarray:
         return result
     coords = np.asarray(table.obsm["spatial"], dtype=np.float64)
     nearest = np.asarray(cKDTree(coords).query(coords, k + 1)[1])[:, 1:]
-    for start in range(0, table.n_vars, COLUMNS_AT_ONCE):
-        part = slice(start, start + COLUMNS_AT_ONCE)
+    for start in range(0, table.n_vars, GENES_A_BLOCK):
+        part = slice(start, start + GENES_A_BLOCK)
         values = np.asarray(table.X[:, part], dtype=np.float32)
         there = np.isfinite(values)
         mean = values.sum(axis=0, where=there, dtype=np.float64) / np.maximum(there.sum(axis=0), 1)

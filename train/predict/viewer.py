@@ -19,14 +19,14 @@ from train.metrics import gene_pcc
 from train.predict.predicted import (
     DISAGREEMENT,
     DISTANCE,
+    MEASURED,
     OUT_OF_DISTRIBUTION,
     PERCENTILES,
-    TRUTH,
     SlidePicture,
     gene_columns,
     gene_values,
     nearest_distance,
-    slide_name,
+    predicted_slide,
     spatial_variance,
     spot_diameter,
     stored_picture,
@@ -45,7 +45,7 @@ MAX_PICTURE_PX = 4096  # longer side of the picture
 PICTURE_QUALITY = 85  # of the JPEG
 MISSING = 65535  # the code of a value that is not there; 0 to 65534 are from the lowest to the highest value
 PREDICTED = "predicted"
-GENE_LAYERS = {PREDICTED: "Predicted", TRUTH: "Measured", DISAGREEMENT: "Disagreement of models"}
+GENE_LAYERS = {PREDICTED: "Predicted", MEASURED: "Measured", DISAGREEMENT: "Disagreement of models"}
 DISTANCE_LABEL = "Distance to the training data"
 SPOT_DISAGREEMENT = "mean-disagreement"
 COLOR_MAP = "viridis"
@@ -113,7 +113,7 @@ def _slide_data(table: anndata.AnnData, picture: SlidePicture, layers: list[str]
         choices.append({"id": SPOT_DISAGREEMENT, "label": "Disagreement, mean over genes", "ofGene": False})
     outside = table.obs[OUT_OF_DISTRIBUTION].to_numpy(bool) if OUT_OF_DISTRIBUTION in table.obs else None
     return {
-        "slide": slide_name(table),
+        "slide": predicted_slide(table),
         "unit": str(table.uns["expression"]),
         "umPerPx": um_per_px(table),
         "diameter": spot_diameter(table),
@@ -132,8 +132,8 @@ def _slide_data(table: anndata.AnnData, picture: SlidePicture, layers: list[str]
 def _gene_data(table: anndata.AnnData, column: int, layers: list[str]) -> dict[str, Any]:
     """Values of one gene; measured and predicted expression have one range of colours."""
     values = {name: gene_values(table, column, None if name == PREDICTED else name) for name in layers}
-    common = value_range(np.concatenate([values[name] for name in (PREDICTED, TRUTH) if name in values]))
-    pcc = gene_pcc(values[PREDICTED][:, None], values[TRUTH][:, None])[0] if TRUTH in values else np.nan
+    common = value_range(np.concatenate([values[name] for name in (PREDICTED, MEASURED) if name in values]))
+    pcc = gene_pcc(values[PREDICTED][:, None], values[MEASURED][:, None])[0] if MEASURED in values else np.nan
     coded = {
         name: _codes(part) | {"range": value_range(part) if name == DISAGREEMENT else common}
         for name, part in values.items()
@@ -195,7 +195,7 @@ def _page(table: anndata.AnnData, data: dict[str, Any], note: str, style: str, s
     # No tag can begin in JSON without its <, so a name cannot end the script element that holds it.
     numbers = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return environment.get_template(VIEWER_TEMPLATE).render(
-        slide=slide_name(table),
+        slide=predicted_slide(table),
         facts=" · ".join(facts),
         run=str(table.uns["hist_predict"].get("run", "")),
         note=note,

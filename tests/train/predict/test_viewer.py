@@ -174,7 +174,7 @@ def visit(browser: Any, page_file: Path) -> Iterator[Callable[..., Any]]:
 
 def place_of(page: Any, xy: tuple[float, float], panel: str = "map") -> tuple[float, float]:
     """Where level-0 px lie on the page, from the view in the address."""
-    page.wait_for_timeout(300)
+    page.wait_for_timeout(250)  # until the address is written
     parts = dict(part.split("=") for part in page.url.partition("#")[2].split("&"))
     box = page.locator(f"#{panel} canvas").bounding_box()
     centre = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -182,10 +182,14 @@ def place_of(page: Any, xy: tuple[float, float], panel: str = "map") -> tuple[fl
     return centre[0] + (xy[0] - float(parts["x"])) * scale, centre[1] + (xy[1] - float(parts["y"])) * scale
 
 
-def color_at(page: Any, xy: tuple[float, float], panel: str = "map") -> np.ndarray:
-    x, y = place_of(page, xy, panel)
+def colors_at(page: Any, *places: tuple[float, float], panel: str = "map") -> list[np.ndarray]:
+    on_page = [place_of(page, xy, panel) for xy in places]
     shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    return np.array(shot.getpixel((round(x), round(y))), dtype=int)
+    return [np.array(shot.getpixel((round(x), round(y))), dtype=int) for x, y in on_page]
+
+
+def color_at(page: Any, xy: tuple[float, float], panel: str = "map") -> np.ndarray:
+    return colors_at(page, xy, panel=panel)[0]
 
 
 def viridis(table: anndata.AnnData, gene: str, spot: int, layer: str | None = None) -> np.ndarray:
@@ -217,8 +221,9 @@ def test_spots_have_the_colours_of_their_values(visit: Callable[..., Any], table
     for gene in ("GENE1", "GENE4"):
         choose(page, gene)
         assert page.locator("#title").inner_text() == f"{gene}, predicted"
-        for spot in (0, 7, 60, 119):
-            assert near(color_at(page, spot_place(table, spot)), viridis(table, gene, spot)), (gene, spot)
+        spots = (0, 7, 60, 119)
+        for spot, color in zip(spots, colors_at(page, *(spot_place(table, spot) for spot in spots)), strict=True):
+            assert near(color, viridis(table, gene, spot)), (gene, spot)
     assert near(color_at(page, spot_place(table, 0), "side"), np.array([230, 120, 220]))  # the H&E alone
     page.get_by_label("Measured").check()
     assert near(color_at(page, spot_place(table, 7)), viridis(table, "GENE4", 7, "truth"))
