@@ -56,7 +56,7 @@ STAIRS = {
     "train": (
         *("distributed", "expression", "rings", "depth", "data", "assembly", "workspace", "leaks", "relative_values"),
         *("metrics", "pathways", "selection", "figures", "models", "recipes", "fit", "finetune"),
-        *("options", "experiments", "report", "cli"),
+        *("options", "experiments", "report", "predict", "cli"),
     ),
     "train.models": (
         *("configs", "numerics", "lorentz", "exponential", "lorentz_losses", "alignment", "variants", "projection"),
@@ -78,6 +78,7 @@ STAIRS = {
         *("analysis_tables", "pathway_tables", "ensemble_tables", "plots", "forest", "figures", "context", "page"),
         *("model_table", "sections", "cli"),
     ),
+    "train.predict": ("predicted", "viewer", "gene_maps", "geojson", "spatialdata"),
     "sweeps": (
         *("options", "space", "study", "sampling", "waiting", "storage", "journal", "file_study", "database"),
         *("postgres", "opening", "precision", "trials", "objective", "display", "workers", "final_test"),

@@ -130,3 +130,26 @@ def draw_spots(ax: Axes, picture: dict[str, Any], coords: np.ndarray, values: np
     )
     ax.add_collection(discs)
     return discs
+
+
+def round_length(most: float) -> float:
+    """The longest of 1, 2, 5, 10, 20, ... that is no more than a length."""
+    power = 10.0 ** np.floor(np.log10(most))
+    return float(power * max(step for step in (1, 2, 5) if step * power <= most * (1 + 1e-9)))
+
+
+def draw_scale_bar(ax: Axes, um_per_unit: float, share: float = 0.3) -> None:
+    """Draw a bar of a round length, and the length in um, at the lower left of a map.
+
+    Args:
+        ax: where `draw_tissue` has drawn.
+        um_per_unit: um for each unit of the axes, which is a px of the thumbnail.
+        share: of the map's width that the bar has at most.
+    """
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    um = round_length(share * abs(right - left) * um_per_unit)
+    x, y = left + 0.05 * (right - left), bottom + 0.06 * (top - bottom)
+    ax.plot([x, x + um / um_per_unit], [y, y], color="k", linewidth=3, solid_capstyle="butt")
+    label = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
+    place = ((x + um / um_per_unit / 2), y)
+    ax.annotate(label, place, (0, 3), textcoords="offset points", fontsize=8, ha="center", va="bottom")
