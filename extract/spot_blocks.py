@@ -25,7 +25,7 @@ from hist_cache.fingerprint import Fingerprint, short_hash
 log = logging.getLogger(__name__)
 
 BLOCK_SPOTS = 2048  # a block has at most so many spots
-PARTS = ".parts"  # subfolder of a cache folder
+BLOCK_FOLDER = ".parts"  # subfolder of a cache folder
 
 
 def spot_blocks(coords: NDArray[np.float64], largest: int = BLOCK_SPOTS) -> list[NDArray[np.int64]]:
@@ -63,7 +63,7 @@ class BlockFiles:
     def __init__(self, path: Path, fingerprint: Fingerprint, blocks: Sequence[NDArray[np.int64]]) -> None:
         made_from = {"common": fingerprint.common, "slide": fingerprint.slide, "blocks": [len(b) for b in blocks]}
         identity = short_hash(json.loads(json.dumps(made_from)))
-        self.folder = path.parent / PARTS / f"{path.stem}-{identity}"
+        self.folder = path.parent / BLOCK_FOLDER / f"{path.stem}-{identity}"
         self.blocks = blocks
 
     def _path(self, block: int) -> Path:

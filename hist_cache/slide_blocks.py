@@ -18,7 +18,7 @@ from hist_cache.errors import DamagedCacheError, HistError
 from hist_cache.fingerprint import Fingerprint
 from hist_cache.slide_file import FORMAT_ATTRIBUTES, as_stored, other_arrays, write_arrays
 
-ROWS_AT_ONCE = 4096  # of embeddings, that are in memory together
+ROWS_IN_MEMORY = 4096  # of embeddings, that are in memory together
 
 Block = tuple[NDArray[np.int64], Mapping[str, NDArray[np.float16]]]
 """Rows (k,) of a slide, and their embeddings (k, D) by the names of the arrays in the file."""
@@ -80,8 +80,8 @@ def _fill(path: Path, datasets: Mapping[str, h5py.Dataset], blocks: Iterable[Blo
 def dataset_digest(dataset: h5py.Dataset) -> str:
     """The digest of an array of a file, as `array_digest` has it, without all of it in memory."""
     digest = hashlib.sha256(f"{dataset.dtype.str} {dataset.shape}".encode())
-    for start in range(0, len(dataset), ROWS_AT_ONCE):
-        digest.update(np.ascontiguousarray(dataset[start : start + ROWS_AT_ONCE]).data)
+    for start in range(0, len(dataset), ROWS_IN_MEMORY):
+        digest.update(np.ascontiguousarray(dataset[start : start + ROWS_IN_MEMORY]).data)
     return digest.hexdigest()
 
 

@@ -25,6 +25,9 @@ STAIRS = {
             "pipeline",
             "scheduler",
             "embeddings",
+            "virtual_slides",
+            "spot_blocks",
+            "virtual_embeddings",
             "tokens",
             "adapted",
             "status",
@@ -52,11 +55,12 @@ STAIRS = {
         "readers",
         "crops",
         "batches",
+        *("tissue", "focus", "masks", "pixel_size", "virtual_spots", "given_spots", "dicom_series", "listing"),
     ),
     "train": (
         *("distributed", "expression", "rings", "depth", "data", "assembly", "workspace", "leaks", "relative_values"),
         *("metrics", "pathways", "selection", "figures", "models", "recipes", "fit", "finetune"),
-        *("options", "experiments", "report", "predict", "cli"),
+        *("options", "experiments", "report", "predict", "export", "cli"),
     ),
     "train.models": (
         *("configs", "numerics", "lorentz", "exponential", "lorentz_losses", "alignment", "variants", "projection"),
@@ -64,7 +68,7 @@ STAIRS = {
         *("stnet", "bleep", "istar", "coordinates", "gaussians", "stevs", "diffusion", "stem"),
         *("slide_spots", "attention_blocks", "triplex"),
     ),
-    "train.recipes": ("config", "table", "inputs", "targets", "fitted"),
+    "train.recipes": ("config", "table", "inputs", "targets", "fitted", "restored"),
     "train.fit": ("config", "allocation", "adamw", "average", "batches", "step", "graph", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
@@ -78,7 +82,11 @@ STAIRS = {
         *("analysis_tables", "pathway_tables", "ensemble_tables", "plots", "forest", "figures", "context", "page"),
         *("model_table", "sections", "cli"),
     ),
-    "train.predict": ("predicted", "viewer", "gene_maps", "geojson", "spatialdata"),
+    "train.predict": (
+        *("predicted", "viewer", "gene_maps", "geojson", "spatialdata", "options", "folds", "inputs", "embedding"),
+        *("slide_data", "models", "reference", "truth", "outputs", "slides", "extras", "work", "summary", "cli"),
+    ),
+    "train.export": ("bundle", "card", "cli"),
     "sweeps": (
         *("options", "space", "study", "sampling", "waiting", "storage", "journal", "file_study", "database"),
         *("postgres", "opening", "precision", "trials", "objective", "display", "workers", "final_test"),
@@ -178,6 +186,8 @@ def test_public_names_mean_one_thing() -> None:
         ("hist_train", "--dataset"),
         ("hist_sweep", "--trials"),
         ("hist_report", "--against"),
+        ("hist_predict", "--wsi"),
+        ("hist_export", "--out"),
     ],
 )
 def test_commands_work_beside_the_users_own_train_and_extract(command: str, option: str, tmp_path: Path) -> None:
@@ -192,7 +202,7 @@ def test_commands_work_beside_the_users_own_train_and_extract(command: str, opti
     assert option in done.stdout
 
 
-@pytest.mark.parametrize("module", ["extract.cli", "train.cli", "train.report.cli", "sweeps.cli"])
+@pytest.mark.parametrize("module", ["extract.cli", "train.cli", "train.report.cli", "train.predict.cli", "train.export.cli", "sweeps.cli"])
 def test_help_imports_nothing_heavy(module: str) -> None:
     script = f"import sys; from {module} import main\n"
     script += "try: main(['--help'])\nexcept SystemExit: pass\n"

@@ -23,10 +23,10 @@ written as <slide>.h5ad. Stop it anywhere; the same command goes on from there."
 def main(argv: Sequence[str] | None = None) -> int:
     """Run hist-predict; returns the exit code."""
     options = parse(PredictOptions, "hist-predict", DESCRIPTION, argv)
-    return run(predict, options, options.debug)
+    return run(predict_slides, options, options.debug)
 
 
-def predict(options: PredictOptions) -> int:
+def predict_slides(options: PredictOptions) -> int:
     """Run the command; returns the exit code: 1 if some slides failed."""
     import torch
 

@@ -15,7 +15,7 @@ from train.predict.gene_maps import write_gene_maps
 from train.predict.geojson import write_geojson, write_spot_table
 from train.predict.options import PredictOptions
 from train.predict.predicted import SlidePicture
-from train.predict.spatialdata import write_spatialdata
+from train.predict.spatialdata import check_spatialdata, write_spatialdata
 from train.predict.viewer import write_viewer
 
 
@@ -37,9 +37,11 @@ class Extras:
 
     @classmethod
     def of(cls, options: PredictOptions, predicted: Sequence[str]) -> Extras:
-        """What options ask for; `InputError` for a gene that is not predicted."""
+        """What options ask for; `InputError` where it cannot be written, before anything is computed."""
         named = (gene.strip() for gene in (options.genes_to_plot or "").split(","))
         genes = tuple(dict.fromkeys(gene for gene in named if gene))
+        if options.spatialdata:
+            check_spatialdata()
         if unknown := [gene for gene in genes if gene not in set(predicted)]:
             raise InputError(f"--genes-to-plot: the run does not predict {first_names(unknown)}")
         return cls(genes, options.viewer, options.qupath, options.spatialdata)

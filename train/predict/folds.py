@@ -107,10 +107,10 @@ def read_folds(path: Path, lora: Path | None, cache_root: Path) -> list[TrainedF
     if not folders:
         started = f"; {len(fold_folders(path))} are not finished" if fold_folders(path) else ""
         raise InputError(f"--run {path}: no finished fold here{started} (looked for fold*/{METRICS})")
-    return [read_fold(folder, lora, cache_root) for folder in folders]
+    return [read_trained_fold(folder, lora, cache_root) for folder in folders]
 
 
-def read_fold(folder: Path, lora: Path | None, cache_root: Path) -> TrainedFold:
+def read_trained_fold(folder: Path, lora: Path | None, cache_root: Path) -> TrainedFold:
     """One finished fold; `InputError` where a file cannot be read."""
     config = Fold(folder).config
     setting = read_setting(folder / CONFIG, config)
@@ -122,13 +122,13 @@ def read_fold(folder: Path, lora: Path | None, cache_root: Path) -> TrainedFold:
         Fold(folder).panel,
         split,
         images if isinstance(images, dict) else {},
-        read_scale(folder, config, setting, split, cache_root),
+        spot_scale_of(folder, config, setting, split, cache_root),
         find_fold_adapter(folder, config, setting, lora),
         str(read_metrics(folder).get("model_digest", "")),
     )
 
 
-def read_scale(
+def spot_scale_of(
     folder: Path, config: dict[str, Any], setting: Setting, split: Split, cache_root: Path
 ) -> SpotScale | None:
     """The scale of the train slides' spots: as config.json states it, else as the cache does; None where neither."""

@@ -16,7 +16,7 @@ from train.predict.options import PredictOptions
 
 MASKS = (".geojson", ".json", ".png", ".tif", ".tiff")
 POSITIONS = (".csv", ".h5ad")
-TABLES = (".h5ad",)
+COUNT_TABLES = (".h5ad",)
 
 
 def images_to_predict(options: PredictOptions) -> tuple[list[SlideImage], dict[str, Path]]:
@@ -32,7 +32,7 @@ def images_to_predict(options: PredictOptions) -> tuple[list[SlideImage], dict[s
     names = [slide_name(file) for file in files]
     masks = companions("--mask", options.mask, names, MASKS)
     positions = companions("--coords", options.coords, names, POSITIONS)
-    truths = companions("--truth", options.truth, names, TABLES)
+    truths = companions("--truth", options.truth, names, COUNT_TABLES)
     slides = [
         SlideImage(
             *(name, file, masks.get(name), positions.get(name, truths.get(name))),

@@ -20,8 +20,8 @@ from hist_cache.interrupts import held_interrupts
 from train.experiments.outputs import squidpy_picture
 
 RECORD = "hist_predict"  # in `uns`: what the predictions were made from
-SPREAD, TRUTH = "disagreement", "truth"  # layers
-CHUNK = 1024  # spots a chunk of the file
+SPREAD, MEASURED = "disagreement", "truth"  # layers
+CHUNK_ROWS = 1024  # spots a chunk of the file
 Matrix = NDArray[np.float32]
 
 
@@ -69,7 +69,7 @@ class TableWriter:
     def _matrix(self, name: str, shape: tuple[int, int]) -> h5py.Dataset:
         if name in self._file:  # new versions of anndata write that there is none
             del self._file[name]
-        chunks = (min(CHUNK, shape[0]), min(64, shape[1]))
+        chunks = (min(CHUNK_ROWS, shape[0]), min(64, shape[1]))
         dataset = self._file.create_dataset(name, shape, np.float32, chunks=chunks, compression="gzip")
         dataset.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         return dataset
@@ -130,5 +130,5 @@ def mean_of_spots(path: Path) -> tuple[list[str], NDArray[np.float64]]:
     with h5py.File(path, "r", locking=False) as file:
         genes = list(read_elem(file["var"]).index)
         x = file["X"]
-        total = sum(x[i : i + CHUNK].sum(0, dtype=np.float64) for i in range(0, len(x), CHUNK))
+        total = sum(x[i : i + CHUNK_ROWS].sum(0, dtype=np.float64) for i in range(0, len(x), CHUNK_ROWS))
         return genes, total / len(x)

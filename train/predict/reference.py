@@ -24,7 +24,7 @@ from hist_cache.errors import HistError
 from hist_cache.files import atomic_write
 from train.models.components import standard_deviations
 
-REFERENCE = "reference.safetensors"  # in the folder of a fold
+REFERENCE_FILE = "reference.safetensors"  # in the folder of a fold
 N_COMPONENTS = 64
 BEYOND = 0.01  # share of the validation spots beyond the limit
 MIN_SHARE = 1e-6  # of the largest variance: components with less are left to the rest
@@ -67,14 +67,14 @@ class Reference:
         """Keep it in the folder of the fold."""
         arrays = {"mean": self.mean, "std": self.std, "axes": self.axes}
         arrays |= {"rest": np.array([self.rest]), "limit": np.array([self.limit])}
-        with atomic_write(folder / REFERENCE) as aside:
+        with atomic_write(folder / REFERENCE_FILE) as aside:
             aside.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
 def read_reference(folder: Path) -> Reference | None:
     """What `Reference.write` wrote; None where it is not there or damaged, so that it is computed again."""
     try:
-        arrays = load((folder / REFERENCE).read_bytes())
+        arrays = load((folder / REFERENCE_FILE).read_bytes())
         rest, limit = (float(arrays[name][0]) for name in ("rest", "limit"))
         return Reference(arrays["mean"], arrays["std"], arrays["axes"], rest, limit)
     except (OSError, SafetensorError, KeyError, IndexError, ValueError):

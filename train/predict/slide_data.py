@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hist_cache.cached_slide import CachedSlide
-from hist_cache.slide_blocks import ROWS_AT_ONCE, read_embeddings
+from hist_cache.slide_blocks import ROWS_IN_MEMORY, read_embeddings
 from train.data import SpotData
 from train.expression import Transform
 from train.rings import slide_rings
@@ -43,7 +43,7 @@ class SlideFile:
 
 def parts_of(n: int, whole: bool) -> list[tuple[int, int]]:
     """First row, and the one after the last, of the parts of a slide of n spots that are in memory at once."""
-    return [(0, n)] if whole else [(i, min(i + ROWS_AT_ONCE, n)) for i in range(0, n, ROWS_AT_ONCE)]
+    return [(0, n)] if whole else [(i, min(i + ROWS_IN_MEMORY, n)) for i in range(0, n, ROWS_IN_MEMORY)]
 
 
 def embedding_parts(file: SlideFile, parts: Sequence[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:

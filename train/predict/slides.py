@@ -18,10 +18,10 @@ from hist_cache.slide_blocks import read_slide_without_embeddings
 from train.expression import UNITS
 from train.predict.folds import TrainedFold
 from train.predict.models import Ensemble
-from train.predict.outputs import SPREAD, TRUTH, SlideTable, TableWriter, read_record, write_table
+from train.predict.outputs import MEASURED, SPREAD, SlideTable, TableWriter, read_record, write_table
 from train.predict.reference import Reference
 from train.predict.slide_data import SlideFile
-from train.predict.truth import compare, measured_expression
+from train.predict.truth import measured_expression, slide_metrics
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ class Predictor:
         if opened.truth is not None:
             how = slide, setting.neighbors, genes, setting.transform
             measured = measured_expression(opened.name, opened.truth, *how)[opened.kept]
-        layers = ([SPREAD] if len(self.folds) > 1 else []) + ([TRUTH] if measured is not None else [])
+        layers = ([SPREAD] if len(self.folds) > 1 else []) + ([MEASURED] if measured is not None else [])
         with write_table(path, table, layers) as writer:
             if measured is not None:
-                writer.put(0, **{TRUTH: measured})
+                writer.put(0, **{MEASURED: measured})
             columns = self._predict_parts(opened, writer)
             if self.reference is not None:
                 beyond = columns["out_of_distribution"] = columns["distance"] > self.reference.limit
@@ -166,7 +166,7 @@ class Predictor:
             writer.finish(columns, record)
         if measured is None or predicted is None:
             return {}
-        return compare(opened.name, predicted, measured, opened.first.complete()[opened.kept])
+        return slide_metrics(opened.name, predicted, measured, opened.first.complete()[opened.kept])
 
     def _predict_parts(self, opened: OpenedSlide, writer: TableWriter) -> dict[str, NDArray[Any]]:
         """Write the predictions part by part; returns the columns of `obs`."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,3 +98,11 @@ def _elements(path: Path, table: anndata.AnnData, picture: SlidePicture) -> Any:
     return SpatialData(
         images={IMAGE_ELEMENT: image}, shapes={SPOTS_ELEMENT: circles}, tables={TABLE_ELEMENT: annotation}
     )
+
+
+def check_spatialdata() -> None:
+    """`InputError` where the package that writes stores is not installed, before anything is computed."""
+    if find_spec("spatialdata") is None:
+        raise InputError(
+            "--spatialdata: the package spatialdata is not installed; pip install 'hist-cache[spatialdata]'"
+        )

@@ -55,7 +55,7 @@ def measured_expression(
     return expression
 
 
-def compare(
+def slide_metrics(
     name: str, predicted: NDArray[np.float32], measured: NDArray[np.float32], complete: NDArray[np.bool_]
 ) -> dict[str, Any]:
     """Metrics of a slide, as hist-train writes them of its test slides; of the genes that were measured.
