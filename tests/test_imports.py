@@ -52,6 +52,7 @@ STAIRS = {
         "readers",
         "crops",
         "batches",
+        *("tissue", "masks", "virtual_spots", "given_spots", "focus", "pixel_size", "dicom_series", "listing"),
     ),
     "train": (
         *("distributed", "expression", "rings", "depth", "data", "assembly", "workspace", "leaks", "relative_values"),

@@ -102,7 +102,7 @@ def test_a_file_that_is_not_there_and_one_that_is_no_text(tmp_path: Path) -> Non
     (tmp_path / "a.csv").write_bytes(b"x,y\n\xff,1\n")
     with pytest.raises(SlideError, match="not text in UTF-8"):
         read_coords("S", tmp_path / "a.csv", SIZE)
-    with pytest.raises(SlideError, match="no such file|No such file"):
+    with pytest.raises(SlideError, match=r"a\.h5ad: "):
         read_coords("S", tmp_path / "a.h5ad", SIZE)
 
 
