@@ -81,7 +81,8 @@ def _read_columns(path: Path) -> Columns:
     headless = len(rows[0]) == len(VISIUM_COLUMNS) and all(_is_number(cell) for cell in rows[0][1:])
     names = list(VISIUM_COLUMNS) if headless else [name.strip().lower() for name in rows[0]]
     rows = rows if headless else rows[1:]
-    if short := next((i for i, row in enumerate(rows) if len(row) < len(names)), None):
+    short = next((i for i, row in enumerate(rows) if len(row) < len(names)), None)
+    if short is not None:
         raise CoordsError(f"row {short + 1} after the header has {len(rows[short])} of {len(names)} columns", NEEDED)
     return {name: [row[i].strip() for row in rows] for i, name in reversed(list(enumerate(names)))}
 
