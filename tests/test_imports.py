@@ -55,7 +55,7 @@ STAIRS = {
         "readers",
         "crops",
         "batches",
-        *("tissue", "focus", "masks", "pixel_size", "virtual_spots", "given_spots", "dicom_series", "listing"),
+        *("tissue", "masks", "virtual_spots", "given_spots", "focus", "pixel_size", "dicom_series", "listing"),
     ),
     "train": (
         *("distributed", "expression", "rings", "depth", "data", "assembly", "workspace", "leaks", "relative_values"),

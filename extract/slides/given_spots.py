@@ -22,7 +22,7 @@ NAME_COLUMNS = ("barcode", "spot", "id")
 VISIUM_COLUMNS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 ARRAY_COLUMNS = ("array_row", "array_col")
 NEEDED = "a header with x and y (level-0 px) is needed, or Visium's tissue_positions.csv, or an .h5ad"
-Table = dict[str, list[str]]  # a column by name
+Columns = dict[str, list[str]]  # a column by name
 
 
 class CoordsError(FileProblemError):
@@ -50,7 +50,7 @@ def read_coords(slide: str, path: Path, size: tuple[int, int]) -> VirtualSpots:
         spots = VirtualSpots(*read_places(slide, path))
     else:
         try:
-            spots = _from_table(_read_table(path))
+            spots = _from_columns(_read_columns(path))
         except Exception as error:
             raise slide_error(slide, path, error, "cannot be read") from error
     _check_inside(slide, path, spots.coords, size)
@@ -69,7 +69,7 @@ def _check_inside(slide: str, path: Path, coords: NDArray[np.float64], size: tup
         log.warning(f"{slide}: {path}: {problem}; white there")
 
 
-def _read_table(path: Path) -> Table:
+def _read_columns(path: Path) -> Columns:
     """Read a CSV file as columns; names in lower case."""
     try:
         rows = [row for row in csv.reader(read_text(path).splitlines()) if row]
@@ -81,7 +81,8 @@ def _read_table(path: Path) -> Table:
     headless = len(rows[0]) == len(VISIUM_COLUMNS) and all(_is_number(cell) for cell in rows[0][1:])
     names = list(VISIUM_COLUMNS) if headless else [name.strip().lower() for name in rows[0]]
     rows = rows if headless else rows[1:]
-    if short := next((i for i, row in enumerate(rows) if len(row) < len(names)), None):
+    short = next((i for i, row in enumerate(rows) if len(row) < len(names)), None)
+    if short is not None:
         raise CoordsError(f"row {short + 1} after the header has {len(rows[short])} of {len(names)} columns", NEEDED)
     return {name: [row[i].strip() for row in rows] for i, name in reversed(list(enumerate(names)))}
 
@@ -94,7 +95,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _from_table(table: Table) -> VirtualSpots:
+def _from_columns(table: Columns) -> VirtualSpots:
     if all(name in table for name in VISIUM_COLUMNS[1:]):
         in_tissue = _numbers(table, ["in_tissue"])[:, 0] != 0
         places = ("pxl_col_in_fullres", "pxl_row_in_fullres")
@@ -117,7 +118,7 @@ def _from_table(table: Table) -> VirtualSpots:
     )
 
 
-def _numbers(table: Table, columns: Sequence[str]) -> NDArray[np.float64]:
+def _numbers(table: Columns, columns: Sequence[str]) -> NDArray[np.float64]:
     """Return columns as (N, k) finite numbers."""
     values = []
     for name in columns:
@@ -131,7 +132,7 @@ def _numbers(table: Table, columns: Sequence[str]) -> NDArray[np.float64]:
     return numbers
 
 
-def _names(table: Table, n: int) -> list[str]:
+def _names(table: Columns, n: int) -> list[str]:
     """Return the names of the spots; numbered ones where the file has none."""
     first = next(reversed(table))
     column = next((name for name in NAME_COLUMNS if name in table), first)

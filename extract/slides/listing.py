@@ -11,7 +11,7 @@ from hist_cache.texts import first_names
 
 DICOM = ".dcm"
 WSI_SUFFIXES = (*IMAGE_SUFFIXES, ".svslide", DICOM)
-INDEX = ".vms"  # of Hamamatsu, whose pixels are JPEG files beside it
+INDEX_SUFFIX = ".vms"  # of Hamamatsu, whose pixels are JPEG files beside it
 
 
 def slide_images(path: Path) -> list[Path]:
@@ -32,7 +32,7 @@ def slide_images(path: Path) -> list[Path]:
         raise InputError(f"{path}: no such file or folder; give slides with --wsi")
     files = [file for file in sorted(path.iterdir()) if not file.name.startswith(".")]
     plain = [file for file in files if file.suffix.lower() in WSI_SUFFIXES and file.suffix.lower() != DICOM]
-    indexed = tuple(file.stem for file in plain if file.suffix.lower() == INDEX)
+    indexed = tuple(file.stem for file in plain if file.suffix.lower() == INDEX_SUFFIX)
     images = [file for file in plain if not (file.suffix.lower() == ".jpg" and file.name.startswith(indexed))]
     images = [file for file in images if file.is_file()]
     for folder in (path, *(file for file in files if file.is_dir())):

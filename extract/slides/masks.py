@@ -36,7 +36,8 @@ def read_mask(slide: str, path: Path, size: tuple[int, int], um_per_px: float) -
     Args:
         slide: ID of the slide, for messages.
         path: A GeoJSON file with polygons in level-0 pixels, of which holes are left out; or a PNG or TIFF of any
-            resolution that shows the whole slide, in which everything but black (0) is tissue.
+            resolution that shows the whole slide, in which everything but black (0) is tissue; what is transparent
+            counts as white.
         size: Width and height of the slide, level-0 px.
         um_per_px: Pixel size of level 0.
 

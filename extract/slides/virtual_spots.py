@@ -14,7 +14,7 @@ from hist_cache.errors import InputError
 MIN_SPOT_TISSUE = 0.5  # share of a spot's disc
 MAX_VIRTUAL_SPOTS = 5_000_000  # sites of a lattice over the whole slide; more would not fit into memory
 POINTS_OF_DISC = 64  # at which a disc is compared with the mask
-BLOCK = 100_000  # spots that are compared at a time
+DISCS_AT_ONCE = 100_000  # spots that are compared at a time
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def disc_share(mask: TissueMask, centers: NDArray[np.float64], diameter_px: floa
     radius, angle = np.sqrt((n + 0.5) / POINTS_OF_DISC) * diameter_px / 2, n * np.pi * (3 - np.sqrt(5))
     disc = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
     share = np.zeros(len(centers))
-    for start in range(0, len(centers), BLOCK):
-        points = centers[start : start + BLOCK, None] + disc
-        share[start : start + BLOCK] = mask.contains(points).mean(axis=1)
+    for start in range(0, len(centers), DISCS_AT_ONCE):
+        points = centers[start : start + DISCS_AT_ONCE, None] + disc
+        share[start : start + DISCS_AT_ONCE] = mask.contains(points).mean(axis=1)
     return share

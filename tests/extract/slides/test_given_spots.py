@@ -82,6 +82,7 @@ def test_places_in_an_h5ad(tmp_path: Path) -> None:
         ("1,2\n3,4\n", "its columns are 1, 2; a header with x and y"),
         ("x;y\n3;4\n", "its columns are x;y; a header"),
         ("x,y\n3,4\n5\n", "row 2 after the header has 1 of 2 columns"),
+        ("x,y\n5\n", "row 1 after the header has 1 of 2 columns"),
         ("x,y\n3,b\n", "y is 'b' in a row"),
         ("x,y\n3,nan\n1,2\n", "1 spots have no finite x and y"),
         ("x,y\n3,1e300\n", "1 spots lie at 1e.300 px"),
@@ -102,7 +103,7 @@ def test_a_file_that_is_not_there_and_one_that_is_no_text(tmp_path: Path) -> Non
     (tmp_path / "a.csv").write_bytes(b"x,y\n\xff,1\n")
     with pytest.raises(SlideError, match="not text in UTF-8"):
         read_coords("S", tmp_path / "a.csv", SIZE)
-    with pytest.raises(SlideError, match="no such file|No such file"):
+    with pytest.raises(SlideError, match=r"a\.h5ad: "):
         read_coords("S", tmp_path / "a.h5ad", SIZE)
 
 

@@ -10,6 +10,8 @@ from extract.slides.pixel_size import read_pixel_size
 from hist_cache.errors import SlideError
 from tests.conftest import SHARED, needs_shared
 
+OME, TIFF, IMAGEJ = "OME-XML's PhysicalSizeX", "the TIFF's resolution", "ImageJ's unit"
+NO_UNIT = {"resolutionunit": "NONE"}
 PIXELS = np.zeros((64, 96, 3), dtype=np.uint8)
 APERIO = "Aperio Image Library v11.2.1\r\n96x64 (64x64) JPEG/RGB Q=70|AppMag = 20|MPP = 0.4990|Left = 25"
 
@@ -33,21 +35,21 @@ def ome(x: str, y: str, size: tuple[int, int] = (96, 64)) -> str:
 @pytest.mark.parametrize(
     ("options", "um", "source"),
     [
-        (per_cm(0.25), 0.25, "the TIFF's resolution"),
-        ({"resolution": (50_800, 50_800), "resolutionunit": "INCH"}, 0.5, "the TIFF's resolution"),
-        ({"description": ome('PhysicalSizeX="0.5"', 'PhysicalSizeY="0.505"'), **per_cm(3)}, 0.5025, "OME-XML's PhysicalSizeX"),
+        (per_cm(0.25), 0.25, TIFF),
+        ({"resolution": (50_800, 50_800), "resolutionunit": "INCH"}, 0.5, TIFF),
+        ({"description": ome('PhysicalSizeX="0.5"', 'PhysicalSizeY="0.505"'), **per_cm(3)}, 0.5025, OME),
         ({"description": ome('PhysicalSizeX="2e-4" PhysicalSizeXUnit="mm"',
-                             'PhysicalSizeY="200" PhysicalSizeYUnit="nm"')}, 0.2, "OME-XML's PhysicalSizeX"),
-        ({"description": ome('PhysicalSizeX="0.5" PhysicalSizeXUnit="&#181;m"', 'PhysicalSizeY="0.5"')}, 0.5, "OME-XML's PhysicalSizeX"),
-        ({"description": ome('PhysicalSizeX="1"', 'PhysicalSizeY="1" PhysicalSizeYUnit="pixel"'), **per_cm(0.3)}, 0.3, "the TIFF's resolution"),
+                             'PhysicalSizeY="200" PhysicalSizeYUnit="nm"')}, 0.2, OME),
+        ({"description": ome('PhysicalSizeX="1" PhysicalSizeXUnit="&#181;m"', 'PhysicalSizeY="1"')}, 1, OME),
+        ({"description": ome('PhysicalSizeX="1"', 'PhysicalSizeYUnit="pixel"'), **per_cm(0.3)}, 0.3, TIFF),
         ({"description": ome('PhysicalSizeX="0.5"', 'PhysicalSizeY="0.5"', (95, 64))}, None, ""),
-        ({"description": "ImageJ=1.53t\nunit=micron\n", "resolution": (4, 4), "resolutionunit": "NONE"}, 0.25, "ImageJ's unit"),
-        ({"description": "ImageJ=1.53t\nunit=\\u00B5m\n", "resolution": (2, 2), "resolutionunit": "NONE"}, 0.5, "ImageJ's unit"),
-        ({"description": "ImageJ=1.53t\nunit=pixel\n", "resolution": (4, 4), "resolutionunit": "NONE"}, None, ""),
+        ({"description": "ImageJ=1.53t\nunit=micron\n", "resolution": (4, 4), **NO_UNIT}, 0.25, IMAGEJ),
+        ({"description": "ImageJ=1.53t\nunit=\\u00B5m\n", "resolution": (2, 2), **NO_UNIT}, 0.5, IMAGEJ),
+        ({"description": "ImageJ=1.53t\nunit=pixel\n", "resolution": (4, 4), **NO_UNIT}, None, ""),
         ({"resolution": (72, 72), "resolutionunit": "INCH"}, None, ""),
         ({"resolution": (96, 96), "resolutionunit": "INCH"}, None, ""),
         ({"resolution": (300, 300), "resolutionunit": "INCH"}, None, ""),
-        ({"resolution": (4, 4), "resolutionunit": "NONE"}, None, ""),
+        ({"resolution": (4, 4), **NO_UNIT}, None, ""),
         ({"resolution": (0, 0), "resolutionunit": "CENTIMETER"}, None, ""),
         ({}, None, ""),
     ],
