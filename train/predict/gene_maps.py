@@ -36,7 +36,7 @@ def write_gene_maps(path: Path, table: anndata.AnnData, genes: Sequence[str]) ->
 
     Args:
         path: the PNG.
-        table: of one slide; X may be a file, of which a gene is read at a time.
+        table: of one slide; X may be a file.
         genes: names of the genes, in this order.
 
     Returns:
@@ -60,8 +60,9 @@ def write_gene_maps(path: Path, table: anndata.AnnData, genes: Sequence[str]) ->
     _draw_background(panels[0][0], picture, coords)
     panels[0][0].set_title(f"{predicted_slide(table)}, H&E", fontsize=10, parse_math=False)
     draw_scale_bar(panels[0][0], um_per_px(table) * stored_picture(table).downsample)
-    for column, maps in zip(columns, panels[1:], strict=True):
-        values = [gene_values(table, column, kind) for kind in kinds]
+    expression = [gene_values(table, columns, kind) for kind in kinds]
+    for k, (column, maps) in enumerate(zip(columns, panels[1:], strict=True)):
+        values = [part[:, k] for part in expression]
         low, high = value_range(np.concatenate(values))
         for ax, kind, part in zip(maps, kinds, values, strict=True):
             _draw_background(ax, picture, coords)

@@ -44,13 +44,17 @@ MEASUREMENTS = {  # what QuPath calls columns of obs; no gene has such a name
 }
 
 
-def write_geojson(path: Path, table: anndata.AnnData, genes: Sequence[str]) -> Path:
+def write_geojson(
+    path: Path, table: anndata.AnnData, genes: Sequence[str], origin: tuple[float, float] = (0.0, 0.0)
+) -> Path:
     """Write each spot as a detection for QuPath: a circle in level-0 px, and its numbers as measurements.
 
     Args:
         path: the GeoJSON file.
         table: of one slide; X may be a file, which is read some spots at a time.
         genes: names of the genes whose predicted expression is written.
+        origin: x and y where QuPath's image begins, in level-0 px. QuPath crops what it opens with OpenSlide to
+            `openslide.bounds-x` and `-y`, where a file has them (as MIRAX has), and counts from there.
 
     Returns:
         The GeoJSON file.
@@ -61,7 +65,7 @@ def write_geojson(path: Path, table: anndata.AnnData, genes: Sequence[str]) -> P
     columns = gene_columns(table, genes)
     slide, names = predicted_slide(table), [str(table.var_names[column]) for column in columns]
     angles = 2 * np.pi * np.arange(VERTICES) / VERTICES
-    circle = spot_diameter(table) / 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    circle = spot_diameter(table) / 2 * np.stack([np.cos(angles), np.sin(angles)], axis=1) - origin
     with atomic_write(path) as aside, aside.open("w", encoding="ascii") as file:
         file.write('{"type":"FeatureCollection","features":[')
         separator = "\n"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MEASURED, DISAGREEMENT = "truth", "disagreement"  # layers that a table may have beside X
 DISTANCE, OUT_OF_DISTRIBUTION = "distance", "out_of_distribution"  # columns of obs that it may have
 SPOTS_A_BLOCK = 1024  # X may be a file that is read in parts
-GENES_A_BLOCK = 64
+GENES_A_BLOCK = 64  # as X has chunks of so many
 PERCENTILES = 2, 98  # of values: the ends of their colours
 
 
@@ -66,15 +66,22 @@ def gene_columns(table: anndata.AnnData, genes: Sequence[str]) -> list[int]:
     return [place[gene] for gene in wanted]
 
 
-def gene_values(table: anndata.AnnData, column: int, layer: str | None = None) -> np.ndarray:
-    """Values of one gene, `(N,)` float32; only this gene is read where X is a file.
+def gene_values(table: anndata.AnnData, columns: Sequence[int], layer: str | None = None) -> np.ndarray:
+    """Values of some genes, `(N, genes)` float32; where X is a file, only the parts are read that hold them.
 
     Args:
         table: of one slide.
-        column: of the gene.
+        columns: of the genes.
         layer: its name; None is the predicted expression.
     """
-    return np.asarray(_matrix(table, layer)[:, column], dtype=np.float32)
+    matrix: Any = table.X if layer is None else table.layers[layer]
+    result = np.empty((table.n_obs, len(columns)), dtype=np.float32)
+    for start in sorted({column - column % GENES_A_BLOCK for column in columns}):
+        part = np.asarray(matrix[:, start : start + GENES_A_BLOCK])
+        for k, column in enumerate(columns):
+            if start <= column < start + GENES_A_BLOCK:
+                result[:, k] = part[:, column - start]
+    return result
 
 
 def row_blocks(table: anndata.AnnData, columns: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
@@ -139,7 +146,3 @@ def spatial_variance(table: anndata.AnnData, neighbors: int = 6) -> np.ndarray:
         around = sum(centered[nearest[:, i]] for i in range(k)) / np.float32(k)
         result[part] = np.einsum("ng,ng->g", centered, around) / table.n_obs
     return result
-
-
-def _matrix(table: anndata.AnnData, layer: str | None) -> Any:
-    return table.X if layer is None else table.layers[layer]

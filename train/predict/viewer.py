@@ -58,7 +58,7 @@ def write_viewer(
 
     Args:
         path: the HTML file.
-        table: of one slide; X may be a file, of which a gene is read at a time.
+        table: of one slide; X may be a file, of which the chosen genes alone are kept.
         picture: of the whole slide (default: the small one of the table); one that is longer than `MAX_PICTURE_PX`
             is made smaller.
         genes: the genes on the page, in this order (default: those that vary most in space, as many as
@@ -82,7 +82,11 @@ def write_viewer(
         columns = gene_columns(table, genes)
     n_bytes += bytes_a_gene * len(columns)
     choice = _choice(len(columns), table.n_vars, named=genes is not None)
-    slide["genes"] = [_gene_data(table, column, layers) for column in columns]
+    values = {name: gene_values(table, columns, None if name == PREDICTED else name) for name in layers}
+    names = [str(table.var_names[column]) for column in columns]
+    slide["genes"] = [
+        _gene_data(gene, {key: part[:, k] for key, part in values.items()}) for k, gene in enumerate(names)
+    ]
     html = _page(table, slide, f"{choice} This page has {size(n_bytes)}.", style, script)
     with atomic_write(path) as aside:
         aside.write_text(html, encoding="utf-8", errors="replace")
@@ -129,16 +133,15 @@ def _slide_data(table: anndata.AnnData, picture: SlidePicture, layers: list[str]
     }
 
 
-def _gene_data(table: anndata.AnnData, column: int, layers: list[str]) -> dict[str, Any]:
-    """Values of one gene; measured and predicted expression have one range of colours."""
-    values = {name: gene_values(table, column, None if name == PREDICTED else name) for name in layers}
+def _gene_data(gene: str, values: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Values of one gene in each layer, `(N,)`; measured and predicted expression have one range of colours."""
     common = value_range(np.concatenate([values[name] for name in (PREDICTED, MEASURED) if name in values]))
     pcc = gene_pcc(values[PREDICTED][:, None], values[MEASURED][:, None])[0] if MEASURED in values else np.nan
     coded = {
         name: _codes(part) | {"range": value_range(part) if name == DISAGREEMENT else common}
         for name, part in values.items()
     }
-    return {"name": str(table.var_names[column]), "pcc": float(pcc) if np.isfinite(pcc) else None, "layers": coded}
+    return {"name": gene, "pcc": float(pcc) if np.isfinite(pcc) else None, "layers": coded}
 
 
 def _codes(values: np.ndarray) -> dict[str, Any]:

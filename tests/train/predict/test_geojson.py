@@ -75,6 +75,12 @@ def test_geojson(table: anndata.AnnData, tmp_path: Path) -> None:
     assert text == write_geojson(tmp_path / "again.geojson", table, GENES).read_text()
 
 
+def test_where_qupath_crops_the_slide(table: anndata.AnnData, tmp_path: Path) -> None:
+    features = json.loads(write_geojson(tmp_path / "a.geojson", table, GENES, (150.0, 40.0)).read_text())["features"]
+    (ring,) = features[3]["geometry"]["coordinates"]
+    np.testing.assert_allclose(np.mean(ring[:-1], axis=0), table.obsm["spatial"][3] - (150, 40), atol=0.02)
+
+
 def test_csv(table: anndata.AnnData, tmp_path: Path) -> None:
     read = pd.read_csv(write_spot_table(tmp_path / "SLIDE1.csv", table, GENES), index_col="spot")
     assert read.index.tolist() == table.obs_names.tolist()

@@ -64,7 +64,13 @@ def test_row_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = list(row_blocks(table, [3, 0]))
     assert [start for start, _ in blocks] == list(range(0, table.n_obs, 7))
     np.testing.assert_array_equal(np.concatenate([values for _, values in blocks]), np.asarray(table.X)[:, [3, 0]])
-    np.testing.assert_array_equal(gene_values(table, 2), np.asarray(table.X)[:, 2])
+
+
+def test_gene_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicted, "GENES_A_BLOCK", 2)
+    table = predicted_table(truth=True)
+    np.testing.assert_array_equal(gene_values(table, [4, 0, 1]), np.asarray(table.X)[:, [4, 0, 1]])
+    np.testing.assert_array_equal(gene_values(table, [3], "truth"), table.layers["truth"][:, [3]])
 
 
 @given(arrays(np.float32, st.integers(0, 30), elements=st.floats(-1e3, 1e3, width=32) | st.just(np.nan)))
