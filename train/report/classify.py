@@ -33,14 +33,16 @@ class ClassifySettings:
         repeats: How often they are split anew.
         trees: Of each forest.
         permutations: Permutations of the labels, of which each is split once.
+        control_trees: Of each forest with permuted labels.
         draws: Draws of patients for the intervals.
         seed: The first part of every seed.
     """
 
     folds: int = 5
-    repeats: int = 10
-    trees: int = 100  # scikit-learn's default
+    repeats: int = 5
+    trees: int = 500  # 100 have an AUROC that is 0.04 lower where 10 of 200 genes tell 60 slides apart
     permutations: int = 20
+    control_trees: int = 100  # with permuted labels the AUROC is 0.5, however many there are
     draws: int = 2000
     seed: int = 42
 
@@ -165,7 +167,7 @@ def out_of_fold(
     key: tuple[int, int] = (REAL, 0),
     with_shuffled: bool = False,
     on_fold: Callable[[], Any] = lambda: None,
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray]:
     """Split patients once, and predict the slides of each fold by a forest of the others.
 
     Args:
@@ -178,22 +180,23 @@ def out_of_fold(
         on_fold: is called after each fold.
 
     Returns:
-        (n, classes) probabilities; and (G, n, classes) those with one gene shuffled within each test fold, or None.
+        (n, classes) probabilities; and (G, n, classes) those with one gene shuffled within each test fold, of no
+        gene unless asked for.
     """
     n_classes = int(labels.max()) + 1
     probabilities = np.zeros((len(labels), n_classes))
-    shuffled = np.zeros((values.shape[1], len(labels), n_classes)) if with_shuffled else None
-    seed = settings.seed
+    shuffled = np.zeros((values.shape[1] if with_shuffled else 0, len(labels), n_classes))
+    seed, trees = settings.seed, settings.trees if key[0] == REAL else settings.control_trees
     for fold, test in enumerate(patient_folds(labels, patients, settings.folds, drawn_seed(seed, SPLIT, *key))):
         train = np.setdiff1d(np.arange(len(labels)), test)
-        forest = fit_forest(values[train], labels[train], settings.trees, drawn_seed(seed, FOREST, *key, fold))
+        forest = fit_forest(values[train], labels[train], trees, drawn_seed(seed, FOREST, *key, fold))
         seen = forest.classes_  # all, unless a patient alone has every slide of a class
         probabilities[np.ix_(test, seen)] = forest.predict_proba(values[test])
-        if shuffled is not None:
+        if with_shuffled:
             changes = shuffled_changes(forest, values[test], drawn_seed(seed, SHUFFLE, *key, fold))
             shuffled[:, test[:, None], seen] = probabilities[np.ix_(test, seen)] + changes
         on_fold()
-    return probabilities.round(DIGITS), None if shuffled is None else shuffled.round(DIGITS)
+    return probabilities.round(DIGITS), shuffled.round(DIGITS)
 
 
 def permuted_labels(labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray:
