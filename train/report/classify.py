@@ -166,7 +166,7 @@ def out_of_fold(
     settings: ClassifySettings,
     key: tuple[int, int] = (REAL, 0),
     with_shuffled: bool = False,
-    on_fold: Callable[[], Any] = lambda: None,
+    on_forest: Callable[[int], Any] = lambda trees: None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split patients once, and predict the slides of each fold by a forest of the others.
 
@@ -177,7 +177,7 @@ def out_of_fold(
         settings: folds, trees and seed.
         key: permutation of the labels and repeat, which are parts of the seeds.
         with_shuffled: whether each gene is shuffled too.
-        on_fold: is called after each fold.
+        on_forest: is called after each fold with the number of its forest's trees.
 
     Returns:
         (n, classes) probabilities; and (G, n, classes) those with one gene shuffled within each test fold, of no
@@ -195,7 +195,7 @@ def out_of_fold(
         if with_shuffled:
             changes = shuffled_changes(forest, values[test], drawn_seed(seed, SHUFFLE, *key, fold))
             shuffled[:, test[:, None], seen] = probabilities[np.ix_(test, seen)] + changes
-        on_fold()
+        on_forest(trees)
     return probabilities.round(DIGITS), shuffled.round(DIGITS)
 
 
@@ -223,7 +223,7 @@ def auroc_difference(one: Classification, other: Classification, index: int) -> 
 
 
 def classify_method(
-    name: str, cohort: Cohort, settings: ClassifySettings, on_fold: Callable[[], Any] = lambda: None
+    name: str, cohort: Cohort, settings: ClassifySettings, on_forest: Callable[[int], Any] = lambda trees: None
 ) -> Classification:
     """Test the expression of one method, with everything that is reported of it.
 
@@ -231,20 +231,20 @@ def classify_method(
         name: of the method, one of the cohort's.
         cohort: the slides.
         settings: how they are classified.
-        on_fold: is called after each fold.
+        on_forest: is called after each fold with the number of its forest's trees.
     """
     from sklearn.metrics import average_precision_score
 
     values, labels, patients = cohort.values[name], cohort.labels, cohort.patients
     every, importance = [], []
     for repeat in range(settings.repeats):
-        probabilities, shuffled = out_of_fold(values, labels, patients, settings, (REAL, repeat), True, on_fold)
+        probabilities, shuffled = out_of_fold(values, labels, patients, settings, (REAL, repeat), True, on_forest)
         every.append(probabilities)
         importance.append((class_aurocs(probabilities, labels) - class_aurocs(shuffled, labels)).mean(-1))
     permuted = []
     for i in range(settings.permutations):
         other = permuted_labels(labels, patients, drawn_seed(settings.seed, LABELS, i + 1))
-        probabilities, _ = out_of_fold(values, other, patients, settings, (i + 1, 0), False, on_fold)
+        probabilities, _ = out_of_fold(values, other, patients, settings, (i + 1, 0), False, on_forest)
         permuted.append(class_aurocs(probabilities, other))
     stacked = np.stack(every)
     classes = range(len(cohort.classes))
@@ -263,6 +263,6 @@ def classify_method(
 
 def classify_cohort(cohort: Cohort, settings: ClassifySettings) -> list[Classification]:
     """Test the expression of every method of a cohort, on the same folds and with the same permuted labels."""
-    forests = (settings.repeats + settings.permutations) * settings.folds
-    with progress("classifying", forests * len(cohort.values), "forests") as meter:
+    each = settings.repeats * settings.trees + settings.permutations * settings.control_trees
+    with progress("classifying", each * settings.folds * len(cohort.values), "trees") as meter:
         return [classify_method(name, cohort, settings, meter.advance) for name in cohort.values]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from train.figures import BLUE, GREY, ORANGE, new_figure, quiet_axes, save_figure
+from train.figures import BLUE, ORANGE, new_figure, quiet_axes, save_figure
 from train.report.auroc import interval_95
 from train.report.classify import Classification
 from train.report.classify_data import Cohort
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 METHOD_COLORS = (BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # Okabe and Ito's palette
 GRID = np.linspace(0, 1, 401)  # rates of false positives at which curves are drawn
-BIN = 0.025  # width of the control's bins
+BIN = 0.05  # width of the control's bins
 
 
 def plot_classification(path: Path, cohort: Cohort, found: Sequence[Classification]) -> None:
@@ -85,6 +85,8 @@ def _draw_curves(ax: Axes, found: Sequence[Classification], positive: np.ndarray
 
 
 def _draw_control(ax: Axes, found: Sequence[Classification], c: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     every = np.concatenate([[one.auroc[:, c].mean(), *one.permuted[:, c]] for one in found])
     low = min(0.3, np.floor(every.min() / BIN) * BIN)
     bins = np.arange(low, 1 + BIN / 2, BIN)
@@ -94,7 +96,7 @@ def _draw_control(ax: Axes, found: Sequence[Classification], c: int) -> None:
         ax.axvline(one.auroc[:, c].mean(), color=color, linewidth=1.8)
     ax.axvline(0.5, color="0.6", linewidth=0.8, linestyle="--", zorder=0)
     ax.set_xlim(low, 1.0)
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("AUROC; lines: with the real labels", fontsize=9)
-    ax.set_ylabel("permutations", fontsize=9, color=GREY)
+    ax.set_ylabel("permutations", fontsize=9)
     quiet_axes(ax)
