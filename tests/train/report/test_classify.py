@@ -5,15 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.ensemble import RandomForestClassifier
-from sklearn.model_selection import cross_val_predict
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from tests.train.report.classified_cohorts import make_cohort, planted
 from train.report.auroc import class_aurocs
 from train.report.classify import (
+    SPLIT,
     Classification,
     ClassifySettings,
     auroc_difference,
     classify_cohort,
+    drawn_seed,
     fit_forest,
     out_of_fold,
     patient_folds,
@@ -21,7 +23,8 @@ from train.report.classify import (
     shuffled_changes,
 )
 
-QUICK = ClassifySettings(repeats=2, trees=25, permutations=3, control_trees=10, draws=100)
+QUICK = ClassifySettings(repeats=2, trees=20, permutations=3, control_trees=5, draws=100)
+FEW = ClassifySettings(trees=8)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_nothing_is_found_where_nothing_is() -> None:
     areas = []
     for seed in range(8):
         labels, values = planted(shift=0.0, seed=seed)
-        probabilities, _ = out_of_fold(values.astype(np.float32), labels, np.arange(60), QUICK, (0, seed))
+        probabilities, _ = out_of_fold(values.astype(np.float32), labels, np.arange(60), FEW, (0, seed))
         areas.append(class_aurocs(probabilities, labels)[1])
     assert 0.4 < np.mean(areas) < 0.6
 
@@ -69,9 +72,12 @@ def test_a_patient_is_never_in_train_and_test() -> None:
     values = (3 * rng.normal(size=(24, 15))[patients] + 0.1 * rng.normal(size=(96, 15))).astype(np.float32)
     areas = []
     for repeat in range(4):
-        probabilities, _ = out_of_fold(values, labels, patients, QUICK, (0, repeat))
+        probabilities, _ = out_of_fold(values, labels, patients, FEW, (0, repeat))
         areas.append(class_aurocs(probabilities, labels)[1])
-    by_slide = cross_val_predict(RandomForestClassifier(25), values, labels, cv=5, method="predict_proba")
+    split = StratifiedKFold(5, shuffle=True, random_state=0)
+    by_slide = cross_val_predict(
+        RandomForestClassifier(25, random_state=0), values, labels, cv=split, method="predict_proba"
+    )
     assert class_aurocs(by_slide, labels)[1] > 0.95
     assert 0.2 < np.mean(areas) < 0.75
 
@@ -91,9 +97,8 @@ def test_folds_have_whole_patients_and_their_share_of_each_class() -> None:
 
 def test_the_same_seed_gives_the_same_and_another_another() -> None:
     labels, values = planted(30)
-    few = ClassifySettings(trees=5)
     one, same, other = (
-        out_of_fold(values.astype(np.float32), labels, np.arange(30), few, key)[0] for key in ((0, 0), (0, 0), (0, 1))
+        out_of_fold(values.astype(np.float32), labels, np.arange(30), FEW, key)[0] for key in ((0, 0), (0, 0), (0, 1))
     )
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
@@ -102,13 +107,14 @@ def test_the_same_seed_gives_the_same_and_another_another() -> None:
 def test_only_train_slides_are_fitted() -> None:
     """Expression of the test slides of one fold has no influence on what other slides get."""
     labels, values = planted(30)
-    few, values = ClassifySettings(trees=5), values.astype(np.float32)
+    values = values.astype(np.float32)
     changed = values.copy()
-    before, _ = out_of_fold(values, labels, np.arange(30), few)
-    changed[0] = 99  # in train of four folds, in test of one
-    after, _ = out_of_fold(changed, labels, np.arange(30), few)
-    own_fold = {i for i in range(30) if np.array_equal(before[i], after[i])}
-    assert len(own_fold) >= 5  # the slides tested beside it, by a forest that has not seen it
+    changed[0] = 99
+    before, after = (out_of_fold(of, labels, np.arange(30), FEW)[0] for of in (values, changed))
+    folds = patient_folds(labels, np.arange(30), 5, drawn_seed(FEW.seed, SPLIT, 0, 0))
+    beside = next(test[test != 0] for test in folds if 0 in test)  # tested by a forest that has not seen slide 0
+    assert np.array_equal(before[beside], after[beside])
+    assert not np.array_equal(before, after)
 
 
 def test_permuted_labels_stay_together() -> None:

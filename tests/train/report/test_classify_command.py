@@ -45,7 +45,7 @@ def test_the_command(files: Path, run_command: Run) -> None:
     with (folder / "auroc.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["run"], row["class"]) for row in rows] == [(r, c) for r in ("hist", "bleep") for c in ("MSI-H", "MSS")]
-    assert float(rows[0]["auroc"]) > 0.9
+    assert float(rows[0]["auroc"]) > 0.8
     assert float(rows[0]["low"]) <= float(rows[0]["auroc"]) <= float(rows[0]["high"])
     assert rows[2]["against"] == "hist"
     with (folder / "scores.csv").open(newline="") as file:
