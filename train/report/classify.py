@@ -19,9 +19,10 @@ from train.report.classify_data import Cohort
 if TYPE_CHECKING:
     from sklearn.ensemble import RandomForestClassifier
 
-SPLIT, FOREST, SHUFFLE, LABELS, DRAWS = range(5)  # what a random number is for: the second part of its seed
-REAL = 0  # the third part of the seed where labels are not permuted; permutation i has i + 1
-DIGITS = 9  # of a probability: what comes after is rounding, which would break ties
+# What a random number is for: the second part of its seed.
+SEED_OF_SPLIT, SEED_OF_FOREST, SEED_OF_SHUFFLE, SEED_OF_LABELS, SEED_OF_DRAWS = range(5)
+REAL_LABELS = 0  # the third part of the seed where labels are not permuted; permutation i has i + 1
+PROBABILITY_DIGITS = 9  # of a probability: what comes after is rounding, which would break ties
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def out_of_fold(
     labels: np.ndarray,
     patients: np.ndarray,
     settings: ClassifySettings,
-    key: tuple[int, int] = (REAL, 0),
+    key: tuple[int, int] = (REAL_LABELS, 0),
     with_shuffled: bool = False,
     on_forest: Callable[[int], Any] = lambda trees: None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -186,17 +187,17 @@ def out_of_fold(
     n_classes = int(labels.max()) + 1
     probabilities = np.zeros((len(labels), n_classes))
     shuffled = np.zeros((values.shape[1] if with_shuffled else 0, len(labels), n_classes))
-    seed, trees = settings.seed, settings.trees if key[0] == REAL else settings.control_trees
-    for fold, test in enumerate(patient_folds(labels, patients, settings.folds, drawn_seed(seed, SPLIT, *key))):
+    seed, trees = settings.seed, settings.trees if key[0] == REAL_LABELS else settings.control_trees
+    for fold, test in enumerate(patient_folds(labels, patients, settings.folds, drawn_seed(seed, SEED_OF_SPLIT, *key))):
         train = np.setdiff1d(np.arange(len(labels)), test)
-        forest = fit_forest(values[train], labels[train], trees, drawn_seed(seed, FOREST, *key, fold))
+        forest = fit_forest(values[train], labels[train], trees, drawn_seed(seed, SEED_OF_FOREST, *key, fold))
         seen = forest.classes_  # all, unless a patient alone has every slide of a class
         probabilities[np.ix_(test, seen)] = forest.predict_proba(values[test])
         if with_shuffled:
-            changes = shuffled_changes(forest, values[test], drawn_seed(seed, SHUFFLE, *key, fold))
+            changes = shuffled_changes(forest, values[test], drawn_seed(seed, SEED_OF_SHUFFLE, *key, fold))
             shuffled[:, test[:, None], seen] = probabilities[np.ix_(test, seen)] + changes
         on_forest(trees)
-    return probabilities.round(DIGITS), shuffled.round(DIGITS)
+    return probabilities.round(PROBABILITY_DIGITS), shuffled.round(PROBABILITY_DIGITS)
 
 
 def permuted_labels(labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray:
@@ -238,22 +239,25 @@ def classify_method(
     values, labels, patients = cohort.values[name], cohort.labels, cohort.patients
     every, importance = [], []
     for repeat in range(settings.repeats):
-        probabilities, shuffled = out_of_fold(values, labels, patients, settings, (REAL, repeat), True, on_forest)
+        probabilities, shuffled = out_of_fold(
+            values, labels, patients, settings, (REAL_LABELS, repeat), True, on_forest
+        )
         every.append(probabilities)
         importance.append((class_aurocs(probabilities, labels) - class_aurocs(shuffled, labels)).mean(-1))
     permuted = []
     for i in range(settings.permutations):
-        other = permuted_labels(labels, patients, drawn_seed(settings.seed, LABELS, i + 1))
+        other = permuted_labels(labels, patients, drawn_seed(settings.seed, SEED_OF_LABELS, i + 1))
         probabilities, _ = out_of_fold(values, other, patients, settings, (i + 1, 0), False, on_forest)
         permuted.append(class_aurocs(probabilities, other))
     stacked = np.stack(every)
+    weights = patient_draws(patients, settings.draws, drawn_seed(settings.seed, SEED_OF_DRAWS))
     classes = range(len(cohort.classes))
     hits = stacked.argmax(-1) == labels
     return Classification(
         name=name,
         probabilities=stacked,
         auroc=class_aurocs(stacked, labels),
-        drawn=drawn_aurocs(stacked, labels, patient_draws(patients, settings.draws, drawn_seed(settings.seed, DRAWS))),
+        drawn=drawn_aurocs(stacked, labels, weights),
         average_precision=np.array([[average_precision_score(labels == c, p[:, c]) for c in classes] for p in stacked]),
         balanced_accuracy=np.mean([hits[:, labels == c].mean(1) for c in classes], axis=0),
         permuted=np.stack(permuted),

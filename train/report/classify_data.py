@@ -16,9 +16,9 @@ from train.report.classify_labels import (
     N_NAMED,
     SlideLabel,
     check_classes,
+    label_patients,
     match_slides,
     mixed_patients,
-    patients_of,
     read_slide_labels,
     read_table_rows,
 )
@@ -95,7 +95,7 @@ def read_cohort(label_file: Path, paths: Sequence[Path], folds: int) -> Cohort:
     labelled = [slide for slide in slides if slide in matches and labels[matches[slide]].label is not None]
     if not labelled:
         raise InputError(f"--classify {label_file}: labels none of the {len(slides)} slides of {first.file}")
-    patients, remarks = patients_of({slide: labels[matches[slide]].patient for slide in labelled}, label_file)
+    patients, remarks = label_patients({slide: labels[matches[slide]].patient for slide in labelled}, label_file)
     left_out = _left_out(counts, slides, labelled, labels, set(matches.values()) | set(doubtful))
     left_out |= {"barcodes that fit several slides, or one of several that fit a slide": tuple(doubtful)}
     left_out = {why: of for why, of in left_out.items() if of}

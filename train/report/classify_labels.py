@@ -90,7 +90,7 @@ def _begins(one: str, other: str) -> bool:
     return long.startswith(short) and long[len(short) : len(short) + 1] in ("", "-", ".", "_")
 
 
-def patients_of(stated: Mapping[str, str | None], file: Path) -> tuple[list[str], list[str]]:
+def label_patients(stated: Mapping[str, str | None], file: Path) -> tuple[list[str], list[str]]:
     """The patient of each slide, and what is to be said of how he was found.
 
     Args:

@@ -10,7 +10,7 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from tests.train.report.classified_cohorts import make_cohort, planted
 from train.report.auroc import class_aurocs
 from train.report.classify import (
-    SPLIT,
+    SEED_OF_SPLIT,
     Classification,
     ClassifySettings,
     auroc_difference,
@@ -111,7 +111,7 @@ def test_only_train_slides_are_fitted() -> None:
     changed = values.copy()
     changed[0] = 99
     before, after = (out_of_fold(of, labels, np.arange(30), FEW)[0] for of in (values, changed))
-    folds = patient_folds(labels, np.arange(30), 5, drawn_seed(FEW.seed, SPLIT, 0, 0))
+    folds = patient_folds(labels, np.arange(30), 5, drawn_seed(FEW.seed, SEED_OF_SPLIT, 0, 0))
     beside = next(test[test != 0] for test in folds if 0 in test)  # tested by a forest that has not seen slide 0
     assert np.array_equal(before[beside], after[beside])
     assert not np.array_equal(before, after)
