@@ -80,7 +80,8 @@ STAIRS = {
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),
         *("significance", "analysis", "baseline_rows", "against_ridge", "checklist", "paper_tables", "ridge_table"),
         *("analysis_tables", "pathway_tables", "ensemble_tables", "plots", "forest", "figures", "context", "page"),
-        *("model_table", "sections", "cli"),
+        *("auroc", "classify_labels", "classify_data", "classify", "classify_tables", "classify_plots"),
+        *("classify_output", "model_table", "sections", "cli"),
     ),
     "train.predict": (
         *("predicted", "viewer", "gene_maps", "geojson", "spatialdata", "options", "folds", "inputs", "embedding"),

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from hist_cache.console import err, out, say, warn
+from hist_cache.console import out, say, warn
 from hist_cache.errors import InputError, keeping
-from hist_cache.options import CommandOptions, folder_option, option, parse, positional, run
+from hist_cache.options import CommandOptions, all_option_names, flag, folder_option, option, parse, positional, run
 from hist_cache.values import COUNT
+from train.fit.config import SEEDS
 from train.report.published import GENE_TABLE, P_VALUE_TABLE, REGION_TABLE, STATUS_TABLE
 
 if TYPE_CHECKING:
@@ -29,9 +30,15 @@ write a report: one page with tables, figures, configuration and warnings, which
 class ReportOptions(CommandOptions):
     """The options of hist-report."""
 
-    runs: tuple[str, ...] = positional("folders: of a run, of a dataset, or of all runs", "RUNS")
+    runs: tuple[str, ...] = positional(
+        "folders: of a run, of a dataset, or of all runs; with --classify CSV files of hist-predict --pseudobulk",
+        "RUNS",
+    )
     out: str | None = option(
-        None, "where to write report.html, tables/, figures/ (default: <dataset's runs>/report)", "DIR"
+        None,
+        "where to write report.html, tables/, figures/ (default: <dataset's runs>/report; with --classify: classify/ "
+        "beside the first file)",
+        "DIR",
     )
     format: Literal["rich", "csv", "latex"] = option("rich", "of the tables printed")
     table: int | None = option(None, "only the runs and tables of this table of the paper", "N", within=COUNT)
@@ -48,6 +55,13 @@ class ReportOptions(CommandOptions):
     )
     ensemble: bool = option(False, "also the mean of the predictions of all runs, over recipes, seeds or models")
     data_root: str | None = option(None, "folder that holds the slides' st/ (default: $HIST_DATA)", "D")
+    classify: str | None = option(
+        None,
+        "how well predicted expression tells classes of slides apart (table 2), with CSV files instead of runs: FILE "
+        "has the columns slide, label and, where known, patient",
+        "FILE",
+    )
+    seed: int = option(42, "of --classify: forests, folds, permutations and draws", "N", within=SEEDS)
     debug: bool = option(False, "show a traceback for every error")
 
 
@@ -65,6 +79,8 @@ def make_report(options: ReportOptions) -> int:
     from train.report.selection import runs_of_table
 
     check_report_options(options)
+    if options.classify is not None:
+        return report_classes(options)
     results = read_results(options.runs)
     if options.table not in (None, STATUS_TABLE, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE):
         results = runs_of_table(results, int(options.table or 0))
@@ -73,15 +89,37 @@ def make_report(options: ReportOptions) -> int:
     for sentence in result_warnings(results):
         warn(sentence)
     folder = Path(options.out) if options.out else results.runs[0].folder.parent / "report"
-    is_for_people = options.format == "rich"
-    standard_output = nullcontext() if is_for_people else redirect_stdout(sys.stderr)  # a program reads it
-    with standard_output, keeping(lambda: "all runs"):
+    with output_beside_tables(options.format), keeping(lambda: "all runs"):
         page = write_run_report(results, folder, request)
-    text = f"{page} ({page.stat().st_size / 1e6:.1f} MB); {folder / 'tables'}: the same as CSV and LaTeX"
-    if is_for_people:
-        say(text)
-    else:
-        err.print(text, markup=False)
+        say(f"{page} ({page.stat().st_size / 1e6:.1f} MB); {folder / 'tables'}: the same as CSV and LaTeX")
+    return 0
+
+
+def output_beside_tables(format: str) -> AbstractContextManager[Any]:
+    """Where lines go that are no table: standard error where a program reads the tables from standard output."""
+    return nullcontext() if format == "rich" else redirect_stdout(sys.stderr)
+
+
+def report_classes(options: ReportOptions) -> int:
+    """Classify slides by predicted expression, print the tables and write the files; returns the exit code."""
+    from train.report.classify import ClassifySettings, classify_cohort
+    from train.report.classify_data import read_cohort
+    from train.report.classify_output import CLASSIFY_FOLDER, classification_tables, write_classification
+
+    label_file, settings = Path(options.classify or ""), ClassifySettings(seed=options.seed)
+    with output_beside_tables(options.format):
+        cohort = read_cohort(label_file, [Path(path) for path in options.runs], settings.folds)
+        for sentence in cohort.remarks:
+            say(sentence)
+        for sentence in cohort.warnings:
+            warn(sentence)
+        found = classify_cohort(cohort, settings)
+    print_tables(classification_tables(cohort, found, settings), options.format)
+    first_file = next(iter(cohort.files.values()))
+    folder = Path(options.out) if options.out else first_file.parent / CLASSIFY_FOLDER
+    with output_beside_tables(options.format), keeping(lambda: "the tables above"):
+        page = write_classification(folder, cohort, found, settings, label_file)
+        say(f"{page}; beside it probabilities, areas and genes as CSV, settings and seeds as JSON, the figure as PNG")
     return 0
 
 
@@ -90,6 +128,12 @@ def check_report_options(options: ReportOptions) -> None:
     from train.options import TABLES
     from train.report.paper_tables import COST_TABLE
 
+    if options.classify is not None:
+        of_both = {"runs", "out", "format", "classify", "seed", "debug"}
+        if others := [flag(name) for name in all_option_names(ReportOptions) if name in options.given - of_both]:
+            raise InputError(f"{', '.join(others)}: not with --classify, which reads no runs; leave it out")
+    elif "seed" in options.given:
+        raise InputError(f"--seed {options.seed}: is of --classify; tables of runs draw nothing")
     known = sorted({*map(int, TABLES.split(", ")), STATUS_TABLE, P_VALUE_TABLE, GENE_TABLE, REGION_TABLE})
     if options.table is not None and options.table not in known:
         raise InputError(f"--table {options.table}: there are {', '.join(map(str, known))}")

@@ -42,14 +42,54 @@ class Section:
         return not (self.text or self.tables or self.pictures or self.more)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """How what a page shows was made.
+
+    Attributes:
+        configuration: The settings.
+        descriptions: Names and descriptions of what was run.
+        caches: Short hash and facts of the caches that were read.
+        origins: Label, folder, and when and by what it was made.
+    """
+
+    configuration: Table
+    descriptions: Sequence[tuple[str, str]] = ()
+    caches: Sequence[tuple[str, str]] = ()
+    origins: Sequence[tuple[str, str, str]] = ()
+
+
 def render(results: Results, sections: list[Section], title: str = "", warnings: Sequence[str] = ()) -> str:
-    """The page as HTML, whose security policy allows nothing but its own style, script and pictures.
+    """The page of finished runs as HTML, as by `render_page`.
 
     Args:
         results: the runs, for the subtitle, the warnings and the settings.
         sections: from top to bottom.
         title: of the page (default: the names of the runs' groups).
         warnings: shown before those of the runs.
+    """
+    fold_counts = sorted({len(run.folds) for run in results.runs})
+    names = ", ".join(dict.fromkeys(group_name(run) for run in results.runs))
+    made = Origin(
+        configuration_table(results),
+        descriptions(results),
+        cache_fingerprints(results),
+        [(run.label, str(run.folder), origin(run)) for run in results.runs],
+    )
+    subtitle = f"{_count(len(results.runs), 'run')} of {' or '.join(map(str, fold_counts))} folds"
+    every_warning = list(dict.fromkeys([*warnings, *result_warnings(results)]))
+    return render_page(title or names, subtitle, sections, every_warning, made)
+
+
+def render_page(title: str, subtitle: str, sections: Sequence[Section], warnings: Sequence[str], made: Origin) -> str:
+    """A page as HTML, whose security policy allows nothing but its own style, script and pictures.
+
+    Args:
+        title: of the page.
+        subtitle: below it, beside the date.
+        sections: from top to bottom.
+        warnings: shown before them.
+        made: shown after them.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -63,18 +103,16 @@ def render(results: Results, sections: list[Section], title: str = "", warnings:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    fold_counts = sorted({len(run.folds) for run in results.runs})
-    names = ", ".join(dict.fromkeys(group_name(run) for run in results.runs))
     return environment.get_template(TEMPLATE).render(
-        title=title or names,
-        subtitle=f"{_count(len(results.runs), 'run')} of {' or '.join(map(str, fold_counts))} folds",
+        title=title,
+        subtitle=subtitle,
         date=time.strftime("%Y-%m-%d"),
         sections=sections,
-        warnings=list(dict.fromkeys([*warnings, *result_warnings(results)])),
-        descriptions=descriptions(results),
-        configuration=configuration_table(results),
-        caches=cache_fingerprints(results),
-        origins=[(run.label, str(run.folder), origin(run)) for run in results.runs],
+        warnings=warnings,
+        descriptions=made.descriptions,
+        configuration=made.configuration,
+        caches=made.caches,
+        origins=made.origins,
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),

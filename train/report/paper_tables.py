@@ -283,11 +283,14 @@ def cost_table(results: Results, table: int | None = None) -> Table:
 
 
 def status_table() -> Table:
-    """Table 2, which is published only: microsatellite status of other slides from predicted expression."""
+    """Table 2 as it is published: microsatellite status of other slides from predicted expression."""
     rows = [
         Row(f"{method}, published", METHOD, tuple(number_cell(*numbers.get(k, (None, None))) for k in STATUS_COLUMNS))
         for method, numbers in published_status().items()
     ]
     columns = tuple(Column(title, HIGHER) for title in STATUS_COLUMNS.values())
-    notes = ("published numbers alone: no run of hist-cache is one of these, whose slides (TCGA) have no expression",)
+    notes = (
+        "published numbers alone: no run of hist-cache is one of these, whose slides (TCGA) have no expression; "
+        "hist-report --classify gives the same of slides that hist-predict has predicted",
+    )
     return Table("status", "Table 2: Microsatellite status from predicted expression", columns, tuple(rows), notes)

@@ -146,7 +146,7 @@ def published_improvements(table: int, dataset: str, method: str) -> dict[str, d
 
 
 def published_status() -> dict[str, Numbers]:
-    """AUROC of microsatellite status from predicted expression (table 2), which is not computed here, by method."""
+    """AUROC of microsatellite status from predicted expression (table 2), by method."""
     rows = [row for row in published_rows() if "auroc_mss" in row["values"]]
     return _by_method(rows, None) | {"HiST": _merge([row for row in rows if row["method"] == "hist"], None)}
 
