@@ -191,6 +191,6 @@ class VirtualSlides:
 def check_focus(image: SlideImage, opened: Image, mask: TissueMask) -> None:
     """`SlideError` where the tissue of a slide is blurred; one without structure, such as a plain colour, is too."""
     focus = measure_focus(opened, mask)
-    if focus is None or focus < MIN_FOCUS:
-        found = "no structure in its tissue" if focus is None else f"focus {focus:.2f}, sharp above {MIN_FOCUS}"
-        raise SlideError(image.name, image.image, f"blurred ({found})", "scan it again, or give --any-focus")
+    if focus < MIN_FOCUS:
+        problem = f"blurred (focus {focus:.2f}, sharp above {MIN_FOCUS})"
+        raise SlideError(image.name, image.image, problem, "scan it again, or give --any-focus")

@@ -203,7 +203,9 @@ def test_commands_work_beside_the_users_own_train_and_extract(command: str, opti
     assert option in done.stdout
 
 
-@pytest.mark.parametrize("module", ["extract.cli", "train.cli", "train.report.cli", "train.predict.cli", "train.export.cli", "sweeps.cli"])
+@pytest.mark.parametrize(
+    "module", ["extract.cli", "train.cli", "train.report.cli", "train.predict.cli", "train.export.cli", "sweeps.cli"]
+)
 def test_help_imports_nothing_heavy(module: str) -> None:
     script = f"import sys; from {module} import main\n"
     script += "try: main(['--help'])\nexcept SystemExit: pass\n"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
+import numpy as np
 
 from extract.slides.readers import open_image
 from hist_cache.errors import InputError
@@ -14,9 +16,13 @@ from hist_cache.texts import first_names
 from train.predict.gene_maps import write_gene_maps
 from train.predict.geojson import write_geojson, write_spot_table
 from train.predict.options import PredictOptions
-from train.predict.predicted import SlidePicture
+from train.predict.predicted import SlidePicture, spatial_variance
 from train.predict.spatialdata import check_spatialdata, write_spatialdata
 from train.predict.viewer import write_viewer
+
+log = logging.getLogger(__name__)
+
+QUPATH_GENES = 50  # without names of genes: 50,000 spots with so many have 65 MB
 
 
 @dataclass(frozen=True)
@@ -54,17 +60,21 @@ class Extras:
             return path.with_name(f"{path.stem}{suffix}")
 
         chosen = self.genes or None
+
+        def of_qupath(table: anndata.AnnData) -> list[str]:
+            if self.genes or table.n_vars <= QUPATH_GENES:
+                return list(self.genes or table.var_names)
+            most = np.argsort(-spatial_variance(table), kind="stable")[:QUPATH_GENES]
+            log.info(f"{path}: {QUPATH_GENES} of {table.n_vars:,} genes for QuPath, those that vary most in space")
+            return [str(gene) for gene in table.var_names[most]]
+
         if self.genes:
             writers[beside(".png")] = lambda table, _: write_gene_maps(beside(".png"), table, self.genes)
         if self.viewer:
             writers[beside(".html")] = lambda table, picture: write_viewer(beside(".html"), table, picture, chosen)
         if self.qupath:
-            writers[beside(".geojson")] = lambda table, _: write_geojson(
-                beside(".geojson"), table, chosen or list(table.var_names)
-            )
-            writers[beside(".csv")] = lambda table, _: write_spot_table(
-                beside(".csv"), table, chosen or list(table.var_names)
-            )
+            writers[beside(".geojson")] = lambda table, _: write_geojson(beside(".geojson"), table, of_qupath(table))
+            writers[beside(".csv")] = lambda table, _: write_spot_table(beside(".csv"), table, of_qupath(table))
         if self.spatialdata:
             writers[beside(".zarr")] = lambda table, picture: write_spatialdata(beside(".zarr"), table, picture)
         return writers

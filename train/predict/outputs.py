@@ -20,7 +20,6 @@ from hist_cache.interrupts import held_interrupts
 from train.experiments.outputs import squidpy_picture
 
 RECORD = "hist_predict"  # in `uns`: what the predictions were made from
-SPREAD, MEASURED = "disagreement", "truth"  # layers
 CHUNK_ROWS = 1024  # spots a chunk of the file
 Matrix = NDArray[np.float32]
 

@@ -18,7 +18,8 @@ from hist_cache.slide_blocks import read_slide_without_embeddings
 from train.expression import UNITS
 from train.predict.folds import TrainedFold
 from train.predict.models import Ensemble
-from train.predict.outputs import MEASURED, SPREAD, SlideTable, TableWriter, read_record, write_table
+from train.predict.outputs import SlideTable, TableWriter, read_record, write_table
+from train.predict.predicted import DISAGREEMENT, MEASURED
 from train.predict.reference import Reference
 from train.predict.slide_data import SlideFile
 from train.predict.truth import measured_expression, slide_metrics
@@ -152,7 +153,7 @@ class Predictor:
         if opened.truth is not None:
             how = slide, setting.neighbors, genes, setting.transform
             measured = measured_expression(opened.name, opened.truth, *how)[opened.kept]
-        layers = ([SPREAD] if len(self.folds) > 1 else []) + ([MEASURED] if measured is not None else [])
+        layers = ([DISAGREEMENT] if len(self.folds) > 1 else []) + ([MEASURED] if measured is not None else [])
         with write_table(path, table, layers) as writer:
             if measured is not None:
                 writer.put(0, **{MEASURED: measured})
@@ -174,7 +175,7 @@ class Predictor:
         for part in self.ensemble.predict(opened.files, opened.kept):
             writer.put(part.start, X=part.mean)
             if part.spread is not None:
-                writer.put(part.start, **{SPREAD: part.spread})
+                writer.put(part.start, **{DISAGREEMENT: part.spread})
                 columns.setdefault("disagreement", []).append(np.nanmean(part.spread, axis=1))
             if self.reference is not None:
                 columns.setdefault("distance", []).append(self.reference.distance(part.embeddings))
