@@ -113,8 +113,8 @@ def test_one_bad_slide_does_not_stop_the_others(hest_root: Path, run_command: Ru
 @pytest.mark.parametrize(
     ("where", "error"),
     [
-        ("extract.plan.find_slide", RecursionError("deep")),
-        ("extract.scheduler.read_spots", MemoryError()),
+        ("hist_cache.sources.find_slide", RecursionError("deep")),
+        ("hist_cache.sources.read_spots", MemoryError()),
         ("extract.embeddings.plan_crops", RuntimeError("CUDA\nerror")),
     ],
 )

@@ -10,9 +10,8 @@ import pandas as pd
 from hist_cache.files import atomic_write
 from train.predict.outputs import mean_of_spots
 from train.predict.slides import PredictedSlide
+from train.report.classify_data import PSEUDOBULK_FILE
 from train.report.table import HIGHER, LOWER, Cell, Column, Row, Table, number_cell
-
-PSEUDOBULK = "pseudobulk.csv"
 
 
 def write_pseudobulk(folder: Path, slides: Sequence[PredictedSlide]) -> Path:
@@ -21,7 +20,7 @@ def write_pseudobulk(folder: Path, slides: Sequence[PredictedSlide]) -> Path:
     for slide in slides:
         genes, values = mean_of_spots(slide.path)
         means[slide.name] = pd.Series(values, index=genes)
-    path = folder / PSEUDOBULK
+    path = folder / PSEUDOBULK_FILE
     with atomic_write(path) as aside:
         pd.DataFrame(means).T.rename_axis("slide").to_csv(aside)
     return path

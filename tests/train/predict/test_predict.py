@@ -92,13 +92,13 @@ def section(path: Path, side: int = 1500, radius: int = 600, blur: float = 0) ->
     """Cells in stroma on glass, 2 um a pixel: a disc of H&E."""
     rng = np.random.default_rng(0)
     disc = np.hypot(*(np.mgrid[:side, :side] - side / 2)) < radius
-    cells = ndimage.gaussian_filter(rng.standard_normal((side, side)), 1.5) > 0.1
+    cells = ndimage.gaussian_filter(rng.standard_normal((side, side)), 2.5) > 0.05
     amounts = np.stack([0.15 + 0.25 * cells, 0.12 + 0.1 * rng.random((side, side))], axis=-1)
     stains = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11]])  # haematoxylin, eosin
     pixels = np.array([243.0, 242.0, 244.0]) * 10 ** -(amounts @ stains * disc[..., None])
     pixels = ndimage.gaussian_filter(pixels, (blur, blur, 0)) if blur else pixels
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = np.clip(pixels + rng.normal(0, 2, pixels.shape), 0, 255).astype(np.uint8)
+    image = np.clip(pixels + rng.normal(0, 0.5, pixels.shape), 0, 255).astype(np.uint8)
     tifffile.imwrite(path, image, tile=(256, 256), photometric="rgb")
 
 
