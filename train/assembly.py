@@ -31,6 +31,8 @@ def read_slides(cache: Cache, sizes: Sequence[int]) -> dict[str, CachedSlide]:
     if not slides:
         raise InputError(f"{cache.folder}: no slides; run hist-extract")
     for name, slide in slides.items():
+        if not slide.genes:
+            raise InputError(f"{cache.path(name)}: has no counts, it was made by hist-predict; choose another dataset")
         if missing := [fact for fact in FACTS if fact not in slide.attributes]:
             raise DamagedCacheError(cache.path(name), f"does not state {', '.join(missing)}")
     check_widths(slides, cache)
