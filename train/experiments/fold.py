@@ -203,8 +203,11 @@ class FoldRunner:
                 metrics[entry] = metrics[entry] | controls
         tested = job.setting.protocol.tested
         metrics |= training_metrics(trained, tested)
-        metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val, tested)
-        metrics["warnings"] += depth_warnings(data.depths(), job.split)
+        metrics["warnings"] += selection_warnings(
+            trained.members, job.setting.fit, job.split.val, tested, job.is_within
+        )
+        if not job.is_within:  # whatever the depth of a slide is, a part of it was trained on
+            metrics["warnings"] += depth_warnings(data.depths(), job.split)
         metrics["warnings"] += ridge_warnings(metrics["pooled"], metrics["controls"])
         metrics["warnings"] += [*([f"LEAK: this fold {job.leak}"] if job.leak else []), *problems]
         errors = metrics["pooled"]["mse"], metrics["controls"]["train_mean"]["mse"], float(np.square(truth).mean())

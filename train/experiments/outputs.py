@@ -22,6 +22,7 @@ from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import InputError, one_line
 from hist_cache.files import atomic_write, write_json, write_text
 from hist_cache.fingerprint import provenance
+from hist_cache.slide_parts import WITHIN, whole_slide
 from hist_cache.splits import Split
 from train.data import SpotData
 from train.experiments.fold_files import read_metrics
@@ -63,11 +64,12 @@ def write_start(
     more: Mapping[str, Any],
 ) -> None:
     """Write what a fold will be, before its first epoch: config.json, with `more` in it, and panel.txt."""
-    patients = {s: str(slides[s].attributes["patient"]) for s in split.ids if "patient" in slides[s].attributes}
+    ids = list(dict.fromkeys(map(whole_slide, split.ids))) if setting.split == WITHIN else split.ids
+    patients = {s: str(slides[s].attributes["patient"]) for s in ids if "patient" in slides[s].attributes}
     config = setting.as_dict() | {
         "split": asdict(split),
         "split_kind": setting.split,
-        "patients": patients if len(patients) == len(split.ids) else {},
+        "patients": patients if len(patients) == len(ids) else {},
         "provenance": provenance(device=str(device), threads=torch.get_num_threads()),
         **more,
     }
@@ -121,15 +123,17 @@ def prediction_table(
 ) -> anndata.AnnData:
     """Test spots x genes, as scanpy and squidpy read it, with the slides' thumbnails where these look for them.
 
+    Spots of a part of a slide have the ID of the whole slide, which its thumbnail and barcodes are of.
+
     Args:
         predicted: `(n, G)`.
         data: All spots.
         rows: `(n,)` of the test spots.
-        slides: By id.
+        slides: Whole ones, by id.
         projection: Of the test spots' embeddings, for a model that has one.
     """
     index = data.row[rows].cpu().numpy()
-    slide = np.array(data.slides)[data.slide[rows].cpu().numpy()]
+    slide = np.array(data.whole_slides or data.slides)[data.slide[rows].cpu().numpy()]
     order = list(dict.fromkeys(slide))
     barcodes = np.concatenate([np.array(slides[s].barcodes, dtype=object)[index[slide == s]] for s in order])
     obs = pd.DataFrame(

@@ -105,7 +105,7 @@ class StevsModel(Model):
 
     def look_around(self, spots: Surroundings) -> None:
         """Take the spots' coordinates on their slides; see `Model.look_around`."""
-        self.places = unit_coordinates(spots.position, spots.slide)
+        self.places = unit_coordinates(spots.position, spots.whole)
 
     @torch.no_grad()
     def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:
