@@ -163,7 +163,7 @@ def announce_splits(jobs: list[Job], workspace: Workspace) -> None:
             log.info(f"fold {fold}, {cut.neighbors} neighbours: {describe_within(split, cut, workspace)}")
     if any(cut for _, cut in within):
         log.warning(f"within slices: {NOTHING_OF_NEW_SLIDES}")
-    _announce_whole([job for job in jobs if not job.is_within], workspace.patients)
+    _announce_whole([job for job in jobs if not job.setting.is_within], workspace.patients)
 
 
 def _announce_whole(jobs: list[Job], patients: dict[str, str]) -> None:

@@ -62,11 +62,6 @@ class Job:
     adapter: AdapterSlides | None = None
 
     @property
-    def is_within(self) -> bool:
-        """Whether parts of the same slides are trained on and tested."""
-        return self.data.cut is not None
-
-    @property
     def title(self) -> str:
         """The run's name and the fold's number."""
         return f"{self.folder.parent.name} fold {self.fold}"

@@ -22,7 +22,7 @@ from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import InputError, one_line
 from hist_cache.files import atomic_write, write_json, write_text
 from hist_cache.fingerprint import provenance
-from hist_cache.slide_parts import WITHIN, whole_slide
+from hist_cache.slide_parts import whole_slide
 from hist_cache.splits import Split
 from train.data import SpotData
 from train.experiments.fold_files import read_metrics
@@ -64,7 +64,7 @@ def write_start(
     more: Mapping[str, Any],
 ) -> None:
     """Write what a fold will be, before its first epoch: config.json, with `more` in it, and panel.txt."""
-    ids = list(dict.fromkeys(map(whole_slide, split.ids))) if setting.split == WITHIN else split.ids
+    ids = list(dict.fromkeys(map(whole_slide, split.ids))) if setting.is_within else split.ids
     patients = {s: str(slides[s].attributes["patient"]) for s in ids if "patient" in slides[s].attributes}
     config = setting.as_dict() | {
         "split": asdict(split),

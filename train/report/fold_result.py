@@ -12,6 +12,7 @@ from extract.encoders.adapter_slides import UNKNOWN
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import is_tuned
 from hist_cache.runs import CONFIG, RUN_ANEW, Fold, fold_number
+from hist_cache.slide_parts import whole_slide
 from hist_cache.splits import Split
 from train.experiments.fold_files import read_cost, read_metrics, read_split
 from train.experiments.setting import Setting, read_setting
@@ -72,6 +73,12 @@ class FoldResult:
     def test_slides(self) -> str:
         """The test slides as one text, which matches folds of different runs together with the split's name."""
         return " ".join(sorted(self.split.test))
+
+    @property
+    def pictured(self) -> tuple[str, ...]:
+        """IDs of the slides that its predictions are on: the test slides, or those that the test parts are of."""
+        test = self.split.test
+        return tuple(map(whole_slide, test)) if self.setting.is_within else test
 
     @cached_property
     def tested_on(self) -> tuple[Any, ...]:
