@@ -13,13 +13,16 @@ that distance and not by symmetric KL, which would also make the coordinates as 
 variance of the coordinate expert limits what it can override. In training the coordinates of a batch are turned,
 mirrored and shifted at random, and the coordinate expert is missing for 0.3 of the spots.
 
-Tests read the image alone (`--experts image`). All splits here test other slides than those that are trained on, and
-there a coordinate says neither which part of the tissue a spot is in nor what was measured beside it: how a section
-lies on its slide is chance. Within a slide it would say the latter, which interpolates the spots around; sections of
-one block, which lie alike, leak in the same way. So coordinates take part in training, as a second view that the
-image's latent space is aligned with, and no prediction depends on them. `--experts both` predicts from the product of
-both, as the abstract has it: train with it beside the other, on slides of other patients. It changes no weight, only
-predictions and, through validation, the epoch that is tested.
+Tests read the image alone (`--experts image`). Across slices a coordinate says neither which part of the tissue a spot
+is in nor what was measured beside it: how a section lies on its slide is chance. So coordinates take part in training,
+as a second view that the image's latent space is aligned with, and no prediction depends on them. Sections of one
+block, which lie alike, would leak otherwise. `--experts both` predicts from the product of both, as the abstract has
+it: train with it beside the other, on slides of other patients. It changes no weight, only predictions and, through
+validation, the epoch that is tested.
+
+Within slices (`--split within`) a coordinate says what was measured beside a spot. All parts of a slide have one frame
+there, and coordinates are not turned in training; `--experts both` is the abstract's model. What a coordinate alone
+reaches stands below every such table as interpolation.
 
 1.1 M parameters at D = 1024 and G = 200 (1.8 M with the niche's expert), 2 MFLOP a spot.
 """
@@ -102,10 +105,15 @@ class StevsModel(Model):
         self.to_genes = nn.Linear(DECODER_WIDTHS[-1], config.n_genes)
         self.warm_up = WarmUp(config.warm_up_steps)
         self.places: Tensor | None = None
+        self.turned = True
 
     def look_around(self, spots: Surroundings) -> None:
-        """Take the spots' coordinates on their slides; see `Model.look_around`."""
+        """Take the spots' coordinates on their whole slides; see `Model.look_around`.
+
+        They are turned in training unless slides are cut into parts: then a place is on a slide that is tested too.
+        """
         self.places = unit_coordinates(spots.position, spots.whole)
+        self.turned = torch.equal(spots.whole, spots.slide)
 
     @torch.no_grad()
     def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:
@@ -123,11 +131,13 @@ class StevsModel(Model):
         return [expert(x) for expert, x in zip(self.image, (images.spot, images.niche), strict=False)]
 
     def coordinate_expert(self, rows: Tensor) -> Gaussian:
-        """What the coordinates of rows `(B,)` say; they are turned at random in training."""
+        """What the coordinates of rows `(B,)` say; across slices they are turned at random in training."""
         if self.places is None:
             raise HistError("stevs: the places of the spots are not known; call look_around before")
         places = self.places[rows]
-        return self.coordinate(fourier_features(turned_at_random(places) if self.training else places, BANDS))
+        if self.training and self.turned:
+            places = turned_at_random(places)
+        return self.coordinate(fourier_features(places, BANDS))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Expression `(B, G)` float32 of latent vectors `(B, d)`."""

@@ -11,14 +11,14 @@ from train.report.paper_tables import cost_table, results_tables
 from train.report.results import Results, read_results
 from train.report.significance import references
 
-KIDNEY = {"dataset": "kidney", "n_genes": 200}
-WITHIN = KIDNEY | {"split_kind": "within"}
+COLORECTUM = {"dataset": "colorectum", "n_genes": 200}
+WITHIN = COLORECTUM | {"split_kind": "within"}
 TESTS = [[f"S{n}@test{i}" for n in range(3)] for i in range(3)]
 
 
 def both(root: Path) -> Results:
-    write_run(root, [0.5, 0.6, 0.7], change=KIDNEY)
-    write_run(root, [0.4, 0.5, 0.6], change=KIDNEY | RIDGE)
+    write_run(root, [0.5, 0.6, 0.7], change=COLORECTUM)
+    write_run(root, [0.4, 0.5, 0.6], change=COLORECTUM | RIDGE)
     write_run(root, [0.7, 0.8, 0.9], change=WITHIN, tests=TESTS)
     write_run(root, [0.6, 0.8, 0.8], change=WITHIN | RIDGE, tests=TESTS)
     return read_results([root])
@@ -27,7 +27,7 @@ def both(root: Path) -> Results:
 def test_they_have_tables_of_their_own(tmp_path: Path) -> None:
     results = both(tmp_path)
     across, within = sorted(results_tables(results), key=lambda table: "within" in table.title)
-    assert (across.title, within.title) == ("Metrics, kidney", "Metrics, kidney, within slices")
+    assert (across.title, within.title) == ("Metrics, colorectum", "Metrics, colorectum, within slices")
     assert {row.kind for row in across.rows} >= {"published", "method"}
     assert not {"published", "method"} & {row.kind for row in within.rows}
     assert any("splits are not published (within)" in note for note in within.notes)
@@ -52,7 +52,9 @@ def test_none_is_tested_against_one_across_slices(tmp_path: Path) -> None:
 
 def test_readers_are_told(tmp_path: Path) -> None:
     results = both(tmp_path)
-    assert "kidney, within slices: test spots are on slides that were trained on" in "\n".join(result_warnings(results))
+    assert "colorectum, within slices: test spots are on slides that were trained on" in "\n".join(
+        result_warnings(results)
+    )
     for run in results.runs:
         if run.is_within:
             assert patient_split(run).state == "no"
