@@ -22,9 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from hist_cache.slide_parts import BANDS, PARTS
+from hist_cache.slide_parts import BANDS, ROLES
 
-TRAIN, VAL, TEST = range(len(PARTS))
+TRAIN, VAL, TEST = range(len(ROLES))
 
 
 def band_numbers(coords: NDArray[np.float64], count: int = BANDS) -> NDArray[np.int64]:

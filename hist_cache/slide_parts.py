@@ -13,7 +13,7 @@ WITHIN = "within"
 """The kind of these splits, as `--split` takes it and results name it."""
 BANDS = 5
 """Every slide is cut into as many bands, and there are as many folds."""
-PARTS = ("train", "val", "test")
+ROLES = ("train", "val", "test")
 _MARK = "@"
 
 
@@ -31,6 +31,6 @@ def within_rows(slides: Collection[str]) -> list[tuple[str, dict[str, list[str]]
     """List the name of each split within slices, and the names of its parts by role; split i tests band i."""
     ids = sorted(set(slides))
     return [
-        (f"{WITHIN}-{tested}", {part: [part_name(slide, part, tested) for slide in ids] for part in PARTS})
+        (f"{WITHIN}-{tested}", {part: [part_name(slide, part, tested) for slide in ids] for part in ROLES})
         for tested in range(BANDS)
     ]

@@ -15,7 +15,7 @@ import numpy as np
 
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
-from hist_cache.slide_parts import PARTS, WITHIN, within_rows
+from hist_cache.slide_parts import ROLES, WITHIN, within_rows
 from hist_cache.split_files import csv_rows, json_rows
 from hist_cache.texts import bad_name, first_names
 from hist_cache.validation_slides import ValidateOn, validation_slides
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 PUBLISHED_FILE = Path(__file__).with_name("published_splits.json")
 KINDS = ("slide", "patient", "loso", WITHIN)
 LOSO_ALIKE = "loso alike"  # what results call loso with validation slides like the test slide
-SPLIT_PARTS = PARTS
+SPLIT_PARTS = ROLES
 DRAWS = 5  # as many as are published per dataset
 HELD_OUT_SHARE = 0.1  # share of the slides in val, and the same in test
 MIN_SLIDES_TO_DRAW = 5  # with fewer slides a random draw leaves too few to train on

@@ -12,11 +12,11 @@ from hist_cache.bands import band_numbers, band_roles, far_from_others, niche_ma
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import InputError
 from hist_cache.lattice import RINGS
-from hist_cache.slide_parts import PARTS, part_name
+from hist_cache.slide_parts import ROLES, part_name
 
 
 @dataclass(frozen=True)
-class Cut:
+class BandCut:
     """How slides are cut for one fold.
 
     Attributes:
@@ -59,8 +59,8 @@ class SlidePart:
         return self.slide if is_whole else replace(self.slide, counts=self.slide.counts[self.rows])
 
 
-def cut_slides(slides: Mapping[str, CachedSlide], cut: Cut) -> dict[str, SlidePart]:
-    """Cut all slides for one fold; see `hist_cache.bands`.
+def cut_slides(slides: Mapping[str, CachedSlide], cut: BandCut) -> dict[str, SlidePart]:
+    """BandCut all slides for one fold; see `hist_cache.bands`.
 
     Args:
         slides: By ID.
@@ -74,12 +74,12 @@ def cut_slides(slides: Mapping[str, CachedSlide], cut: Cut) -> dict[str, SlidePa
     """
     parts = {}
     for name, slide in slides.items():
-        for part, rows in zip(PARTS, _rows_of_parts(name, slide, cut), strict=True):
+        for part, rows in zip(ROLES, _rows_of_parts(name, slide, cut), strict=True):
             parts[part_name(name, part, cut.tested)] = SlidePart(slide, name, rows)
     return parts
 
 
-def _rows_of_parts(name: str, slide: CachedSlide, cut: Cut) -> list[NDArray[np.int64]]:
+def _rows_of_parts(name: str, slide: CachedSlide, cut: BandCut) -> list[NDArray[np.int64]]:
     """The rows of a slide's train, validation and test spots."""
     if "pitch_um" not in slide.attributes:
         raise InputError(
@@ -90,8 +90,8 @@ def _rows_of_parts(name: str, slide: CachedSlide, cut: Cut) -> list[NDArray[np.i
     margin_um = niche_margin(RINGS[cut.neighbors], pitch, spot)
     role = band_roles(band_numbers(slide.coords), cut.tested)
     kept = far_from_others(slide.coords, role, margin_um / um_per_px)
-    rows = [np.flatnonzero(kept & (role == i)) for i in range(len(PARTS))]
-    if empty := [part for part, own in zip(PARTS, rows, strict=True) if not len(own)]:
+    rows = [np.flatnonzero(kept & (role == i)) for i in range(len(ROLES))]
+    if empty := [part for part, own in zip(ROLES, rows, strict=True) if not len(own)]:
         raise InputError(
             f"{name}: too small for --split within: of its {len(slide):,} spots none is left in {' and '.join(empty)} "
             f"of fold {cut.tested}, as train and test spots stay {margin_um:.0f} um apart; give fewer --neighbors, "

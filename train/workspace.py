@@ -21,7 +21,7 @@ from hist_cache.splits import SPLIT_PARTS, Split
 from train.assembly import assemble, check_widths, read_slides, without_arrays
 from train.data import SpotData, TensorCache
 from train.expression import NicheProfile, Transform
-from train.parts import Cut, SlidePart, cut_slides
+from train.parts import BandCut, SlidePart, cut_slides
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class DataKey:
     tested_band: int | None = None  # of each slide, where slides are cut; None where they are whole
 
     @property
-    def cut(self) -> Cut | None:
+    def cut(self) -> BandCut | None:
         """How slides are cut; None where they are whole."""
-        return None if self.tested_band is None else Cut(self.neighbors, self.tested_band)
+        return None if self.tested_band is None else BandCut(self.neighbors, self.tested_band)
 
 
 class Workspace:
@@ -74,7 +74,7 @@ class Workspace:
         self.patients = patients_of(cache.dataset, self.slides)
         self.twins = find_twins(self.all_slides)
         self._panels: dict[Any, list[str]] = {}
-        self._parts: dict[Cut, dict[str, SlidePart]] = {}
+        self._parts: dict[BandCut, dict[str, SlidePart]] = {}
         self._chosen: list[tuple[dict[str, Any], list[str]]] = []  # panels that no file of the cache had
         self.keep_tensors(tensors_kept)
 
@@ -96,7 +96,7 @@ class Workspace:
         """All slides, without their large arrays."""
         return without_arrays(self.all_slides)
 
-    def parts(self, cut: Cut) -> dict[str, SlidePart]:
+    def parts(self, cut: BandCut) -> dict[str, SlidePart]:
         """The parts of all slides, by name; `InputError` where a slide cannot be cut, or two are the same one."""
         if self.twins:
             one, other = self.twins[0]
@@ -118,7 +118,7 @@ class Workspace:
                     "under two names; delete the cache file of one, or give a file of splits with both in one part"
                 )
 
-    def panel(self, genes: str, n: int | None, slides: Sequence[str], cut: Cut | None = None) -> list[str]:
+    def panel(self, genes: str, n: int | None, slides: Sequence[str], cut: BandCut | None = None) -> list[str]:
         """The gene panel.
 
         Args:

@@ -23,7 +23,7 @@ from train.fit.loop import fit, predict
 from train.models.base import Model
 from train.models.coordinates import unit_coordinates
 from train.models.stevs import StevsModel
-from train.parts import Cut, cut_slides
+from train.parts import BandCut, cut_slides
 
 CPU = torch.device("cpu")
 PANEL = ["G0", "G1", "G2", "G3"]
@@ -58,7 +58,7 @@ def poisoned(every: dict[str, CachedSlide], left: dict[str, np.ndarray]) -> dict
 
 
 def within(every: dict[str, CachedSlide], tested: int, n_rings: int = 2, drop_edges: bool = False) -> SpotData:
-    return assemble(cut_slides(every, Cut(6, tested)), 6, PANEL, CPU, drop_edges=drop_edges, n_rings=n_rings)
+    return assemble(cut_slides(every, BandCut(6, tested)), 6, PANEL, CPU, drop_edges=drop_edges, n_rings=n_rings)
 
 
 def split_of(tested: int) -> Split:
@@ -69,7 +69,7 @@ def split_of(tested: int) -> Split:
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 def test_a_part_is_computed_from_its_own_spots(tested: int, part: str) -> None:
     split = split_of(tested)
-    parts = cut_slides(slides(), Cut(6, tested))
+    parts = cut_slides(slides(), BandCut(6, tested))
     left = {parts[name].whole: parts[name].rows for name in getattr(split, part)}
     plain, blind = within(slides(), tested), within(poisoned(slides(), left), tested)
     rows = plain.rows(getattr(split, part))
@@ -126,7 +126,7 @@ def trained(name: str, data: SpotData, split: Split) -> Model:
 @pytest.mark.parametrize("name", NAMES)
 def test_no_expression_of_test_parts_reaches_a_model(name: str) -> None:
     tested, split = 2, split_of(2)
-    parts = cut_slides(slides(), Cut(6, tested))
+    parts = cut_slides(slides(), BandCut(6, tested))
     left = {s: np.concatenate([parts[f"{s}@{part}2"].rows for part in ("train", "val")]) for s in ("A", "B")}
     plain, blind = within(slides(), tested), within(poisoned(slides(), left), tested)
     models = [trained(name, data, split) for data in (plain, blind)]
@@ -173,7 +173,7 @@ def test_some_of_the_parts_keep_their_slides() -> None:
 def test_a_slide_that_cannot_be_cut_is_named() -> None:
     every = slides() | {"SMALL": long_slide("hex", 3, columns=8)}
     with pytest.raises(InputError, match=r"SMALL: too small for --split within: of its .* none is left in .*fewer"):
-        cut_slides(every, Cut(6, 2))
+        cut_slides(every, BandCut(6, 2))
     del every["A"].attributes["pitch_um"]
     with pytest.raises(InputError, match="A: its cache file does not state pitch_um"):
-        cut_slides(every, Cut(6, 0))
+        cut_slides(every, BandCut(6, 0))

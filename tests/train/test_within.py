@@ -21,7 +21,7 @@ from sweeps.final_test import test_slide_warnings as slide_warnings
 from tests.conftest import TINY_ENCODER, write_slide
 from train.cli import main
 from train.experiments.outputs import load_model
-from train.parts import Cut
+from train.parts import BandCut
 from train.workspace import Workspace
 
 Run = Callable[..., tuple[int, str]]
@@ -100,7 +100,7 @@ def check_predictions(cache: Path, table: anndata.AnnData) -> None:
 
 def test_genes_can_be_chosen_on_train_parts(cache: Path) -> None:
     workspace = Workspace(open_cache(cache, "long"), [6])
-    cut = Cut(6, 3)
+    cut = BandCut(6, 3)
     names = [name for name in workspace.parts(cut) if "@train" in name]
     panel = workspace.panel("hmhvg", 10, names, cut)
     tables = {}
@@ -117,7 +117,7 @@ def test_the_same_slide_under_two_names_is_refused(cache: Path, monkeypatch: pyt
     workspace = Workspace(open_cache(cache, "long"), [6])
     monkeypatch.setattr(workspace, "twins", [("LONG1", "LONG3")])
     with pytest.raises(InputError, match="LONG1 and LONG3 are the same slide under two names"):
-        workspace.parts(Cut(6, 0))
+        workspace.parts(BandCut(6, 0))
 
 
 def test_what_has_no_meaning_within_slices_is_refused(cache: Path, run_command: Run) -> None:

@@ -34,7 +34,7 @@ from train.leaks import adapter_slides, find_leak
 from train.models.registry import DEFAULT_MODEL, get_model
 from train.models.variants import get_variant
 from train.options import TrainOptions
-from train.parts import Cut
+from train.parts import BandCut
 from train.recipes.config import RecipeConfig
 from train.recipes.table import recipe_options
 from train.workspace import DataKey, Workspace, panel_digest, slide_digests
@@ -147,10 +147,10 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             validate_on=options.validate_on,
         )
         folds = choose_folds(splits_of(point, protocol, options, workspace), options.fold)
-        cuts: dict[int, Cut] = {}
+        cuts: dict[int, BandCut] = {}
         if split_name(point, protocol, workspace) == WITHIN:
             check_within(options, workspace)
-            cuts = {i: Cut(point.neighbors, i) for i in folds}
+            cuts = {i: BandCut(point.neighbors, i) for i in folds}
         for i, split in folds.items():
             if i in cuts:
                 workspace.parts(cuts[i])  # an error now where a slide cannot be cut

@@ -9,7 +9,7 @@ from hist_cache.fingerprint import is_tuned
 from hist_cache.slide_parts import BANDS, WITHIN
 from hist_cache.splits import SPLIT_PARTS, Split
 from train.options import TrainOptions
-from train.parts import Cut
+from train.parts import BandCut
 from train.workspace import Workspace
 
 NOTHING_OF_NEW_SLIDES = (
@@ -38,7 +38,7 @@ def check_within(options: TrainOptions, workspace: Workspace) -> None:
         )
 
 
-def describe_within(split: Split, cut: Cut, workspace: Workspace) -> str:
+def describe_within(split: Split, cut: BandCut, workspace: Workspace) -> str:
     """Say which band a fold tests, how many spots its parts have, and how many were dropped.
 
     Args:
