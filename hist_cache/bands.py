@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from hist_cache.slide_parts import BANDS, ROLES
+from hist_cache.slide_parts import N_BANDS, ROLES
 
 TRAIN, VAL, TEST = range(len(ROLES))
 
 
-def band_numbers(coords: NDArray[np.float64], count: int = BANDS) -> NDArray[np.int64]:
+def band_numbers(coords: NDArray[np.float64], count: int = N_BANDS) -> NDArray[np.int64]:
     """Cut a slide into bands of equally many spots, across the longer of the axes x and y of its spots' positions.
 
     Spots at the same place of that axis are in the same band, so that the sizes of bands may differ where there are
@@ -50,7 +50,7 @@ def band_numbers(coords: NDArray[np.float64], count: int = BANDS) -> NDArray[np.
     return numbers
 
 
-def band_roles(band: NDArray[np.int64], tested: int, count: int = BANDS) -> NDArray[np.int64]:
+def band_roles(band: NDArray[np.int64], tested: int, count: int = N_BANDS) -> NDArray[np.int64]:
     """Give each spot the role of its band, before any is dropped.
 
     Args:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 WITHIN = "within"
 """The kind of these splits, as `--split` takes it and results name it."""
-BANDS = 5
+N_BANDS = 5
 """Every slide is cut into as many bands, and there are as many folds."""
 ROLES = ("train", "val", "test")
 _MARK = "@"
@@ -32,5 +32,5 @@ def within_rows(slides: Collection[str]) -> list[tuple[str, dict[str, list[str]]
     ids = sorted(set(slides))
     return [
         (f"{WITHIN}-{tested}", {part: [part_name(slide, part, tested) for slide in ids] for part in ROLES})
-        for tested in range(BANDS)
+        for tested in range(N_BANDS)
     ]

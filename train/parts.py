@@ -60,7 +60,7 @@ class SlidePart:
 
 
 def cut_slides(slides: Mapping[str, CachedSlide], cut: BandCut) -> dict[str, SlidePart]:
-    """BandCut all slides for one fold; see `hist_cache.bands`.
+    """Cut all slides for one fold; see `hist_cache.bands`.
 
     Args:
         slides: By ID.

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 
 from hist_cache.bands import TEST, TRAIN, VAL, band_numbers, band_roles, far_from_others, niche_margin
 from hist_cache.lattice import find_lattice, ring_neighbors
-from hist_cache.slide_parts import BANDS
+from hist_cache.slide_parts import N_BANDS
 from tests.hist_cache.test_lattice import hexagons, rotated, squares
 
 places = arrays(np.float64, st.tuples(st.integers(1, 60), st.just(2)), elements=st.integers(-40, 40).map(float))
@@ -36,7 +36,7 @@ def test_bands_are_cut_from_the_order_of_the_spots(coords: np.ndarray, count: in
         assert np.ptp(np.bincount(band, minlength=count)) <= 1
 
 
-@given(places, st.integers(0, BANDS - 1), st.floats(0, 30))
+@given(places, st.integers(0, N_BANDS - 1), st.floats(0, 30))
 def test_spots_near_a_later_role_are_dropped(coords: np.ndarray, tested: int, margin: float) -> None:
     band = band_numbers(coords)
     role = band_roles(band, tested)
@@ -47,7 +47,7 @@ def test_spots_near_a_later_role_are_dropped(coords: np.ndarray, tested: int, ma
         assert kept[i] == all(distance[i, j] >= margin for j in later)
     assert kept[role == TEST].all()
     assert set(band[role == TEST]) <= {tested}
-    assert set(band[role == VAL]) <= {(tested + 1) % BANDS}
+    assert set(band[role == VAL]) <= {(tested + 1) % N_BANDS}
 
 
 @pytest.mark.parametrize("kind", ["hex", "square"])
@@ -65,7 +65,7 @@ def test_no_niche_holds_or_shows_a_spot_of_a_later_role(
     outline = spot_diameter / 2 * np.stack([np.cos(turn), np.sin(turn)], axis=1)
     niches = ring_neighbors(find_lattice(coords, array, 100.0), coords, 100.0, n_rings)
     half_side = n_rings * 100.0 + spot_diameter / 2
-    for tested in range(BANDS):
+    for tested in range(N_BANDS):
         role = band_roles(band_numbers(coords), tested)
         kept = far_from_others(coords, role, margin)
         for own in (TRAIN, VAL):

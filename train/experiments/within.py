@@ -6,7 +6,7 @@ import numpy as np
 
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import is_tuned
-from hist_cache.slide_parts import BANDS, WITHIN
+from hist_cache.slide_parts import N_BANDS, WITHIN
 from hist_cache.splits import SPLIT_PARTS, Split
 from train.options import TrainOptions
 from train.parts import BandCut
@@ -50,7 +50,7 @@ def describe_within(split: Split, cut: BandCut, workspace: Workspace) -> str:
     counts = {part: int(np.sum([len(parts[name].rows) for name in getattr(split, part)])) for part in SPLIT_PARTS}
     dropped = sum(map(len, workspace.slides.values())) - sum(counts.values())
     return (
-        f"{WITHIN} {len(workspace.slides)} slides, band {cut.tested} of {BANDS} tested and band "
-        f"{(cut.tested + 1) % BANDS} validated: train {counts['train']:,} spots, validate {counts['val']:,}, test "
+        f"{WITHIN} {len(workspace.slides)} slides, band {cut.tested} of {N_BANDS} tested and band "
+        f"{(cut.tested + 1) % N_BANDS} validated: train {counts['train']:,} spots, validate {counts['val']:,}, test "
         f"{counts['test']:,}; {dropped:,} dropped, whose niches reach another part"
     )
