@@ -78,6 +78,21 @@ def test_no_niche_holds_or_shows_a_spot_of_a_later_role(
                 assert (abs(offset - coords[spot]).max(-1) > half_side - 1e-6).all()
 
 
+@pytest.mark.parametrize("n_rings", [1, 2, 3])
+@pytest.mark.parametrize("spot_diameter", [1.0, 90.0])
+def test_nor_does_one_of_spots_without_a_lattice(n_rings: int, spot_diameter: float) -> None:
+    coords = np.random.default_rng(n_rings).uniform(0, [4000, 900], (400, 2))
+    lattice = find_lattice(coords, np.full((400, 2), -1, dtype=np.int32), 100.0)
+    assert lattice.kind == "none"
+    niches = ring_neighbors(lattice, coords, 100.0, n_rings)
+    for tested in range(N_BANDS):
+        role = band_roles(band_numbers(coords), tested)
+        kept = far_from_others(coords, role, niche_margin(n_rings, 100.0, spot_diameter))
+        for own in (TRAIN, VAL):
+            seen = niches[kept & (role == own)]
+            assert (role[seen[seen >= 0]] <= own).all()
+
+
 def test_the_margin_is_no_wider_than_it_must_be() -> None:
     """The corner of a crop reaches a disc on its diagonal."""
     for n_rings in (1, 2, 3):

@@ -21,9 +21,12 @@ from train.data import SpotData
 from train.fit.config import FitConfig
 from train.fit.loop import fit, predict
 from train.models.base import Model
+from train.models.components import principal_components
 from train.models.coordinates import unit_coordinates
 from train.models.stevs import StevsModel
 from train.parts import BandCut, cut_slides
+from train.recipes.config import RecipeConfig
+from train.recipes.fitted import fit_recipe
 
 CPU = torch.device("cpu")
 PANEL = ["G0", "G1", "G2", "G3"]
@@ -137,6 +140,33 @@ def test_no_expression_of_test_parts_reaches_a_model(name: str) -> None:
     ]
     assert torch.isfinite(predicted[1]).all()
     assert torch.equal(*predicted)
+
+
+RECIPES = (
+    RecipeConfig(standardize="slide", neighbor_rings=2, targets="centered", level="ridge", ridge="skip", smooth=0.4),
+    RecipeConfig(standardize="train", neighbor_rings=1, targets="centered", ridge="mean", smooth=0.2),
+)
+
+
+@pytest.mark.parametrize("config", RECIPES)
+def test_no_expression_of_test_parts_reaches_a_recipe(config: RecipeConfig) -> None:
+    split, parts = split_of(1), cut_slides(slides(), BandCut(6, 1))
+    left = {s: np.concatenate([parts[f"{s}@{part}1"].rows for part in ("train", "val")]) for s in ("A", "B")}
+    outputs = []
+    for data in (within(slides(), 1), within(poisoned(slides(), left), 1)):
+        train, val, test = (data.rows(part) for part in (split.train, split.val, split.test))
+        recipe = fit_recipe(
+            *(config, data, train, val, "mse"),
+            lambda cached, rows=train: principal_components(cached, rows, 4),
+            lambda seen, rows=train: principal_components(seen, rows, 4),
+        )
+        assert recipe.data.targets is not None
+        seen = [recipe.data.spot, recipe.data.niche, recipe.data.target[train], recipe.data.target[val]]
+        seen += [recipe.data.targets.offset[test], *recipe.tensors.values()]
+        outputs.append([*seen, recipe.complete(torch.ones(len(test), len(PANEL)), test)])
+    for plain, blind in zip(*outputs, strict=True):
+        assert torch.isfinite(blind).all()
+        assert torch.equal(plain, blind)
 
 
 def test_coordinates_of_all_parts_have_the_frame_of_their_slide() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import anndata
 import numpy as np
 import pytest
+import torch
 
 import extract.cli
 import train.report.cli
@@ -18,9 +19,13 @@ from hist_cache import load_run, open_cache
 from hist_cache.errors import InputError
 from hist_cache.panels import choose_panel
 from sweeps.final_test import test_slide_warnings as slide_warnings
+from sweeps.objective import fold_data
 from tests.conftest import TINY_ENCODER, write_slide
 from train.cli import main
+from train.experiments.grid import points
+from train.experiments.jobs import make_jobs
 from train.experiments.outputs import load_model
+from train.options import TrainOptions
 from train.parts import BandCut
 from train.workspace import Workspace
 
@@ -143,6 +148,19 @@ def test_a_slide_that_is_too_small_ends_in_one_line(run_command: Run, tmp_path: 
     assert code == 2
     [line] = [" ".join(line.split()) for line in text.split("error:")[1:]]
     assert re.match(r"TINY1: too small for --split within: of its 30 spots none is left in .*; give fewer", line), line
+
+
+def test_a_trial_of_a_search_holds_no_test_spot(cache: Path, tmp_path: Path) -> None:
+    workspace = Workspace(open_cache(cache, "long"), [6])
+    options = TrainOptions(split="within", model="ridge", n_genes=20)
+    jobs = make_jobs(points(options), options, workspace, tmp_path)
+    assert [job.data.tested_band for job in jobs] == [0, 1, 2, 3, 4]
+    assert len({job.setting.name for job in jobs}) == 1
+    for job in jobs:
+        data, parts = fold_data(workspace, torch.device("cpu"), job, jobs), workspace.parts(BandCut(6, job.fold))
+        for i, name in enumerate(data.slides):
+            rows = data.row[data.slide == i].tolist()
+            assert rows == ([] if name in job.split.test else parts[name].rows.tolist())
 
 
 def test_a_search_over_other_folds_has_seen_the_test_spots() -> None:
