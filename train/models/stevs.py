@@ -20,9 +20,10 @@ block, which lie alike, would leak otherwise. `--experts both` predicts from the
 it: train with it beside the other, on slides of other patients. It changes no weight, only predictions and, through
 validation, the epoch that is tested.
 
-Within slices (`--split within`) a coordinate says what was measured beside a spot. All parts of a slide have one frame
-there, and coordinates are not turned in training; `--experts both` is the abstract's model. What a coordinate alone
-reaches stands below every such table as interpolation.
+Within slices (`--split within`) `--experts both` is the abstract's model, and all parts of a slide have one frame of
+coordinates. They are turned in training there too: a band that is tested is at places that no train spot is at, and
+coordinates as they are were no better (docs/models.md). What places alone say stands below each such table as
+interpolation.
 
 1.1 M parameters at D = 1024 and G = 200 (1.8 M with the niche's expert), 2 MFLOP a spot.
 """
@@ -105,15 +106,10 @@ class StevsModel(Model):
         self.to_genes = nn.Linear(DECODER_WIDTHS[-1], config.n_genes)
         self.warm_up = WarmUp(config.warm_up_steps)
         self.places: Tensor | None = None
-        self.turned = True
 
     def look_around(self, spots: Surroundings) -> None:
-        """Take the spots' coordinates on their whole slides; see `Model.look_around`.
-
-        They are turned in training unless slides are cut into parts: then a place is on a slide that is tested too.
-        """
+        """Take the spots' coordinates on their whole slides; see `Model.look_around`."""
         self.places = unit_coordinates(spots.position, spots.whole)
-        self.turned = torch.equal(spots.whole, spots.slide)
 
     @torch.no_grad()
     def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:
@@ -131,13 +127,11 @@ class StevsModel(Model):
         return [expert(x) for expert, x in zip(self.image, (images.spot, images.niche), strict=False)]
 
     def coordinate_expert(self, rows: Tensor) -> Gaussian:
-        """What the coordinates of rows `(B,)` say; across slices they are turned at random in training."""
+        """What the coordinates of rows `(B,)` say; they are turned at random in training."""
         if self.places is None:
             raise HistError("stevs: the places of the spots are not known; call look_around before")
         places = self.places[rows]
-        if self.training and self.turned:
-            places = turned_at_random(places)
-        return self.coordinate(fourier_features(places, BANDS))
+        return self.coordinate(fourier_features(turned_at_random(places) if self.training else places, BANDS))
 
     def decode(self, latent: Tensor) -> Tensor:
         """Expression `(B, G)` float32 of latent vectors `(B, d)`."""
