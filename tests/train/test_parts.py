@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
+from scipy.spatial.distance import cdist
 
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import InputError
@@ -92,26 +95,26 @@ def test_parts_are_those_of_a_search(tested: int, kind: str, seed: int, drop_edg
     slide = every["A"]
     data = within(every, tested, drop_edges=drop_edges)
     assert data.whole_slides == ["A"] * 3
-    order = np.argsort(slide.coords[:, 0], kind="stable")
-    of_part = {name: set(data.row[data.slide == i].tolist()) for i, name in enumerate(data.slides)}
-    assert sum(map(len, of_part.values())) == len(set().union(*of_part.values()))
-    ends = [slide.coords[order[len(order) * k // 5], 0] for k in range(1, 5)]
-    band = np.searchsorted(ends, slide.coords[:, 0], "right")
-    pure = np.array([not any(abs(x - end) <= 200 for end in ends) for x in slide.coords[:, 0]])  # of one band for sure
-    assert set(band[[r for r in of_part[f"A@test{tested}"] if pure[r]]]) == {tested}
-    assert set(band[[r for r in of_part[f"A@val{tested}"] if pure[r]]]) <= {(tested + 1) % 5}
-    neighbors = slide.neighbors[6]
-    complete = (neighbors >= 0).all(1)
-    for row, own, i in zip(data.row.tolist(), data.niche_expression, data.slide.tolist(), strict=True):
-        inside = [j for j in neighbors[row] if j >= 0 and (drop_edges or j in of_part[data.slides[i]])]
-        if not drop_edges:
-            mean = slide.counts[[row, *inside]].toarray().mean(0)[:4]
-            np.testing.assert_allclose(own.numpy(), np.log2(1 + mean), rtol=1e-5)
-        assert not drop_edges or complete[row]
+    x, n = slide.coords[:, 0], len(slide)  # the longer axis
+    band = np.array([int(5 * Fraction(int((x < own).sum() + (x <= own).sum()), 2 * n)) for own in x])
+    role = np.where(band == tested, 2, np.where(band == (tested + 1) % 5, 1, 0))
+    distance_um = cdist(slide.coords, slide.coords) * 0.5
+    near = distance_um < np.sqrt(2) * (100 + 27.5) + 27.5  # one ring of 100 um, spots of 55 um
+    kept = [not (near[i] & (role > role[i])).any() for i in range(n)]
+    complete = (slide.neighbors[6] >= 0).all(1)
+    for i, name in enumerate(data.slides):
+        expected = np.flatnonzero(kept & (role == i) & (complete | (not drop_edges)))
+        assert data.row[data.slide == i].tolist() == expected.tolist(), name
     np.testing.assert_array_equal(data.complete.numpy(), complete[data.row.numpy()])
-    if not drop_edges:
-        tests = [set(within(every, k).row[within(every, k).slide == 2].tolist()) for k in range(5)]
-        assert sum(map(len, tests)) == len(slide) == len(set().union(*tests)), "each spot is tested once"
+    if drop_edges:
+        return
+    of_part = {name: set(data.row[data.slide == i].tolist()) for i, name in enumerate(data.slides)}
+    for row, own, i in zip(data.row.tolist(), data.niche_expression, data.slide.tolist(), strict=True):
+        inside = [j for j in slide.neighbors[6][row] if j in of_part[data.slides[i]]]
+        mean = slide.counts[[row, *inside]].toarray().mean(0)[:4]
+        np.testing.assert_allclose(own.numpy(), np.log2(1 + mean), rtol=1e-5)
+    tests = [set(within(every, k).row[within(every, k).slide == 2].tolist()) for k in range(5)]
+    assert sum(map(len, tests)) == len(slide) == len(set().union(*tests)), "each spot is tested once"
 
 
 def trained(name: str, data: SpotData, split: Split) -> Model:
