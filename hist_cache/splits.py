@@ -1,4 +1,4 @@
-"""Splits of slides into train, val and test: published, drawn at random, leave-one-slide-out, or read from files."""
+"""Splits into train, val and test: published, drawn at random, leave-one-slide-out, within slices, or from files."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
+from hist_cache.slide_parts import ROLES, WITHIN, within_rows
 from hist_cache.split_files import csv_rows, json_rows
 from hist_cache.texts import bad_name, first_names
 from hist_cache.validation_slides import ValidateOn, validation_slides
@@ -22,9 +23,9 @@ from hist_cache.validation_slides import ValidateOn, validation_slides
 log = logging.getLogger(__name__)
 
 PUBLISHED_FILE = Path(__file__).with_name("published_splits.json")
-KINDS = ("slide", "patient", "loso")
+KINDS = ("slide", "patient", "loso", WITHIN)
 LOSO_ALIKE = "loso alike"  # what results call loso with validation slides like the test slide
-SPLIT_PARTS = ("train", "val", "test")
+SPLIT_PARTS = ROLES
 DRAWS = 5  # as many as are published per dataset
 HELD_OUT_SHARE = 0.1  # share of the slides in val, and the same in test
 MIN_SLIDES_TO_DRAW = 5  # with fewer slides a random draw leaves too few to train on
@@ -86,8 +87,9 @@ def make_splits(
         dataset: Name of the dataset.
         ids: Slide IDs in the cache.
         patients: Slide ID -> patient.
-        kind: slide or patient (published splits if there are any, else random draws), loso, or a file or folder of
-            splits. None means the published slide splits or, without those, the default of the dataset.
+        kind: slide or patient (published splits if there are any, else random draws), loso, within (parts of every
+            slide, see `hist_cache.slide_parts`), or a file or folder of splits. None means the published slide splits
+            or, without those, the default of the dataset.
         folds: Return only the first `folds` splits, 1 or more. None means all of them, or 5 random draws.
         seed: Seed of the random draws.
         validate_on: Where one slide is left out in turn: the rule that chooses the validation slides.
@@ -105,13 +107,16 @@ def make_splits(
         if kind != "loso":
             log.info(f"{dataset} has only {len(ids)} slides: leaving one slide out in turn instead of drawing splits")
         splits = leave_one_slide_out(ids, patients, validate_on)
+    elif in_use == WITHIN:
+        splits = [_split(row, name) for name, row in within_rows(ids)]
     elif published := published_splits(dataset, str(in_use)):
         splits = published
     elif in_use == "patient":
         return seeded_patient_splits(ids, patients, folds or DRAWS, seed)
     else:
         return seeded_slide_splits(ids, folds or DRAWS, seed)
-    _check_available(dataset, splits, ids)
+    if in_use != WITHIN:  # which names parts of the slides there are
+        _check_available(dataset, splits, ids)
     if folds is not None and folds > len(splits):
         log.info(f"{len(splits)} splits, not the {folds} asked for: there are no more of this kind")
     return splits[:folds]

@@ -55,7 +55,7 @@ def sweep(options: SweepOptions) -> int:
     check_study_leaks(jobs, options, workspace)
     announce_leaks([*jobs, *plan.final_jobs(workspace, {})], options, workspace)
     announce_crops(jobs, workspace)
-    announce_splits(jobs, workspace.patients)
+    announce_splits(jobs, workspace)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say_plan(plan)
     if options.dry_run:

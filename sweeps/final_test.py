@@ -108,7 +108,12 @@ def test_slide_warnings(trials: Sequence[Job], final: Sequence[Job]) -> list[str
         At most one sentence; none where the trials used no test slide.
     """
     used = {s for job in trials for s in job.split.train + job.split.val}
-    folds = [job.fold for job in final if used.intersection(job.split.test)]
+    folds = [
+        job.fold
+        for job in final
+        if used.intersection(job.split.test)
+        or (job.setting.is_within and any(other.fold != job.fold for other in trials))  # all other bands train
+    ]
     if not folds:
         return []
     which = f"fold{'s' * (len(folds) > 1)} {', '.join(map(str, folds))}"

@@ -58,13 +58,13 @@ STAIRS = {
         *("tissue", "masks", "virtual_spots", "given_spots", "focus", "pixel_size", "dicom_series", "listing"),
     ),
     "train": (
-        *("distributed", "expression", "rings", "depth", "data", "assembly", "workspace", "leaks", "relative_values"),
-        *("metrics", "pathways", "selection", "figures", "models", "recipes", "fit", "finetune"),
+        *("distributed", "expression", "rings", "parts", "depth", "data", "assembly", "workspace", "leaks"),
+        *("relative_values", "metrics", "pathways", "selection", "figures", "models", "recipes", "fit", "finetune"),
         *("options", "experiments", "report", "predict", "export", "cli"),
     ),
     "train.models": (
         *("configs", "numerics", "lorentz", "exponential", "lorentz_losses", "alignment", "variants", "projection"),
-        *("base", "registry", "components", "ridge", "baselines", "ensemble", "streams", "hist"),
+        *("base", "registry", "components", "ridge", "baselines", "interpolation", "ensemble", "streams", "hist"),
         *("stnet", "bleep", "istar", "coordinates", "gaussians", "stevs", "diffusion", "stem"),
         *("slide_spots", "attention_blocks", "triplex"),
     ),
@@ -72,8 +72,18 @@ STAIRS = {
     "train.fit": ("config", "allocation", "adamw", "average", "batches", "step", "graph", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
-        *("protocols", "grid", "setting", "fold_files", "run_folders", "claims", "jobs", "precision", "quick_axes"),
-        *("fold_maps", "fold_figures", "outputs", "members", "cautions", "memory_limits", "controls", "fold"),
+        *("protocols", "grid", "setting", "within", "fold_files", "run_folders", "claims", "jobs", "precision"),
+        *(
+            "quick_axes",
+            "fold_maps",
+            "fold_figures",
+            "outputs",
+            "members",
+            "cautions",
+            "memory_limits",
+            "controls",
+            "fold",
+        ),
         *("announcements", "runner", "adapted"),
     ),
     "train.report": (

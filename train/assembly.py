@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import DamagedCacheError, InputError
 from train.data import SpotData
 from train.expression import NicheProfile, Transform, profiles
+from train.parts import SlidePart
 from train.rings import join_rings, slide_rings
 
 FACTS = ("um_per_px", "spot_um", "thumbnail_downsample")  # what maps and predictions need to know of a slide
@@ -49,7 +50,7 @@ def check_widths(slides: dict[str, CachedSlide], cache: Cache, width: int | None
 
 
 def assemble(
-    slides: dict[str, CachedSlide],
+    slides: Mapping[str, CachedSlide | SlidePart],
     size: int,
     panel: Sequence[str],
     device: torch.device,
@@ -61,28 +62,30 @@ def assemble(
     """Join slides by gene name into tensors.
 
     Args:
-        slides: By id.
+        slides: By id, or parts of slides by their names. A part's niches and rings hold its own spots alone.
         size: Neighbourhood size of the niches.
         panel: Names of the genes.
         device: Of the tensors.
         transform: Of the counts.
-        drop_edges: Leave out spots that lack a neighbour.
+        drop_edges: Leave out spots that lack a neighbour on the whole slide.
         niche_profile: Whether counts are averaged before the transform or after it.
         n_rings: Rings around each spot whose spots are listed in `SpotData.rings`.
     """
-    parts: dict[str, list[np.ndarray]] = {}
+    parts = {name: s if isinstance(s, SlidePart) else SlidePart.all_of(name, s) for name, s in slides.items()}
+    arrays: dict[str, list[np.ndarray]] = {}
     rings: list[list[np.ndarray]] = []
     first = 0
-    for i, slide in enumerate(slides.values()):
-        neighbors = slide.neighbors[size]
-        complete = np.all(neighbors >= 0, axis=1)
-        kept = np.flatnonzero(complete) if drop_edges else np.arange(len(slide))
-        own, around = profiles(slide, neighbors, panel, transform, niche_profile)
+    for i, part in enumerate(parts.values()):
+        slide = part.slide
+        complete = np.all(slide.neighbors[size] >= 0, axis=1)
+        chosen = complete[part.rows] if drop_edges else np.ones(len(part.rows), dtype=bool)
+        kept = part.rows[chosen]
+        own, around = profiles(part.counted(), part.neighbors(size), panel, transform, niche_profile)
         of_slide = {
             "spot": slide.embeddings[kept],
             "niche": slide.niches[size][kept],
-            "expression": own[kept],
-            "niche_expression": around[kept],
+            "expression": own[chosen],
+            "niche_expression": around[chosen],
             "slide": np.full(len(kept), i),
             "row": kept,
             "complete": complete[kept],
@@ -90,14 +93,16 @@ def assemble(
             "position": (slide.coords[kept] * float(slide.attributes["um_per_px"])).astype(np.float32),
         }
         for name, array in of_slide.items():
-            parts.setdefault(name, []).append(array)
+            arrays.setdefault(name, []).append(array)
         rings.append(slide_rings(slide, n_rings, kept, first))
         first += len(kept)
     tensors: dict[str, Any] = {
-        name: torch.from_numpy(np.concatenate(arrays)).to(device) for name, arrays in parts.items()
+        name: torch.from_numpy(np.concatenate(of_slides)).to(device) for name, of_slides in arrays.items()
     }
     joined = tuple(torch.from_numpy(join_rings(of_ring)).to(device) for of_ring in zip(*rings, strict=True))
-    return SpotData(**tensors, slides=list(slides), panel=list(panel), transform=transform, rings=joined)
+    wholes = [part.whole for part in parts.values()]
+    more: dict[str, Any] = {} if wholes == list(slides) else {"whole_slides": wholes}
+    return SpotData(**tensors, slides=list(slides), panel=list(panel), transform=transform, rings=joined, **more)
 
 
 def without_arrays(slides: dict[str, CachedSlide]) -> dict[str, CachedSlide]:

@@ -63,7 +63,7 @@ def train(options: TrainOptions) -> int:
     genes_to_plot = announcements.check_genes(options.genes_to_plot, jobs)
     if options.resume:
         announcements.check_resumable(jobs)
-    announcements.announce_splits(jobs, workspace.patients)
+    announcements.announce_splits(jobs, workspace)
 
     left = [job for job in jobs if not job.done]
     distributed.barrier()  # before any is done that was not

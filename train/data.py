@@ -82,6 +82,8 @@ class Surroundings:
         slide: `(N,)` int64 number of each spot's slide.
         position: `(N, 2)` float32 centres on the slide in um.
         rings: Of ring 1, 2, ...: `(N, K)` int64 rows, as in `SpotData`.
+        whole: `(N,)` int64 number of the whole slide on which `position` is. All parts of a slide that was cut have
+            the same one, each a `slide` of its own; without cuts it is `slide`.
     """
 
     spot: Tensor
@@ -89,6 +91,7 @@ class Surroundings:
     slide: Tensor
     position: Tensor
     rings: tuple[Tensor, ...]
+    whole: Tensor
 
 
 class Inputs(Protocol):
@@ -161,8 +164,8 @@ class SpotData:
         expression: `(N, G)` float32 in `UNITS[transform]`; `niche_expression` likewise.
         slide: `(N,)` int64 index into `slides`.
         row: `(N,)` int64 row of the slide's file.
-        complete: `(N,)` bool, whether all neighbours are there.
-        slides: IDs of the slides.
+        complete: `(N,)` bool, whether all neighbours are on the slide.
+        slides: IDs of the slides, or names of their parts (`hist_cache.slide_parts`).
         panel: Names of the genes.
         transform: Of the counts.
         total: `(N,)` float32 counts of each spot over all genes; None where they are not known.
@@ -171,6 +174,7 @@ class SpotData:
             none. Only as many rings as were asked for.
         encoder_inputs: What an encoder that is fine-tuned reads; without it images are `spot` and `niche`.
         targets: What is learnt in place of `expression`, where a recipe says so.
+        whole_slides: Of each of `slides` the ID of the whole slide, where they are parts; None where they are whole.
     """
 
     spot: Tensor
@@ -188,6 +192,7 @@ class SpotData:
     rings: tuple[Tensor, ...] = ()
     encoder_inputs: Inputs | None = None
     targets: Targets | None = None
+    whole_slides: list[str] | None = None
 
     @property
     def inputs(self) -> Inputs:
@@ -205,7 +210,16 @@ class SpotData:
     def surroundings(self) -> Surroundings:
         """Everything but expression."""
         position = self.spot.new_zeros(len(self.slide), 2) if self.position is None else self.position
-        return Surroundings(self.spot, self.niche, self.slide, position.float(), self.rings)
+        return Surroundings(self.spot, self.niche, self.slide, position.float(), self.rings, self.whole)
+
+    @property
+    def whole(self) -> Tensor:
+        """`(N,)` int64 number of the whole slide that each spot is on; `slide` where slides were not cut."""
+        if self.whole_slides is None:
+            return self.slide
+        numbers = {name: i for i, name in enumerate(dict.fromkeys(self.whole_slides))}
+        of_slides = torch.tensor([numbers[name] for name in self.whole_slides], device=self.slide.device)
+        return of_slides[self.slide]
 
     def rows(self, slides: Sequence[str]) -> Tensor:
         """Rows of these slides' spots, in order.

@@ -58,7 +58,7 @@ class TrainOptions(CommandOptions):
     genes: str = option("hmhvg", "gene panels: hmhvg, hvg, a file of names", "PANELS")
     n_genes: str | int | None = option(None, "panel sizes (default: 200 for hmhvg, 300 for hvg, all of a file)", "N")
     split: str | None = option(
-        None, "slide, patient, loso, a file or folder of splits (default: the dataset's)", "KINDS"
+        None, "slide, patient, loso, within (bands of every slide), a file or folder (default: the dataset's)", "KINDS"
     )
     validate_on: Literal["next", "alike"] | None = option(
         None,

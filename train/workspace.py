@@ -21,6 +21,7 @@ from hist_cache.splits import SPLIT_PARTS, Split
 from train.assembly import assemble, check_widths, read_slides, without_arrays
 from train.data import SpotData, TensorCache
 from train.expression import NicheProfile, Transform
+from train.parts import BandCut, SlidePart, cut_slides
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class DataKey:
     drop_edges: bool
     niche_profile: NicheProfile = "log_of_mean"
     n_rings: int = 0  # rings around each spot whose spots are listed
+    tested_band: int | None = None  # of each slide, where slides are cut; None where they are whole
+
+    @property
+    def cut(self) -> BandCut | None:
+        """How slides are cut; None where they are whole."""
+        return None if self.tested_band is None else BandCut(self.neighbors, self.tested_band)
 
 
 class Workspace:
@@ -67,6 +74,7 @@ class Workspace:
         self.patients = patients_of(cache.dataset, self.slides)
         self.twins = find_twins(self.all_slides)
         self._panels: dict[Any, list[str]] = {}
+        self._parts: dict[BandCut, dict[str, SlidePart]] = {}
         self._chosen: list[tuple[dict[str, Any], list[str]]] = []  # panels that no file of the cache had
         self.keep_tensors(tensors_kept)
 
@@ -88,6 +96,18 @@ class Workspace:
         """All slides, without their large arrays."""
         return without_arrays(self.all_slides)
 
+    def parts(self, cut: BandCut) -> dict[str, SlidePart]:
+        """The parts of all slides, by name; `InputError` where a slide cannot be cut, or two are the same one."""
+        if self.twins:
+            one, other = self.twins[0]
+            raise InputError(
+                f"--split within: {one} and {other} are the same slide under two names, so that the train spots of one "
+                "are test spots of the other; delete the cache file of one"
+            )
+        if cut not in self._parts:
+            self._parts[cut] = cut_slides(self.slides, cut)
+        return self._parts[cut]
+
     def check_split(self, split: Split) -> None:
         """`InputError` for a split with the same slide in two parts, once under each of two names."""
         part_of = {slide: part for part in SPLIT_PARTS for slide in getattr(split, part)}
@@ -98,21 +118,23 @@ class Workspace:
                     "under two names; delete the cache file of one, or give a file of splits with both in one part"
                 )
 
-    def panel(self, genes: str, n: int | None, slides: Sequence[str]) -> list[str]:
+    def panel(self, genes: str, n: int | None, slides: Sequence[str], cut: BandCut | None = None) -> list[str]:
         """The gene panel.
 
         Args:
             genes: Its kind, or its file.
             n: Its size; None is the kind's own.
             slides: Whose counts choose it; of all other slides only the names of genes are read.
+            cut: Where `slides` are names of parts, how they were cut. Their panel is not kept in the cache.
         """
-        key = (genes, n, tuple(sorted(slides)))
+        key = (genes, n, tuple(sorted(slides)), cut)
         if key not in self._panels:
             names = {s: v.genes for s, v in self.all_slides.items()}
-            source = panel_source(genes, n, {s: self.slides[s] for s in slides}, self.all_slides)
+            chosen_on = {s: self.parts(cut)[s].counted() if cut else self.slides[s] for s in slides}
+            source = None if cut else panel_source(genes, n, chosen_on, self.all_slides)
             panel = read_kept_panel(self.cache.folder, source, names.values()) if source else None
             if panel is None:
-                tables = {s: (self.slides[s].counts, self.slides[s].genes) for s in slides}
+                tables = {s: (slide.counts, slide.genes) for s, slide in chosen_on.items()}
                 panel = choose_panel(genes, n, tables, names)
                 self._chosen += [(source, panel)] if source else []
             self._panels[key] = panel
@@ -125,7 +147,8 @@ class Workspace:
 
     def data(self, key: DataKey, device: torch.device, slides: Sequence[str] | None = None) -> SpotData:
         """The tensors of a key, of all slides or of some; those used last are kept."""
-        chosen = {s: v for s, v in self.all_slides.items() if slides is None or s in slides}
+        every: dict[str, CachedSlide] | dict[str, SlidePart] = self.parts(key.cut) if key.cut else self.all_slides
+        chosen = {s: v for s, v in every.items() if slides is None or s in slides}
 
         def make() -> SpotData:
             profile = key.niche_profile

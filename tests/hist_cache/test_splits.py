@@ -294,7 +294,7 @@ def test_wrong_json_files(tmp_path, text):
 
 
 def test_a_kind_that_is_neither_word_nor_file():
-    with pytest.raises(InputError, match="--split slides: neither slide, patient, loso nor a file"):
+    with pytest.raises(InputError, match="--split slides: neither slide, patient, loso, within nor a file"):
         make_splits("mine", list("abcde"), {}, "slides")
 
 

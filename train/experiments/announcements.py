@@ -21,6 +21,7 @@ from hist_cache.validation_slides import reason_for
 from train.experiments import protocols
 from train.experiments.jobs import Job
 from train.experiments.run_folders import changed_contents
+from train.experiments.within import NOTHING_OF_NEW_SLIDES, describe_within
 from train.leaks import cached_adapter, find_validation_leak, leak_sentences
 from train.options import ADAPTED, FINETUNING, TrainOptions
 from train.workspace import Workspace
@@ -154,8 +155,19 @@ def check_resumable(jobs: list[Job]) -> None:
         )
 
 
-def announce_splits(jobs: list[Job], patients: dict[str, str]) -> None:
-    """Log each split once; then warn of the patients that parts of a split share."""
+def announce_splits(jobs: list[Job], workspace: Workspace) -> None:
+    """Log each split once; then warn of the patients or the slides that parts of a split share."""
+    within = {(job.split, job.data.cut): job.fold for job in jobs}
+    for (split, cut), fold in within.items():
+        if cut is not None:
+            log.info(f"fold {fold}, {cut.neighbors} neighbours: {describe_within(split, cut, workspace)}")
+    if any(cut for _, cut in within):
+        log.warning(f"within slices: {NOTHING_OF_NEW_SLIDES}")
+    _announce_whole([job for job in jobs if not job.setting.is_within], workspace.patients)
+
+
+def _announce_whole(jobs: list[Job], patients: dict[str, str]) -> None:
+    """Log each split of whole slides once, and warn of shared patients."""
     shared_in: dict[str, list[str]] = {}
     for split, job_of_split in {job.split: job for job in jobs}.items():
         folds = ", ".join(str(i) for i in sorted({job.fold for job in jobs if job.split == split}))

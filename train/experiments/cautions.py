@@ -18,7 +18,9 @@ OTHER_RULES = "--select-by centered_mse or pcc do not count a slide's offset"
 OTHER_SLIDES = "--validate-on alike takes other slides"
 
 
-def selection_warnings(members: Sequence[Progress], config: FitConfig, val: Sequence[str], tested: Tested) -> list[str]:
+def selection_warnings(
+    members: Sequence[Progress], config: FitConfig, val: Sequence[str], tested: Tested, is_within: bool = False
+) -> list[str]:
     """Say where the best epoch is among the first: the validation score got worse from the start.
 
     Args:
@@ -26,11 +28,17 @@ def selection_warnings(members: Sequence[Progress], config: FitConfig, val: Sequ
         config: Of the loop.
         val: The validation slides.
         tested: The epoch that is tested; where it is the last one, nothing was selected.
+        is_within: Whether `val` are parts of the slides that are trained on, so that no others can be taken.
     """
     early = [p for p in members if 0 <= p.best_epoch < min(FIRST_EPOCHS, p.epoch - 1)]
     if not early or tested == "last":
         return []
     epochs = ", ".join(f"{p.best_epoch} of {p.epoch}" for p in early)
+    if is_within:
+        return [
+            f"selection: the best epoch is {epochs}: by {config.select_by} on the validation parts training made the "
+            "model worse from the start, so that it is hardly trained"
+        ]
     advice = f"{OTHER_RULES}, {OTHER_SLIDES}" if config.select_by in ("mse", "loss") else OTHER_SLIDES
     return [
         f"selection: the best epoch is {epochs}: by {config.select_by} on {', '.join(val)} training made the model "

@@ -18,6 +18,7 @@ from train.metrics import summarize, summarize_centered
 from train.models.baselines import COMPONENTS, RidgeModel, train_mean
 from train.models.components import Components, principal_components
 from train.models.configs import RidgeConfig
+from train.models.interpolation import interpolated
 from train.recipes.config import RecipeConfig
 from train.workspace import DataKey
 
@@ -44,6 +45,8 @@ def control_metrics(predictions: Mapping[str, np.ndarray], truth: np.ndarray, sl
 @dataclass
 class Controls:
     """Metrics of the train mean and of ridge on the cached embeddings, on the test spots of each split.
+
+    Within slices there is interpolation between train spots too. On slides that nothing is known of it is impossible.
 
     The principal components that ridge reads are those of a split's train spots, whatever panel is predicted.
 
@@ -83,6 +86,8 @@ class Controls:
             predicted = ridge.predict(Images(data.spot[test].float(), data.niche[test].float(), test)).cpu().numpy()
         y_train, truth = data.expression[train].cpu().numpy(), data.expression[test].cpu().numpy()
         predictions = {"train_mean": train_mean(y_train, len(truth)), "ridge": predicted}
+        if key.cut is not None:
+            predictions["interpolated"] = interpolated(data, train, val, test)
         return control_metrics(predictions, truth, data.slide[test].cpu().numpy())
 
     def components(

@@ -180,7 +180,7 @@ class FoldRunner:
             recipe: Fitted on the train spots.
             digest: Of the file with its weights.
         """
-        folder, test, seed, model = job.folder, data.rows(job.split.test), job.setting.fit.seed, trained.model
+        folder, setting, test, model = job.folder, job.setting, data.rows(job.split.test), trained.model
         encoding = self._encoding(job)
         started = time.monotonic()
         images = encode_rows(recipe.data, test, encoding.micro_batch if encoding else None)
@@ -196,15 +196,18 @@ class FoldRunner:
         truth, slide = np.asarray(table.layers["truth"]), table.obs["slide"].to_numpy()
         metrics = test_metrics(predicted, truth, slide, table.obs["complete_niche"].to_numpy())
         metrics |= self.controls.metrics(data, job.data, job.split)
-        metrics["controls"] = {"permuted": permuted(predicted, truth, seed)} | metrics["controls"]
+        metrics["controls"] = {"permuted": permuted(predicted, truth, setting.fit.seed)} | metrics["controls"]
         if recipe.ridge is not None:  # on the model's inputs and targets, smoothed as the model is
             tuned_ridge = recipe.complete(recipe.ridge[test], test).cpu().numpy()
             for entry, controls in control_metrics({"ridge_tuned": tuned_ridge}, truth, slide).items():
                 metrics[entry] = metrics[entry] | controls
-        tested = job.setting.protocol.tested
+        tested = setting.protocol.tested
         metrics |= training_metrics(trained, tested)
-        metrics["warnings"] += selection_warnings(trained.members, job.setting.fit, job.split.val, tested)
-        metrics["warnings"] += depth_warnings(data.depths(), job.split)
+        metrics["warnings"] += selection_warnings(
+            trained.members, setting.fit, job.split.val, tested, setting.is_within
+        )
+        if not setting.is_within:  # whatever the depth of a slide is, a part of it was trained on
+            metrics["warnings"] += depth_warnings(data.depths(), job.split)
         metrics["warnings"] += ridge_warnings(metrics["pooled"], metrics["controls"])
         metrics["warnings"] += [*([f"LEAK: this fold {job.leak}"] if job.leak else []), *problems]
         errors = metrics["pooled"]["mse"], metrics["controls"]["train_mean"]["mse"], float(np.square(truth).mean())

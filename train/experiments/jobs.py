@@ -17,6 +17,7 @@ from hist_cache.errors import InputError
 from hist_cache.fingerprint import is_tuned
 from hist_cache.options import option_fields
 from hist_cache.runs import CHECKPOINT, CONFIG, Fold, member_checkpoint
+from hist_cache.slide_parts import WITHIN
 from hist_cache.splits import LOSO_ALIKE, SPLIT_PARTS, Split, kind_in_use, make_splits
 from hist_cache.validation_slides import ValidateOn
 from hist_cache.values import Precision
@@ -25,6 +26,7 @@ from train.experiments.grid import Point, used_options
 from train.experiments.protocols import Protocol, get_protocol, protocol_options
 from train.experiments.run_folders import run_folder
 from train.experiments.setting import Setting
+from train.experiments.within import check_within
 from train.finetune.encoder import Finetuning, default_layers
 from train.fit.checkpoints import Checkpoint
 from train.fit.config import FitConfig
@@ -32,6 +34,7 @@ from train.leaks import adapter_slides, find_leak
 from train.models.registry import DEFAULT_MODEL, get_model
 from train.models.variants import get_variant
 from train.options import TrainOptions
+from train.parts import BandCut
 from train.recipes.config import RecipeConfig
 from train.recipes.table import recipe_options
 from train.workspace import DataKey, Workspace, panel_digest, slide_digests
@@ -144,12 +147,20 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             validate_on=options.validate_on,
         )
         folds = choose_folds(splits_of(point, protocol, options, workspace), options.fold)
-        for split in folds.values():
-            workspace.check_split(split)
-        panels = {
-            i: workspace.panel(point.genes, point.n_genes, panel_slides(protocol, split, workspace))
-            for i, split in folds.items()
-        }
+        cuts: dict[int, BandCut] = {}
+        if split_name(point, protocol, workspace) == WITHIN:
+            check_within(options, workspace)
+            cuts = {i: BandCut(point.neighbors, i) for i in folds}
+        for i, split in folds.items():
+            if i in cuts:
+                workspace.parts(cuts[i])  # an error now where a slide cannot be cut
+            else:
+                workspace.check_split(split)
+        panels = {}
+        for i, split in folds.items():
+            chosen_on, cut = panel_slides(protocol, split, workspace), cuts.get(i)
+            of_parts = cut if protocol.panel_from == "train" else None
+            panels[i] = workspace.panel(point.genes, point.n_genes, chosen_on, of_parts)
         point = dataclasses.replace(point, lora_layers=layers[point.lora_layers])
         if point.lora_layers and is_tuned(workspace.common):
             raise InputError(f"{workspace.cache.folder}: its encoder is fine-tuned already; give the plain one's cache")
@@ -160,6 +171,7 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             key = DataKey(
                 *(point.neighbors, tuple(panels[i]), point.transform, drop_edges, protocol.niche_profile),
                 n_rings=max(setting.recipe.n_rings, get_model(point.model).n_rings),
+                tested_band=i if cuts else None,
             )
             adapter = adapter_slides(workspace, split) if setting.finetuning else None
             jobs.append(Job(setting, i, run / f"fold{i}", split, key, find_leak(workspace, split), adapter=adapter))

@@ -64,13 +64,14 @@ def write_start(
     more: Mapping[str, Any],
 ) -> None:
     """Write what a fold will be, before its first epoch: config.json, with `more` in it, and panel.txt."""
-    patients = {s: str(slides[s].attributes["patient"]) for s in split.ids if "patient" in slides[s].attributes}
-    scale = usual_scale(slides[s] for s in split.train)
+    ids, train = setting.slides_of(split.ids), setting.slides_of(split.train)
+    patients = {s: str(slides[s].attributes["patient"]) for s in ids if "patient" in slides[s].attributes}
+    scale = usual_scale(slides[s] for s in train)
     config = setting.as_dict() | {
         "split": asdict(split),
         "split_kind": setting.split,
-        "patients": patients if len(patients) == len(split.ids) else {},
-        "images": {s: slides[s].image for s in split.ids if slides[s].image},
+        "patients": patients if len(patients) == len(ids) else {},
+        "images": {s: slides[s].image for s in ids if slides[s].image},
         **({} if scale is None else {"scale": asdict(scale)}),
         "provenance": provenance(device=str(device), threads=torch.get_num_threads()),
         **more,
@@ -125,15 +126,17 @@ def prediction_table(
 ) -> anndata.AnnData:
     """Test spots x genes, as scanpy and squidpy read it, with the slides' thumbnails where these look for them.
 
+    Spots of a part of a slide have the ID of the whole slide, which its thumbnail and barcodes are of.
+
     Args:
         predicted: `(n, G)`.
         data: All spots.
         rows: `(n,)` of the test spots.
-        slides: By id.
+        slides: Whole ones, by id.
         projection: Of the test spots' embeddings, for a model that has one.
     """
     index = data.row[rows].cpu().numpy()
-    slide = np.array(data.slides)[data.slide[rows].cpu().numpy()]
+    slide = np.array(data.whole_slides or data.slides)[data.slide[rows].cpu().numpy()]
     order = list(dict.fromkeys(slide))
     barcodes = np.concatenate([np.array(slides[s].barcodes, dtype=object)[index[slide == s]] for s in order])
     obs = pd.DataFrame(

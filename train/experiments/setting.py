@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +12,7 @@ from hist_cache.checked import check_entries, check_fields
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import as_version_0_1, from_version_0_1, short_hash
 from hist_cache.runs import RUN_ANEW
+from hist_cache.slide_parts import WITHIN, whole_slide
 from hist_cache.texts import shortened
 from train.experiments.protocols import Protocol
 from train.expression import Transform
@@ -85,6 +86,15 @@ class Setting:
         """What is compared: the variant of HiST, or the model; a mean with ridge is another model."""
         name = self.variant.name if self.variant else self.model_name
         return f"{name}+ridge" if self.recipe.ridge == "mean" else name
+
+    @property
+    def is_within(self) -> bool:
+        """Whether parts of the same slides are trained on and tested."""
+        return self.split == WITHIN
+
+    def slides_of(self, names: Iterable[str]) -> list[str]:
+        """IDs of the slides that names in a split stand for: themselves, or the whole slides of which they are parts."""
+        return list(dict.fromkeys(map(whole_slide, names))) if self.is_within else list(names)
 
     @property
     def name(self) -> str:

@@ -51,10 +51,12 @@ def export_fold(fold: TrainedFold, folder: Path, cache_root: Path) -> None:
             "give the folder of the cache with --cache"
         )
     cache = training_cache(fold, cache_root)
-    reference = reference_of(fold.folder, cache, fold.setting.neighbors, fold.split.train, fold.split.val)
+    reference = reference_of(fold, cache)
     images = known_images(fold, cache_root)
     stated = Fold(fold.folder).config
-    names = {slide: slide_alias(slide, images) for slide in (*fold.setting.slides, *fold.split.ids)}
+    names = {
+        slide: slide_alias(slide, images) for slide in fold.setting.slides_of((*fold.split.ids, *fold.setting.slides))
+    }
     names |= {patient: f"patient-{short_hash({'name': patient})}" for patient in stated.get("patients", {}).values()}
     config = {key: value for key, value in stated.items() if key not in LEFT_OUT}
     config["cache"] = {key: value for key, value in config["cache"].items() if key != "adapter"}  # names of slides
@@ -80,7 +82,7 @@ def known_images(fold: TrainedFold, cache_root: Path) -> dict[str, str]:
     if fold.images:
         return fold.images
     cache = plain_cache(fold.setting, cache_root)
-    paths = {slide: cache.path(slide) for slide in fold.split.ids}
+    paths = {slide: cache.path(slide) for slide in fold.setting.slides_of(fold.split.ids)}
     digests = {s: str(read_fingerprint(path).slide.get("image", "")) for s, path in paths.items() if path.is_file()}
     return {slide: digest for slide, digest in digests.items() if digest}
 

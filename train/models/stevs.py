@@ -13,13 +13,17 @@ that distance and not by symmetric KL, which would also make the coordinates as 
 variance of the coordinate expert limits what it can override. In training the coordinates of a batch are turned,
 mirrored and shifted at random, and the coordinate expert is missing for 0.3 of the spots.
 
-Tests read the image alone (`--experts image`). All splits here test other slides than those that are trained on, and
-there a coordinate says neither which part of the tissue a spot is in nor what was measured beside it: how a section
-lies on its slide is chance. Within a slide it would say the latter, which interpolates the spots around; sections of
-one block, which lie alike, leak in the same way. So coordinates take part in training, as a second view that the
-image's latent space is aligned with, and no prediction depends on them. `--experts both` predicts from the product of
-both, as the abstract has it: train with it beside the other, on slides of other patients. It changes no weight, only
-predictions and, through validation, the epoch that is tested.
+Tests read the image alone (`--experts image`). Across slices a coordinate says neither which part of the tissue a spot
+is in nor what was measured beside it: how a section lies on its slide is chance. So coordinates take part in training,
+as a second view that the image's latent space is aligned with, and no prediction depends on them. Sections of one
+block, which lie alike, would leak otherwise. `--experts both` predicts from the product of both, as the abstract has
+it: train with it beside the other, on slides of other patients. It changes no weight, only predictions and, through
+validation, the epoch that is tested.
+
+Within slices (`--split within`) `--experts both` is the abstract's model, and all parts of a slide have one frame of
+coordinates. They are turned in training there too: a band that is tested is at places that no train spot is at, and
+coordinates as they are were no better (docs/models.md). What places alone say stands below each such table as
+interpolation.
 
 1.1 M parameters at D = 1024 and G = 200 (1.8 M with the niche's expert), 2 MFLOP a spot.
 """
@@ -104,8 +108,8 @@ class StevsModel(Model):
         self.places: Tensor | None = None
 
     def look_around(self, spots: Surroundings) -> None:
-        """Take the spots' coordinates on their slides; see `Model.look_around`."""
-        self.places = unit_coordinates(spots.position, spots.slide)
+        """Take the spots' coordinates on their whole slides; see `Model.look_around`."""
+        self.places = unit_coordinates(spots.position, spots.whole)
 
     @torch.no_grad()
     def prepare(self, data: SpotData, train: Tensor, val: Tensor, seed: int) -> None:

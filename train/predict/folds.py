@@ -18,7 +18,7 @@ from hist_cache.cache import Cache
 from hist_cache.errors import InputError, one_line
 from hist_cache.fingerprint import encoder_slug, identity_hash, is_tuned
 from hist_cache.runs import CONFIG, METRICS, RECIPE, Fold, Run, fold_folders
-from hist_cache.splits import Split
+from hist_cache.splits import SPLIT_PARTS, Split
 from hist_cache.spot_scale import SpotScale, usual_scale
 from train.experiments.fold_files import read_metrics, read_split
 from train.experiments.outputs import load_model
@@ -66,7 +66,8 @@ class TrainedFold:
     def seen(self, name: str, image: str) -> str:
         """The part of the split that a slide is in, by its name or by the digest of its image; "" where in none."""
         ids = {slide for slide, digest in self.images.items() if digest == image} | {name}
-        return next((p for p in ("train", "val", "test") if ids & set(getattr(self.split, p))), "")
+        parts = {part: self.setting.slides_of(getattr(self.split, part)) for part in SPLIT_PARTS}
+        return next((part for part, slides in parts.items() if ids & set(slides)), "")
 
     def load(self, device: torch.device) -> tuple[Model, dict[str, Tensor]]:
         """The model, and what its recipe has fitted."""
@@ -138,7 +139,7 @@ def spot_scale_of(
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{folder / CONFIG}: 'scale' is not readable ({one_line(error)})") from error
     cache = plain_cache(setting, cache_root)
-    slides = [s for s in split.train if cache.path(s).is_file()]
+    slides = [s for s in setting.slides_of(split.train) if cache.path(s).is_file()]
     return usual_scale(cache.read(s, [setting.neighbors]) for s in slides)
 
 

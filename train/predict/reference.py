@@ -23,6 +23,7 @@ from hist_cache.cache import Cache
 from hist_cache.errors import HistError
 from hist_cache.files import atomic_write
 from train.models.components import standard_deviations
+from train.predict.folds import TrainedFold
 
 REFERENCE_FILE = "reference.safetensors"  # in the folder of a fold
 N_COMPONENTS = 64
@@ -103,21 +104,22 @@ def fit_reference(train: Iterable[NDArray[np.floating]], val: Iterable[NDArray[n
     return Reference(fitted.mean, fitted.std, fitted.axes, rest, limit)
 
 
-def reference_of(folder: Path, cache: Cache, size: int, train: Iterable[str], val: Iterable[str]) -> Reference | None:
+def reference_of(fold: TrainedFold, cache: Cache) -> Reference | None:
     """The reference of a fold, computed and kept where it has none yet.
 
+    Of a split within slices, train and validation slides are the same ones, whole.
+
     Args:
-        folder: Of the fold.
-        cache: The embeddings that the fold was trained on.
-        size: Neighbourhood size.
-        train: IDs of the train slides.
-        val: IDs of the validation slides.
+        fold: The fold.
+        cache: The embeddings that it was trained on.
 
     Returns:
         The reference; None where the cache is not there (any more).
     """
-    if (kept := read_reference(folder)) is not None:
+    if (kept := read_reference(fold.folder)) is not None:
         return kept
+    size = fold.setting.neighbors
+    train, val = (fold.setting.slides_of(part) for part in (fold.split.train, fold.split.val))
 
     def embeddings(slides: Iterable[str]) -> list[NDArray[np.floating]]:
         read = (cache.read(slide, [size]) for slide in slides)
@@ -127,5 +129,5 @@ def reference_of(folder: Path, cache: Cache, size: int, train: Iterable[str], va
         return None
     fitted = fit_reference(embeddings(train), embeddings(val))
     with suppress(HistError):  # in a folder that cannot be written to it is computed again next time
-        fitted.write(folder)
+        fitted.write(fold.folder)
     return fitted

@@ -103,7 +103,7 @@ class Prediction:
         """What distances are measured from; None where it cannot be known, which is said."""
         fold = self.folds[0]
         cache = training_cache(fold, self.cache_root)
-        reference = reference_of(fold.folder, cache, fold.setting.neighbors, fold.split.train, fold.split.val)
+        reference = reference_of(fold, cache)
         if reference is None:
             warn(
                 f"{fold.folder}: no distances to what it has learnt from: the cache that it was trained on is not "

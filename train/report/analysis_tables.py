@@ -229,7 +229,7 @@ def region_gain_table(
             p = tuple(Cell(p_text(gain.p[m]), gain.p[m]) for m in metrics)
             rows.append(Row(f"p, paired t-test over {gain.n_regions} regions", "p", p))
             published = published_improvements(REGION_TABLE, other.setting.dataset, other.model).get(gain.gene)
-            if published and run.method == REFERENCE:
+            if published and run.method == REFERENCE and not run.is_within:
                 rows.append(_published_row(published, metrics))
     columns = tuple(Column(f"{m.upper()} improvement", HIGHER) for m in metrics)
     notes = (

@@ -11,10 +11,12 @@ from train.report.table import BASELINE, Row, mean_cells
 
 PERMUTED = "permuted"  # the one baseline that depends on the run's own predictions
 RIDGE = "ridge"
+INTERPOLATED = "interpolated"  # within slices only: the nearest train spots, without images
 RIDGE_TUNED = "ridge_tuned"  # reads what the model beside it reads, and learns what it learns
 BASELINE_TITLES = {
     RIDGE: "ridge, PCA-256",
     RIDGE_TUNED: "ridge, same inputs",
+    INTERPOLATED: "interpolated, places alone",
     "train_mean": "train mean",
     PERMUTED: "permuted",
 }

@@ -87,6 +87,8 @@ def _without_seeds(labels: Sequence[str], groups: Sequence[Sequence[RunResult]])
 
 def patient_split(run: RunResult) -> Answer:
     """Whether no fold has a patient both in test and in train or validation."""
+    if run.is_within:
+        return Answer("no", "the same slides are trained on and tested, in parts (--split patient avoids it)")
     shared: dict[str, list[int]] = {}
     unknown: set[str] = set()
     for fold in run.folds:

@@ -10,9 +10,11 @@ from hist_cache.datasets import dataset_named
 from hist_cache.fingerprint import as_version_0_1
 from hist_cache.splits import shared_patients
 from train.experiments.protocols import PROTOCOLS_FILE
+from train.experiments.within import NOTHING_OF_NEW_SLIDES
 from train.models.registry import model_entries
 from train.models.variants import load_variants
 from train.report.results import Results, RunResult
+from train.report.run_settings import WITHIN_SLICES
 from train.report.table import Cell, Column, Row, Table
 
 ABSENT = "–"
@@ -25,7 +27,8 @@ PROTOCOL_WARNINGS = (  # a protocol's option, its value, and what that means for
 
 def result_warnings(results: Results) -> list[str]:
     """What makes numbers doubtful or hard to compare, a sentence each, the most serious first."""
-    warnings = [*adapter_warnings(results), *weight_warnings(results), *patient_warnings(results)]
+    warnings = [*adapter_warnings(results), *weight_warnings(results), *within_warnings(results)]
+    warnings += patient_warnings(results)
     warnings += [*results.incomplete, *results.meaningless]
     for run in results.runs:
         warnings += run_warnings(run)
@@ -46,11 +49,19 @@ def weight_warnings(results: Results) -> list[str]:
     return [f"encoder {name} {text}" for name in sorted(encoders)]
 
 
+def within_warnings(results: Results) -> list[str]:
+    """Datasets with runs within slices."""
+    datasets = dict.fromkeys(run.setting.dataset for run in results.runs if run.is_within)
+    return [f"{dataset}, {WITHIN_SLICES}: {NOTHING_OF_NEW_SLIDES}" for dataset in datasets]
+
+
 def patient_warnings(results: Results) -> list[str]:
     """Patients whose slides are both in train and in test, by the datasets' tables or the slides' metadata."""
     folds_by_patients: dict[tuple[str, str, str], list[int]] = {}
     unknown = set()
     for run in results.runs:
+        if run.is_within:
+            continue  # its slides are shared, which `within_warnings` says
         dataset = run.setting.dataset
         for fold in run.folds:
             patients = dataset_named(dataset).patients or fold.patients

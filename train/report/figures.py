@@ -138,7 +138,7 @@ class ReportFigures:
             correlations: label of a run -> PCC by gene.
             slide: to draw instead; where no fold of the run tests it, nothing is drawn.
         """
-        fold = next((f for f in main.folds if slide in (None, *f.split.test)), None)
+        fold = next((f for f in main.folds if slide in (None, *f.pictured)), None)
         if fold is None:
             return []
         tables = self._comparable_predictions(main, fold)

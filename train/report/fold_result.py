@@ -73,6 +73,11 @@ class FoldResult:
         """The test slides as one text, which matches folds of different runs together with the split's name."""
         return " ".join(sorted(self.split.test))
 
+    @property
+    def pictured(self) -> tuple[str, ...]:
+        """IDs of the slides that its predictions are on: the test slides, or those that the test parts are of."""
+        return tuple(self.setting.slides_of(self.split.test))
+
     @cached_property
     def tested_on(self) -> tuple[Any, ...]:
         """Test slides, number of test spots, and genes: numbers of folds in which these differ do not compare."""

@@ -22,6 +22,7 @@ from train.report.published import (
     published_status,
 )
 from train.report.results import COST_KEYS, Results, RunResult
+from train.report.run_settings import WITHIN_SLICES
 from train.report.significance import P_NOTE, REFERENCE, compare, references, without_reference
 from train.report.table import (
     CENTERED_MSE,
@@ -89,20 +90,22 @@ def results_tables(
 def run_groups(results: Results) -> list[list[RunResult]]:
     """The runs in groups that fit into one table: they predict the same dataset in the same unit.
 
-    Runs on embeddings of an encoder that was fine-tuned before have tables of their own, apart from a frozen one's.
+    Runs on embeddings of an encoder that was fine-tuned before have tables of their own, apart from a frozen one's, and
+    so have runs within slices, whose numbers are of slides that were trained on.
     """
     groups: dict[tuple[str, ...], list[RunResult]] = {}
     for run in results.runs:
         key = tuple(str(run.settings[k]) for k in ("dataset", "test_dataset", "transform"))
-        key += ("tuned",) * run.is_tuned
+        key += ("tuned",) * run.is_tuned + (WITHIN_SLICES,) * run.is_within
         groups.setdefault(key, []).append(run)
     return list(groups.values())
 
 
 def group_name(run: RunResult) -> str:
-    """Name of the run's group: `kidney`, `kidney, tested on kidney_papilla`, `kidney, ln_cp10k`."""
+    """Name of the run's group: `kidney`, `kidney, tested on kidney_papilla`, `kidney, within slices`."""
     setting = run.setting
     parts = [setting.dataset, f"tested on {setting.test_dataset}" if setting.test_dataset else ""]
+    parts += [WITHIN_SLICES if run.is_within else ""]
     parts += [setting.transform if setting.transform != "log2" else "", "tuned cache" if run.is_tuned else ""]
     return ", ".join(filter(None, parts))
 
@@ -254,12 +257,13 @@ def cost_table(results: Results, table: int | None = None) -> Table:
     for run in results.runs:
         frame = results.cost[results.cost["run"] == run.label]
         rows.append(Row(run.label, "run", mean_cells(frame, list(COST_KEYS))))
-        is_published = run.model == DEFAULT_MODEL and run.variant == REFERENCE
+        is_published = run.model == DEFAULT_MODEL and run.variant == REFERENCE and not run.is_within
         numbers = published_cost(run.setting.dataset, run.setting.n_genes, table) if is_published else {}
         if numbers:
             cells = tuple(number_cell(*numbers.get(m, (None, None))) for m in COST_KEYS)
             rows.append(Row("published, end to end", "published", cells))
-    for dataset, n_genes in dict.fromkeys((run.setting.dataset, run.setting.n_genes) for run in results.runs):
+    across = [run.setting for run in results.runs if not run.is_within]
+    for dataset, n_genes in dict.fromkeys((setting.dataset, setting.n_genes) for setting in across):
         for method, numbers in published_method_costs(dataset, n_genes).items():
             cells = tuple(number_cell(*numbers.get(m, (None, None))) for m in COST_KEYS)
             rows.append(Row(f"{method}, published", METHOD, cells))

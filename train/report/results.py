@@ -61,6 +61,11 @@ class RunResult:
         return self.setting.method
 
     @property
+    def is_within(self) -> bool:
+        """Whether parts of the same slides were trained on and tested."""
+        return self.setting.is_within
+
+    @property
     def is_tuned(self) -> bool:
         """Whether its embeddings are of an encoder that was fine-tuned before."""
         return is_tuned(self.setting.cache)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hist_cache.fingerprint import identity_hash, is_tuned, short_hash
+from hist_cache.slide_parts import WITHIN
 from train.experiments.setting import Setting
 from train.models.configs import ModelConfig
 from train.models.registry import get_model
@@ -35,6 +36,7 @@ RECIPE_SETTINGS = (  # settings on which ridge on the same inputs and targets de
 TRUTH = ("dataset", "test_dataset", "genes", "n_genes", "panel", "transform", "panel_from", "edge_spots", "counts")
 TUNED_BEFORE = "tuned before"  # in place of the number of blocks, on a cache of an encoder with an adapter
 NOT_RECORDED = "not recorded"  # by version 0.1
+WITHIN_SLICES = "within slices"  # what headings and labels call splits of `WITHIN`
 MADE_BY_DATA = ("embedding_width", "n_genes")  # options of a model that follow from data
 PHRASES = {
     "dataset": "{}",
@@ -135,6 +137,8 @@ def phrase(key: str, value: Any) -> str:
     """A setting in words, as labels have it: `18 neighbours`, `alpha 0.3`."""
     if key == "test_dataset" and value is None:
         return "own test slides"
+    if key == "split" and value == WITHIN:
+        return WITHIN_SLICES
     if key == "slides":
         value = len(value)
     elif key == "panel":

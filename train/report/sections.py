@@ -108,7 +108,7 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
 
 def check_gene_names(results: Results, request: ReportRequest) -> None:
     """Check that the genes and the slide to draw are there; `InputError` names what is not."""
-    tested = {slide for run in results.runs for fold in run.folds for slide in fold.split.test}
+    tested = {slide for run in results.runs for fold in run.folds for slide in fold.pictured}
     if request.slide is not None and request.slide not in tested:
         raise InputError(f"--slide {request.slide}: no run tests it; they test {', '.join(sorted(tested))}")
     for runs in run_groups(results):

@@ -153,6 +153,8 @@ def _why_unlike(run: RunResult, other: RunResult) -> str:
             return f"the adapter of {one.label} has seen test slides"
     if names := [name.replace("_", " ") for name in truth_differences(run, other)]:
         return f"what is predicted differs in {', '.join(names)}"
+    if run.is_within != other.is_within:
+        return f"{(run if run.is_within else other).label} is within slices"
     return f"{(run if run.is_tuned else other).label} has embeddings of a tuned encoder"
 
 
@@ -162,9 +164,14 @@ def _central(runs: list[RunResult]) -> RunResult:
 
 
 def _are_alike(one: RunResult, other: RunResult) -> bool:
-    """Whether they predict the same truth, on encoders both or neither fine-tuned before, and saw no test slide."""
+    """Whether they predict the same truth, and compare.
+
+    Both or neither are on encoders that were fine-tuned before, both or neither are within slices, and neither saw a
+    test slide through its encoder.
+    """
     honest = not one.leaks and not other.leaks
-    return honest and one.is_tuned == other.is_tuned and not truth_differences(one, other)
+    same_kind = (one.is_tuned, one.is_within) == (other.is_tuned, other.is_within)
+    return honest and same_kind and not truth_differences(one, other)
 
 
 def _distance(run: RunResult, other: RunResult) -> tuple[bool, int]:

@@ -17,8 +17,8 @@ def hex_surroundings(side: int, width: int) -> Surroundings:
     sites = np.stack(np.meshgrid(range(side), range(side)), axis=-1).reshape(-1, 2)
     rows = torch.from_numpy(ring_neighbors(Lattice("hex", sites, "array"), sites.astype(float), 1, 2)).long()
     spot = torch.randn(side**2, width, generator=torch.Generator().manual_seed(0)).half()
-    nothing = torch.zeros(side**2, 2)
-    return Surroundings(spot, spot, torch.zeros(side**2, dtype=torch.int64), nothing, (rows[:, :6], rows[:, 6:]))
+    nothing, one = torch.zeros(side**2, 2), torch.zeros(side**2, dtype=torch.int64)
+    return Surroundings(spot, spot, one, nothing, (rows[:, :6], rows[:, 6:]), one)
 
 
 class Dense:
