@@ -120,15 +120,6 @@ def test_another_process_is_not_waited_for_without_end(
     assert code == 0, text
 
 
-def test_two_at_once_where_locks_do_nothing(hest_root: Path, tmp_path: Path, start_command: Start) -> None:
-    both = [start_command(NO_LOCKS, *options(hest_root, "--cache", tmp_path / "cache")) for _ in range(2)]
-    for command in both:
-        text = command.communicate()[0]
-        assert command.returncode == 0, text
-    assert [verify_slide(cache_of(tmp_path).path(s)) for s in ("TINY1", "TINY2")] == [[], []]
-    assert [p.name for p in cache_of(tmp_path).folder.rglob("*") if p.suffix in (".lock", ".partial")] == []
-
-
 @pytest.mark.parametrize("name", ["../EVIL", "/etc/passwd", "a/b", "..", "A.tokens3", "A" * 200, "A\0", "\udc80"])
 @pytest.mark.parametrize("more", [(), ("--status",), ("--dry-run",), ("--download",)])
 def test_a_slide_never_leaves_its_folder(

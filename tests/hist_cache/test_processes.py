@@ -257,10 +257,9 @@ if __name__ == "__main__":
     claim_packages()
     from hist_cache.executor import Events, Worker
     from hist_cache.processes import ProcessExecutor
-    from sweeps.workers import run_worker
-    from train.experiments.runner import FoldWorkerSetup, start_worker
-    work = Worker(start_worker, run_worker, FoldWorkerSetup({}, "cpu", ".", ()))
-    for failure in ProcessExecutor(2).run([1, 2], work, Events()):
+    from sweeps.space import Parameter
+    from train.metrics import summarize_centered
+    for failure in ProcessExecutor(2).run([1, 2], Worker(Parameter, summarize_centered, "alpha"), Events()):
         traceback.print_exception(failure.error, file=sys.stdout)
 """
 
@@ -277,4 +276,5 @@ def test_workers_leave_the_users_own_train_py_alone(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the wrong one" not in done.stdout + done.stderr
-    assert done.stdout.count(f"{REPOSITORY}/sweeps/workers.py") >= 2
+    assert done.stdout.count("in summarize_centered") == 2
+    assert f"{REPOSITORY}/train/metrics.py" in done.stdout
