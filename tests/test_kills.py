@@ -25,7 +25,7 @@ HIST_TRAIN = CHECKPOINTS + "from hist_cache.commands import hist_train; raise Sy
 def test_extraction(tmp_path: Path, start_command: Start) -> None:
     """Of embeddings, then of tokens."""
     cache = tmp_path / "cache"
-    argv = extraction(slides(tmp_path), cache, "--tokens-at", 4)
+    argv = extraction(slides(tmp_path, rows=4, columns=6), cache, "--tokens-at", 4)
 
     def read(folder: Path) -> object:
         return cached(folder), unfinished(folder), (folder / "last.json").read_text()
