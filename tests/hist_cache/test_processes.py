@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from hist_cache.errors import HistError
 from hist_cache.executor import Events, Executor, Report, SerialExecutor, Worker
 from hist_cache.processes import GracefulStop, ProcessExecutor, cores, sigterm_as_interrupt
-from tests.commands import REPOSITORY
+from tests.commands import REPOSITORY, Command
 
 
 @dataclass
@@ -131,12 +132,8 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_the_workers_end_what_they_are_at(number: int) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
+def test_asked_to_stop_the_workers_end_what_they_are_at(number: int, start_command: Callable[..., Command]) -> None:
+    process = start_command(SCRIPT)
     for _ in range(2):
         assert "running" in process.stdout.readline()
     process.send_signal(number)
