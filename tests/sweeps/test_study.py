@@ -31,6 +31,7 @@ from train.options import TrainOptions
 
 Run = Callable[..., tuple[int, str]]
 TRIED = ["trial", "state", "pcc@10", "alpha", "curvature", "fixed_curvature", "epochs"]
+TWO_RANGES = ("--space", "alpha,curvature,fixed_curvature", "--jobs", 1, "--pruner", "none")
 
 
 def study_of(runs: Path) -> Path:
@@ -54,9 +55,6 @@ def searched(options: SweepOptions) -> list[tuple[Any, ...]]:
     run_trials(plan, storage, workspace, torch.device("cpu"))
     storage.close()
     return [(t.number, t.state, t.values, t.params) for t in storage.study.trials]
-
-
-TWO_RANGES = ("--space", "alpha,curvature,fixed_curvature", "--jobs", 1, "--pruner", "none")
 
 
 @pytest.fixture(scope="module")
