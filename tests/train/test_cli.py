@@ -219,7 +219,7 @@ def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(
 def test_kidney_literally_on_a_generated_root(run_command: Run, tmp_path: Path) -> None:
     """The 23 published IDs, tiny slides, the published splits."""
     for i, slide in enumerate(get_dataset("kidney").ids):
-        write_slide(tmp_path / "data", slide, rows=3, columns=6, seed=i)
+        write_slide(tmp_path / "data", slide, rows=4, columns=6, seed=i)
     code, text = run_command(extract.cli.main, "--dataset", "kidney", "--encoder", TINY_ENCODER, "--random-weights")
     assert code == 0, text
     assert "23 slides in" in text

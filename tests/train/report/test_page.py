@@ -30,11 +30,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def run_of(runs: Path, variant: str) -> Path:
-    [folder] = runs.glob(f"tiny/{variant}-*")
-    return folder
-
-
 @pytest.fixture(scope="module")
 def page_file(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
@@ -91,18 +86,17 @@ def test_csv_and_latex_alone_on_standard_output(runs: Path, tmp_path: Path, caps
     rows = list(csv.DictReader(printed.out.splitlines()))
     assert [r["run"] for r in rows if r["row"] == "run"] == ["full", "no_hea", "meru", "clip"]
     assert "report.html" in printed.err
-    assert main([str(run_of(runs, "clip")), "--out", str(tmp_path), "--format", "latex", "--table", "4"]) == 0
+    assert main([str(runs), "--out", str(tmp_path), "--format", "latex", "--table", "4"]) == 0
     assert capsys.readouterr().out.startswith(r"\begin{table}")
 
 
 @pytest.mark.slow
 def test_tables_of_the_analysis(runs: Path, tmp_path: Path, run_command: Run) -> None:
-    two = [run_of(runs, name) for name in ("clip", "meru")]
-    code, text = run_command(main, *two, "--out", tmp_path, "--table", 11, "--against", "clip", "--region", "region")
+    code, text = run_command(main, runs, "--out", tmp_path, "--table", 11, "--against", "clip", "--region", "region")
     assert code == 0, text
     assert "Genes that clip predicts better than meru, region stroma" in text
     assert "Genes that clip predicts better than meru, region tumor" in text
-    code, text = run_command(main, *two, "--out", tmp_path, "--table", 12, "--region", "region")
+    code, text = run_command(main, runs, "--out", tmp_path, "--table", 12, "--region", "region")
     assert code == 0, text
     assert "p, paired t-test over 2 regions" in text
 
