@@ -28,12 +28,26 @@ TINY_ENCODER = "timm:test_vit"  # 160 px input, width 64: a test model that timm
 needs_shared = pytest.mark.skipif(not (SHARED / "hest").is_dir(), reason="no ../shared/hest beside the repository")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs a browser or a database: `make test-fast` leaves it out."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs a browser or a database: `make test-fast` leaves it out. Then put files of slow tests first.
+
+    Else a worker may begin a long test when the others have nothing left to do. Each worker begins with a part of equal
+    length of what is collected, so each part has slow files first; of these the files in order, each in one piece.
+    """
     for item in items:
         for fixture, mark in (("browser", "browser"), ("postgres_server", "database")):
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(mark)
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = [any(item.get_closest_marker("slow") for item in file) for file in files.values()]
+    order = sorted(zip(slow, files.values(), strict=True), key=lambda pair: not pair[0])
+    parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    for i, (_, file) in enumerate(order):
+        parts[i % workers] += file
+    items[:] = [item for part in sorted(parts, key=len, reverse=True) for item in part]
 
 
 def write_slide(root: Path, slide: str, *, rows: int = 6, columns: int = 10, um_per_px: float = 2.0, seed: int = 0,
@@ -124,6 +138,24 @@ def tiny_slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hest_root(tiny_slides: Path, tmp_path: Path) -> Path:
     """A HEST folder with slides TINY1 and TINY2."""
     return Path(shutil.copytree(tiny_slides, tmp_path / "hest"))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of `tests.small` beside its slides, which tests leave as they are; some files have one of their own."""
+    from tests.small import make_cache  # it imports this file
+
+    return make_cache(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
+def plain_runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one training on that cache gives, which tests leave as it is."""
+    from tests.small import train_once
+
+    folder = tmp_path_factory.mktemp("runs")
+    train_once(cache, folder)
+    return folder
 
 
 @pytest.fixture

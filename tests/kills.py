@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.commands import Command
 
-KILLS = int(os.environ.get("KILLS", "6"))
+KILLS = int(os.environ.get("KILLS", "4"))
 SEED = int(os.environ.get("KILL_SEED", "0"))
 TOUCHES = 60  # about as many times as one of these commands touches a file below its folder
 # Before the command: count what it opens, renames and removes below a folder, and die just before the n-th of them.

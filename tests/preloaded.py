@@ -20,11 +20,19 @@ def preload() -> None:
         importlib.import_module(module)
     from matplotlib.figure import Figure
 
+    import sweeps.figures
+    import train.experiments.fold
     import train.experiments.precision
-    from tests.commands import blank_figure, no_speedup
+    from hist_cache.fingerprint import versions
+    from tests.commands import blank_figure, blank_picture, no_speedup
 
     Figure.savefig = blank_figure  # type: ignore[method-assign]
+    for plot in ("plot_geometry", "plot_maps", "plot_training"):
+        setattr(train.experiments.fold, plot, blank_picture)
+    sweeps.figures.plot_history = sweeps.figures.plot_importance = blank_picture
+    sweeps.figures.plot_slices = sweeps.figures.plot_contours = lambda *others: []
     train.experiments.precision.measured_speedup = no_speedup
+    versions()  # it keeps what it has read
     gc.collect()
     gc.freeze()  # else the garbage collection of each process copies all of it
 

@@ -17,7 +17,7 @@ import extract.cli
 import sweeps.cli
 import train.cli
 import train.report.cli
-from tests.small import TRAIN, Run, cached, extraction, files_up_to, make_cache, train_once, trained, unfinished
+from tests.small import TRAIN, Run, cached, extraction, files_up_to, trained, unfinished
 
 Disk = Callable[[int], Path]
 
@@ -40,19 +40,6 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
         pytest.skip("there is no mount command")
     yield mount
     subprocess.run(["umount", folder], capture_output=True)
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cache(tmp_path_factory.mktemp("full"))
-
-
-@pytest.fixture(scope="module")
-def runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What an unbroken training gives."""
-    folder = tmp_path_factory.mktemp("runs")
-    train_once(cache, folder)
-    return folder
 
 
 def error_line(text: str) -> str:
@@ -91,7 +78,7 @@ def test_tokens_with_a_limit(cache: Path, run_command: Run, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("limit", [0, 1_000, 12_000, 290_000])
-def test_training_with_a_limit(cache: Path, runs: Path, run_command: Run, tmp_path: Path, limit: int) -> None:
+def test_training_with_a_limit(cache: Path, plain_runs: Path, run_command: Run, tmp_path: Path, limit: int) -> None:
     argv = ("--cache", cache, "--runs", tmp_path / "runs", *TRAIN)
     with files_up_to(limit):
         code, text = run_command(train.cli.main, *argv)
@@ -102,12 +89,12 @@ def test_training_with_a_limit(cache: Path, runs: Path, run_command: Run, tmp_pa
     assert unfinished(tmp_path) == []
     if limit == 290_000:
         assert run_command(train.cli.main, *argv)[0] == 0
-        assert trained(tmp_path / "runs") == trained(runs)
+        assert trained(tmp_path / "runs") == trained(plain_runs)
 
 
 @pytest.mark.parametrize("limit", [0, 3_000])
-def test_a_report_with_a_limit(runs: Path, run_command: Run, tmp_path: Path, limit: int) -> None:
-    argv = (next(runs.glob("tiny/full-*")), "--out", tmp_path / "report")
+def test_a_report_with_a_limit(plain_runs: Path, run_command: Run, tmp_path: Path, limit: int) -> None:
+    argv = (next(plain_runs.glob("tiny/full-*")), "--out", tmp_path / "report")
     with files_up_to(limit):
         code, text = run_command(train.report.cli.main, *argv)
     assert code == 1, text
@@ -144,7 +131,7 @@ def test_extraction_to_a_full_disk(cache: Path, run_command: Run, disk: Disk, ki
     ],
 )
 def test_training_to_a_full_disk(
-    cache: Path, runs: Path, run_command: Run, disk: Disk, kilobytes: int, jobs: int, says: str
+    cache: Path, plain_runs: Path, run_command: Run, disk: Disk, kilobytes: int, jobs: int, says: str
 ) -> None:
     folder = disk(kilobytes)
     argv = ("--cache", cache, "--runs", folder, *TRAIN, "--jobs", jobs)
@@ -152,11 +139,11 @@ def test_training_to_a_full_disk(
     assert code == 1, text
     assert says in error_line(text)
     assert unfinished(folder) == []
-    assert trained(folder).items() <= trained(runs).items()
+    assert trained(folder).items() <= trained(plain_runs).items()
     if kilobytes == 500:
         subprocess.run(["mount", "-o", "remount,size=4m", folder], check=True)
         assert run_command(train.cli.main, *argv)[0] == 0
-        assert trained(folder) == trained(runs)
+        assert trained(folder) == trained(plain_runs)
 
 
 def test_a_study_on_a_full_disk(cache: Path, run_command: Run, disk: Disk) -> None:
@@ -188,11 +175,13 @@ def test_a_complete_cache_on_a_read_only_disk(cache: Path, run_command: Run, dis
     assert run_command(train.cli.main, *argv, "--dry-run")[0] == 2
 
 
-def test_what_is_complete_in_a_place_where_nothing_can_be_written(cache: Path, runs: Path, run_command: Run) -> None:
+def test_what_is_complete_in_a_place_where_nothing_can_be_written(
+    cache: Path, plain_runs: Path, run_command: Run
+) -> None:
     with files_up_to(0):
         code, text = run_command(extract.cli.main, *extraction(cache.parent / "hest", cache))
         assert code == 0, text
         assert "3 slides complete" in text
-        code, text = run_command(train.cli.main, "--cache", cache, "--runs", runs, *TRAIN)
+        code, text = run_command(train.cli.main, "--cache", cache, "--runs", plain_runs, *TRAIN)
         assert code == 0, text
         assert "PCC@10" in text

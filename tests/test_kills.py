@@ -13,7 +13,7 @@ import train.cli
 from hist_cache.files import HOST
 from tests.commands import Command
 from tests.kills import kill_loop
-from tests.small import TRAIN, Run, cached, extraction, make_cache, slides, trained, unfinished
+from tests.small import TRAIN, Run, cached, extraction, slides, trained, unfinished
 
 Start = Callable[..., Command]
 HIST_EXTRACT = "from hist_cache.commands import hist_extract; raise SystemExit(hist_extract())"
@@ -25,7 +25,7 @@ HIST_TRAIN = CHECKPOINTS + "from hist_cache.commands import hist_train; raise Sy
 def test_extraction(tmp_path: Path, start_command: Start) -> None:
     """Of embeddings, then of tokens."""
     cache = tmp_path / "cache"
-    argv = extraction(slides(tmp_path), cache, "--tokens-at", 4)
+    argv = extraction(slides(tmp_path, rows=4, columns=6), cache, "--tokens-at", 4)
 
     def read(folder: Path) -> object:
         return cached(folder), unfinished(folder), (folder / "last.json").read_text()
@@ -34,9 +34,9 @@ def test_extraction(tmp_path: Path, start_command: Start) -> None:
 
 
 @pytest.mark.slow
-def test_training(tmp_path: Path, start_command: Start) -> None:
+def test_training(cache: Path, tmp_path: Path, start_command: Start) -> None:
     runs = tmp_path / "runs"
-    argv = ["--cache", make_cache(tmp_path), "--runs", runs, *TRAIN, "--folds", 2, "--epochs", 3]
+    argv = ["--cache", cache, "--runs", runs, *TRAIN, "--folds", 2, "--epochs", 3]
 
     def read(folder: Path) -> object:
         return trained(folder), unfinished(folder), sorted(p.name for p in folder.rglob("*") if p.is_file())
@@ -44,8 +44,8 @@ def test_training(tmp_path: Path, start_command: Start) -> None:
     kill_loop(start_command, HIST_TRAIN, argv, runs, read, lambda: trained(runs))
 
 
-def test_what_a_kill_amid_a_checkpoint_left_is_removed(tmp_path: Path, run_command: Run) -> None:
-    argv = ("--cache", make_cache(tmp_path), *TRAIN, "--fold", 0)
+def test_what_a_kill_amid_a_checkpoint_left_is_removed(cache: Path, tmp_path: Path, run_command: Run) -> None:
+    argv = ("--cache", cache, *TRAIN, "--fold", 0)
     assert run_command(train.cli.main, *argv)[0] == 0
     [metrics] = tmp_path.glob("runs/tiny/*/fold0/metrics.json")
     metrics.with_name("checkpoint.pt").write_bytes(b"of a fold that was killed before this was removed")

@@ -13,18 +13,13 @@ import train.cli
 import train.report.cli
 from tests.commands import Command
 from tests.conftest import HIST_EXTRACT, HIST_TRAIN
-from tests.small import TRAIN, Run, cached, extraction, make_cache, trained, unfinished
+from tests.small import TRAIN, Run, cached, extraction, trained, unfinished
 
 Start = Callable[..., Command]
 HIST_SWEEP = "from sweeps.cli import main; raise SystemExit(main())"
 NO_LOCKS = "import fcntl; fcntl.flock = lambda descriptor, operation: None\n"  # what filelock calls too
 
 either_way = pytest.mark.parametrize("locks", ["", NO_LOCKS], ids=["locks", "no locks"])
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cache(tmp_path_factory.mktemp("two"))
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +50,7 @@ def test_two_extractions(cache: Path, tmp_path: Path, start_command: Start, lock
     assert [code for code, _ in ended] == [0, 0], ended
     assert cached(tmp_path / "cache") == cached(cache)
     assert unfinished(tmp_path) == []
+    assert list((tmp_path / "cache").rglob("*.lock")) == []
 
 
 @pytest.mark.slow
@@ -71,6 +67,7 @@ def test_two_trainings(
     assert code == 0, text
     assert trained(tmp_path / "runs") == trained(runs)
     assert unfinished(tmp_path) == []
+    assert list((tmp_path / "runs").rglob("*.lock")) == []
 
 
 @pytest.mark.slow

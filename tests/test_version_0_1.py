@@ -24,7 +24,6 @@ from hist_cache import load_run, open_cache
 from tests.conftest import TINY_ENCODER, stored_version
 from train.experiments.outputs import load_model
 
-pytestmark = pytest.mark.unpatched
 Run = Callable[..., tuple[int, str]]
 ENCODER = ("--encoder", TINY_ENCODER, "--random-weights", "--precision", "fp32")
 DATA = ("--ids", "TINY1-3", "--dataset", "tiny", "--data-root", "hest")
@@ -37,7 +36,7 @@ def folder(tmp_path: Path, run_command: Run) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+def fast_bf16(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is begun here would be in bf16, which version 0.1 did not know."""
     monkeypatch.setattr("train.experiments.precision.has_fast_bf16", lambda device: True)
     monkeypatch.setattr("train.experiments.precision.measured_speedup", lambda device, width, rows: 2.0)

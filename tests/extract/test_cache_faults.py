@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from filelock import FileLock
 
 import extract.scheduler
 from extract.cli import main
+from hist_cache.cache import Cache
 from hist_cache.errors import WriteError
 from hist_cache.slide_file import read_slide
 from hist_cache.token_files import token_path
@@ -24,6 +26,20 @@ Start = Callable[..., Command]
 NO_LOCKS = f"import fcntl; fcntl.flock = lambda file, how: None\n{HIST_EXTRACT}"
 
 
+@pytest.fixture(scope="module")
+def made(tiny_slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the tiny slides with tokens at block 4, which tests copy."""
+    cache = tmp_path_factory.mktemp("made") / "cache"
+    assert main([str(a) for a in options(tiny_slides, "--tokens-at", 4, "--cache", cache)]) == 0
+    return cache
+
+
+@pytest.fixture
+def copied(made: Path, tmp_path: Path) -> Cache:
+    shutil.copytree(made, tmp_path / "cache")
+    return cache_of(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -34,11 +50,10 @@ NO_LOCKS = f"import fcntl; fcntl.flock = lambda file, how: None\n{HIST_EXTRACT}"
     ],
 )
 def test_a_damaged_file_is_computed_again(
-    hest_root: Path, run_command: Run, tmp_path: Path, damage: Callable[[bytes], bytes], says: str
+    hest_root: Path, copied: Cache, run_command: Run, damage: Callable[[bytes], bytes], says: str
 ) -> None:
     argv = options(hest_root, "--tokens-at", 4)
-    run_command(main, *argv)
-    path = cache_of(tmp_path).path("TINY2")
+    path = copied.path("TINY2")
     tokens = token_path(path.parent, "TINY2", 4)
     before = read_slide(path).digests
     for file in (path, tokens):
@@ -69,9 +84,8 @@ def test_a_copy_fails_alone(hest_root: Path, run_command: Run, tmp_path: Path) -
 
 
 def test_a_complete_cache_that_is_read_only_is_complete(
-    hest_root: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hest_root: Path, copied: Cache, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_command(main, *options(hest_root))
     (tmp_path / "cache/last.json").unlink()
 
     def refuse(path: Path, value: object) -> None:
@@ -101,10 +115,9 @@ def test_a_file_system_without_locks(
 
 
 def test_another_process_is_not_waited_for_without_end(
-    hest_root: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hest_root: Path, copied: Cache, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_command(main, *options(hest_root))
-    folder = cache_of(tmp_path).folder
+    folder = copied.folder
     (folder / "TINY2.h5").unlink()
     monkeypatch.setattr(extract.scheduler, "WAIT_STEP_S", 0.05)
     monkeypatch.setattr(extract.scheduler, "LONGEST_WAIT_S", 0.2)
@@ -118,15 +131,6 @@ def test_another_process_is_not_waited_for_without_end(
     assert "; end that process and run this again" in text
     code, text = run_command(main, *options(hest_root))
     assert code == 0, text
-
-
-def test_two_at_once_where_locks_do_nothing(hest_root: Path, tmp_path: Path, start_command: Start) -> None:
-    both = [start_command(NO_LOCKS, *options(hest_root, "--cache", tmp_path / "cache")) for _ in range(2)]
-    for command in both:
-        text = command.communicate()[0]
-        assert command.returncode == 0, text
-    assert [verify_slide(cache_of(tmp_path).path(s)) for s in ("TINY1", "TINY2")] == [[], []]
-    assert [p.name for p in cache_of(tmp_path).folder.rglob("*") if p.suffix in (".lock", ".partial")] == []
 
 
 @pytest.mark.parametrize("name", ["../EVIL", "/etc/passwd", "a/b", "..", "A.tokens3", "A" * 200, "A\0", "\udc80"])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from hist_cache.errors import HistError
 from hist_cache.executor import Events, Executor, Report, SerialExecutor, Worker
 from hist_cache.processes import GracefulStop, ProcessExecutor, cores, sigterm_as_interrupt
-from tests.commands import REPOSITORY
+from tests.commands import REPOSITORY, Command
 
 
 @dataclass
@@ -131,12 +132,8 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop_the_workers_end_what_they_are_at(number: int) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
+def test_asked_to_stop_the_workers_end_what_they_are_at(number: int, start_command: Callable[..., Command]) -> None:
+    process = start_command(SCRIPT)
     for _ in range(2):
         assert "running" in process.stdout.readline()
     process.send_signal(number)
@@ -257,10 +254,9 @@ if __name__ == "__main__":
     claim_packages()
     from hist_cache.executor import Events, Worker
     from hist_cache.processes import ProcessExecutor
-    from sweeps.workers import run_worker
-    from train.experiments.runner import FoldWorkerSetup, start_worker
-    work = Worker(start_worker, run_worker, FoldWorkerSetup({}, "cpu", ".", ()))
-    for failure in ProcessExecutor(2).run([1, 2], work, Events()):
+    from sweeps.space import Parameter
+    from train.metrics import summarize_centered
+    for failure in ProcessExecutor(1).run([1], Worker(Parameter, summarize_centered, "alpha"), Events()):
         traceback.print_exception(failure.error, file=sys.stdout)
 """
 
@@ -277,4 +273,5 @@ def test_workers_leave_the_users_own_train_py_alone(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the wrong one" not in done.stdout + done.stderr
-    assert done.stdout.count(f"{REPOSITORY}/sweeps/workers.py") >= 2
+    assert done.stdout.count("in summarize_centered") == 1
+    assert f"{REPOSITORY}/train/metrics.py" in done.stdout

@@ -103,7 +103,7 @@ def ranges() -> list[tuple[Main, str]]:
     return found
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1", "1e400", "1e31", "", "x"])
+@pytest.mark.parametrize("value", ["nan", "-inf", "-1", "1e400", "1e31", "", "x"])
 def test_every_number_is_checked_before_anything_else(value: str) -> None:
     assert len(ranges()) > 40
     for main, name in ranges():

@@ -40,8 +40,9 @@ import sweeps.objective
 judge = sweeps.objective.TrialFold.judge
 sweeps.objective.TrialFold.judge = lambda fold, row: (time.sleep(1), judge(fold, row))
 """
+SLOWER_EPOCHS = SLOW_EPOCHS.replace("sleep(1)", "sleep(0.5)")  # a trial can be caught running, and ends soon
 Start = Callable[..., Command]
-LONG = ("--epochs", 25, "--patience", 25)  # a trial that can be caught running
+LONG = ("--epochs", 8, "--patience", 8)
 
 
 @pytest.fixture
@@ -106,12 +107,13 @@ def test_a_sweep_killed_again_and_again_loses_nothing(jobs: int, cache: Path, tm
 def test_two_commands_on_postgres_and_one_is_killed(
     cache: Path, tmp_path: Path, postgres_server: Server, start: Start
 ) -> None:
+    storage_flags = ("--storage", postgres_server.url)
     both = [
-        arguments(cache, tmp_path / where, "--trials", 3, "--jobs", 1, "--epochs", 10, "--storage", postgres_server.url)
+        arguments(cache, tmp_path / where, "--trials", 3, "--jobs", 1, "--folds", 1, "--epochs", 3, *storage_flags)
         for where in ("a", "b")
     ]
     storage = opened(both[0])
-    one, two = (start(argv) for argv in both)
+    one, two = (start(argv, SLOWER_EPOCHS) for argv in both)
     wait_for(lambda: running(storage, one.pid) and running(storage, two.pid))
     one.send_signal(signal.SIGKILL)
     one.wait()
@@ -127,7 +129,7 @@ def test_many_workers_never_run_too_many_nor_the_same(
     kind: str, cache: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     storage_flags = ("--storage", request.getfixturevalue("postgres")) if kind == "postgres" else ()
-    argv = arguments(cache, tmp_path / "runs", "--trials", 17, "--name", f"race-{kind}", *storage_flags)
+    argv = arguments(cache, tmp_path / "runs", "--trials", 9, "--name", f"race-{kind}", *storage_flags)
     plan, _ = prepare(parse(SweepOptions, "hist-sweep", "", argv))
     ran: list[int] = []
 
@@ -146,11 +148,11 @@ def test_many_workers_never_run_too_many_nor_the_same(
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(ran) == list(range(17))
+    assert sorted(ran) == list(range(9))
     storage = open_study(plan)
     trials = storage.study.get_trials()
-    assert [t.state for t in trials] == [TrialState.COMPLETE] * 17
-    assert len({tuple(sorted(t.params.items())) for t in trials}) == 17
+    assert [t.state for t in trials] == [TrialState.COMPLETE] * 9
+    assert len({tuple(sorted(t.params.items())) for t in trials}) == 9
     storage.close()
 
 

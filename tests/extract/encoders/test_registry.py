@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import time
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from extract.encoders.encoder import Encoder, PooledEncoder
 from extract.encoders.registry import (
@@ -24,6 +26,13 @@ from hist_cache.errors import InputError
 
 def crops(n: int, size: int) -> torch.Tensor:
     return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@cache
+def built(name: str) -> nn.Module:
+    """The model of a row, without values: the largest has a billion weights."""
+    with torch.device("meta"):
+        return build(encoder_entries()[name])
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +55,8 @@ def test_names_without_torch():
 @pytest.mark.parametrize("name", encoder_names())
 def test_each_row_builds_the_documented_model(name):
     row = encoder_entries()[name]
-    with torch.device("meta"):  # shapes only: the largest has a billion weights
-        backbone = build(row)
+    backbone = built(name)
+    with torch.device("meta"):
         pooled = PooledEncoder(backbone, row.pooling).eval()
         embeddings = pooled(torch.empty(2, 3, row.input_size, row.input_size))
     assert embeddings.shape == (2, row.width)
@@ -76,8 +85,7 @@ def test_each_row_builds_the_documented_model(name):
     ],
 )
 def test_size_and_prefix_tokens(name, millions, prefix):
-    with torch.device("meta"):
-        backbone = build(encoder_entries()[name])
+    backbone = built(name)
     assert round(sum(p.numel() for p in backbone.parameters()) / 1e6) == millions
     assert backbone.num_prefix_tokens == prefix
 

@@ -73,7 +73,7 @@ def damaged_file(which: int, tags: list[tuple[int, int, int]], others: list[tupl
 @pytest.mark.fuzz
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@fuzz(5000)
+@fuzz(3000)
 @given(
     which=st.integers(0, len(FILES) - 1),
     tags=st.lists(TAG_CHANGES, max_size=3),

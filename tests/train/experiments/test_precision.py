@@ -20,7 +20,6 @@ from hist_cache import load_run
 from hist_cache.splits import Split
 from tests.commands import Command, no_speedup
 from tests.conftest import HIST_TRAIN
-from tests.small import make_cache
 from tests.train.report.fake_runs import SETTING
 from train.cli import main
 from train.experiments.jobs import Job
@@ -36,11 +35,6 @@ ARGV = (
     *("--lr", 1e-3, "--jobs", 1),
 )
 BYTES = ("model.safetensors", "metrics.json")
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cache(tmp_path_factory.mktemp("precision"))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import load_file
 
 from hist_cache import open_cache
-from tests.small import TRAIN, make_cache
+from tests.small import TRAIN
 from train.assembly import assemble
 from train.cli import main
 from train.data import SpotData, SpotNiche
@@ -25,11 +25,6 @@ from train.recipes.inputs import recipe_inputs
 from train.report.results import read_results
 
 Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cache(tmp_path_factory.mktemp("recipe_runs"))
 
 
 def test_the_predictions_of_a_fold_follow_from_its_files(cache: Path, run_command: Run, tmp_path: Path) -> None:

@@ -36,22 +36,16 @@ Run = Callable[..., tuple[int, str]]
 STRONG = ("--recipe", "strong", "--ensemble", 1)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return small.make_cache(tmp_path_factory.mktemp("recipes"))
-
-
 def metrics_of(runs: Path) -> dict[str, dict[str, object]]:
     """Metrics by run and fold."""
     files = sorted(runs.rglob("metrics.json"))
     return {f"{f.parents[1].name}/{f.parent.name}": json.loads(f.read_text()) for f in files}
 
 
-def test_the_paper_recipe_gives_the_stored_numbers(cache: Path, tmp_path: Path) -> None:
+def test_the_paper_recipe_gives_the_stored_numbers(plain_runs: Path) -> None:
     """Those of the commit before recipes, to the last digit where processor and torch are the same."""
     stored = json.loads((REPOSITORY / "tests/data/paper_recipe.json").read_text())
-    small.train_once(cache, tmp_path)
-    pooled = {name.split("/")[1]: metrics["pooled"] for name, metrics in metrics_of(tmp_path).items()}
+    pooled = {name.split("/")[1]: metrics["pooled"] for name, metrics in metrics_of(plain_runs).items()}
     here = {"cpu": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
     if here == {name: stored[name] for name in here}:
         assert pooled == stored["folds"]
@@ -74,25 +68,28 @@ def planted(offset_of_val: float, n: int = 80) -> SpotData:
     return SpotData(spot.half(), niche.half(), y, y, slide, rows, complete, ["A", "B", "C", "D"], names, total=depth)
 
 
-def trained(data: SpotData, recipe: RecipeConfig, **more: object) -> tuple[float, list[str], FittedRecipe]:
+def fitted_on(data: SpotData, recipe: RecipeConfig, select_by: str) -> FittedRecipe:
+    """The recipe on train slides A and B and validation slide C."""
+    train, val = data.rows(["A", "B"]), data.rows(["C"])
+    return fit_recipe(recipe, data, train, val, select_by, *[lambda read: principal_components(read, train, 24)] * 2)
+
+
+def trained(data: SpotData, recipe: RecipeConfig, **more: object) -> tuple[float, list[str]]:
     """PCC on the test slide D, and what is said of the selection."""
     config = FitConfig(epochs=40, patience=10, batch_size=40, lr=5e-3, **more)  # type: ignore[arg-type]
     train, val, test = (data.rows(names) for names in (["A", "B"], ["C"], ["D"]))
-    fitted = fit_recipe(
-        *(recipe, data, train, val, config.select_by),
-        *[lambda read: principal_components(read, train, 24)] * 2,
-    )
+    fitted = fitted_on(data, recipe, config.select_by)
     torch.manual_seed(0)
     model = HistModel(HistConfig(12, 8, width=16, depth=1), get_variant("full"))
     progress = fit(model, fitted.data, train, val, config, None)
     predicted = fitted.complete(predict(model, fitted.data, test), test)
     pcc = gene_pcc(predicted.numpy(), data.expression[test].numpy()).mean()
-    return float(pcc), selection_warnings([progress], config, ["C"], "best"), fitted
+    return float(pcc), selection_warnings([progress], config, ["C"], "best")
 
 
 def test_the_offset_of_a_validation_slide_stops_training_at_once_only_where_it_counts() -> None:
     data = planted(offset_of_val=-1.0)
-    by_mse, warnings, _ = trained(data, RecipeConfig())
+    by_mse, warnings = trained(data, RecipeConfig())
     assert by_mse < 0.6
     assert len(warnings) == 1
     assert "best epoch is 0 of 11" in warnings[0]
@@ -100,11 +97,11 @@ def test_the_offset_of_a_validation_slide_stops_training_at_once_only_where_it_c
     (too_shallow,) = depth_warnings(data.depths(), Split(("A", "B"), ("C",), ("D",), "one"))
     assert "validation slide C has a median of 8 counts a spot, train slides 1,000" in too_shallow
     for recipe, rule in ((RecipeConfig(), "centered_mse"), (RecipeConfig(), "pcc")):
-        pcc, warnings, _ = trained(data, recipe, select_by=rule)
+        pcc, warnings = trained(data, recipe, select_by=rule)
         assert pcc > 0.85
         assert warnings == []
     centered = RecipeConfig(targets="centered", level="ridge")
-    pcc, warnings, _ = trained(data, centered, select_by="centered_mse")
+    pcc, warnings = trained(data, centered, select_by="centered_mse")
     assert pcc > 0.85
     assert warnings == []
 
@@ -114,9 +111,8 @@ def test_patience_is_counted_in_steps_where_epochs_are_short() -> None:
     assert [config.patience_in_epochs(steps) for steps in (1, 3, 10, 1000)] == [100, 34, 10, 10]
 
 
-def test_a_fold_that_is_far_below_ridge_says_so(cache: Path, tmp_path: Path) -> None:
-    small.train_once(cache, tmp_path)
-    for metrics in metrics_of(tmp_path).values():
+def test_a_fold_that_is_far_below_ridge_says_so(plain_runs: Path) -> None:
+    for metrics in metrics_of(plain_runs).values():
         own, ridge = metrics["pooled"]["pcc@10"], metrics["controls"]["ridge"]["pcc@10"]  # type: ignore[index]
         said = any("far below ridge" in text for text in metrics["warnings"])  # type: ignore[attr-defined]
         assert said == (ridge > 0 and own < 0.8 * ridge)
@@ -163,7 +159,7 @@ def test_every_switch_as_a_command(cache: Path, tmp_path: Path, run_command: Run
 
 
 def test_every_variant_and_model_takes_the_strong_recipe(cache: Path, tmp_path: Path, run_command: Run) -> None:
-    argv = ("--cache", cache, *small.TRAIN, "--fold", 0, "--runs", tmp_path, *STRONG)
+    argv = ("--cache", cache, *small.TRAIN, "--epochs", 1, "--fold", 0, "--runs", tmp_path, *STRONG)
     code, text = run_command(train.cli.main, *argv, "--ablation", "all", "--model", "hist,ridge,ridge_tuned,knn")
     assert code == 0, text
     metrics = metrics_of(tmp_path)
@@ -235,11 +231,11 @@ def test_a_sweep_under_a_recipe(cache: Path, tmp_path: Path, run_command: Run) -
 
 
 def test_a_model_sees_no_expression_of_test_spots() -> None:
-    """Other expression on the test slide changes nothing that is learnt, read or added."""
+    """Other expression on the test slide changes nothing that is read or added."""
     data = planted(offset_of_val=6.0)
     changed = replace(data, expression=torch.where(data.slide.unsqueeze(1) == 3, torch.rand(320, 8), data.expression))
     recipe = RecipeConfig(standardize="train", targets="centered", level="ridge", ridge="skip")
-    one, other = (trained(d, recipe, select_by="centered_mse")[2].data for d in (data, changed))
+    one, other = (fitted_on(d, recipe, "centered_mse").data for d in (data, changed))
     assert one.targets is not None
     assert other.targets is not None
     assert torch.equal(one.spot, other.spot)

@@ -22,7 +22,7 @@ from train.cli import main
 from train.experiments.outputs import load_model
 
 Run = Callable[..., tuple[int, str]]
-SMALL = ("--width", 8, "--depth", 1, "--epochs", 3, "--batch-size", 16, "--n-genes", 20, "--lr", 1e-3)
+SMALL = ("--width", 8, "--depth", 1, "--epochs", 2, "--batch-size", 16, "--n-genes", 20, "--lr", 1e-3)
 LOSO = ("--split", "loso", "--fold", 0)
 TUNED = ("--finetune-lora", "--lora-layers", 2, "--precision", "fp32")
 
@@ -225,7 +225,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
     cache: Path, start_command: Callable[..., Command], tmp_path: Path
 ) -> None:
     """Optimiser, epoch, random state (dropout in head and adapters) and early stopping go on."""
-    more = ("--epochs", 14, "--patience", 14, "--precision", "bf16")
+    more = ("--epochs", 5, "--patience", 5, "--precision", "bf16")
     start_and_wait(start_command, *arguments(cache, tmp_path / "one", *more))
     process = start_command(TALKATIVE, *arguments(cache, tmp_path / "two", *more))
     wait_for_epochs(process)
@@ -235,7 +235,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
     [stopped] = tmp_path.glob("two/*/*/fold0")
     assert (stopped / "adapter/adapter_model.safetensors").exists()  # the best so far
     done = epochs_run(stopped)
-    assert 0 < done < 14
+    assert 0 < done < 5
     start_and_wait(start_command, *arguments(cache, tmp_path / "two", *more, "--resume"))
     one, two = (fold_of(tmp_path / which) for which in ("one", "two"))
     assert one.metrics == two.metrics

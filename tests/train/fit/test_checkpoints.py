@@ -79,7 +79,7 @@ def test_to_ask_what_a_checkpoint_was_made_for_reads_no_weights(written: Path, m
 
 
 @pytest.mark.fuzz
-@fuzz(200)
+@fuzz(120)
 @given(st.integers(0, 10**6), st.integers(1, 255), st.sampled_from(["other", "cut", "doubled"]), st.booleans())
 def test_damage_at_any_byte_is_found(
     written: Path, written_by_0_1: Path, at: int, change: int, how: str, old: bool

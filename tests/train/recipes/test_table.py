@@ -15,7 +15,6 @@ from hist_cache.errors import InputError
 from hist_cache.options import option_fields
 from tests.commands import REPOSITORY
 from tests.fuzzing import fuzz
-from tests.small import make_cache
 from train.cli import main
 from train.experiments.announcements import open_workspace
 from train.experiments.grid import points
@@ -28,11 +27,6 @@ from train.recipes.table import read_rows, recipe_names, recipe_options
 Run = Callable[..., tuple[int, str]]
 SMALL = ("--n-genes", 20, "--split", "loso", "--fold", 0, "--dry-run")  # what the tiny slides have
 BENCHMARK = REPOSITORY / "benchmarks/recipes.toml"
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cache(tmp_path_factory.mktemp("recipes"))
 
 
 def rows_and_files() -> list[tuple[str, Path | None]]:
