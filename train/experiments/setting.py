@@ -93,7 +93,7 @@ class Setting:
         return self.split == WITHIN
 
     def slides_of(self, names: Iterable[str]) -> list[str]:
-        """IDs of the slides that names in a split stand for: themselves, or the whole slides of which they are parts."""
+        """IDs of the slides that names in a split stand for: themselves, or the slides of which they are parts."""
         return list(dict.fromkeys(map(whole_slide, names))) if self.is_within else list(names)
 
     @property

@@ -54,9 +54,8 @@ def export_fold(fold: TrainedFold, folder: Path, cache_root: Path) -> None:
     reference = reference_of(fold, cache)
     images = known_images(fold, cache_root)
     stated = Fold(fold.folder).config
-    names = {
-        slide: slide_alias(slide, images) for slide in fold.setting.slides_of((*fold.split.ids, *fold.setting.slides))
-    }
+    slides = (*fold.setting.slides, *fold.setting.slides_of(fold.split.ids))
+    names = {slide: slide_alias(slide, images) for slide in slides}
     names |= {patient: f"patient-{short_hash({'name': patient})}" for patient in stated.get("patients", {}).values()}
     config = {key: value for key, value in stated.items() if key not in LEFT_OUT}
     config["cache"] = {key: value for key, value in config["cache"].items() if key != "adapter"}  # names of slides

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def test_a_feature_without_variance_does_not_matter() -> None:
 
 def fold(name: str, train: tuple[str, ...], val: str, test: str, images: dict[str, str]) -> TrainedFold:
     split = Split(train, (val,), (test,), name)
-    return TrainedFold(Path(name), None, [], split, images, None, None, "")  # type: ignore[arg-type]
+    return TrainedFold(Path(name), SimpleNamespace(slides_of=list), [], split, images, None, None, "")  # type: ignore[arg-type]
 
 
 def test_a_slide_is_recognised_by_its_name_and_by_its_image() -> None:
