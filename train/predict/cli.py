@@ -32,7 +32,7 @@ def predict_slides(options: PredictOptions) -> int:
 
     from extract.virtual_slides import VirtualSlides
     from train.predict.extras import Extras
-    from train.predict.folds import read_folds
+    from train.predict.folds import read_folds, run_name
     from train.predict.inputs import images_to_predict, spot_rule
     from train.predict.work import Prediction
 
@@ -51,7 +51,7 @@ def predict_slides(options: PredictOptions) -> int:
         f"{run_folder}: {folds[0].setting.method}, {len(folds)} folds, {len(folds[0].panel)} genes; {len(images)} "
         f"slides, {where}, crops of spots of {rule.trained.spot_um:g} um, {rule.trained.pitch_um:g} um apart"
     )
-    folder = Path(options.out) if options.out else Path("predicted") / run_folder.resolve().name
+    folder = Path(options.out) if options.out else Path("predicted") / run_name(run_folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     extras = Extras.of(options, [gene for fold in folds for gene in fold.panel])
     work = Prediction(run_folder, folds, slides, truths, folder, cache_root, device, extras)

@@ -93,6 +93,12 @@ def read_recipe_tensors(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"{file}: damaged ({one_line(error)}); delete {folder} to run it again") from error
 
 
+def run_name(path: Path) -> str:
+    """The name of a run, or of one of its folds with the run's before it: `full-1a2b3c4d/fold0`."""
+    path = path.resolve()
+    return f"{path.parent.name}/{path.name}" if (path / METRICS).is_file() else path.name
+
+
 def read_folds(path: Path, lora: Path | None, cache_root: Path) -> list[TrainedFold]:
     """The finished folds of a run, or one of them.
 

@@ -16,7 +16,7 @@ from hist_cache.fingerprint import file_digest, short_hash
 from hist_cache.runs import read_object
 from hist_cache.slide_blocks import read_slide_without_embeddings
 from train.expression import UNITS
-from train.predict.folds import TrainedFold
+from train.predict.folds import TrainedFold, run_name
 from train.predict.models import Ensemble
 from train.predict.outputs import SlideTable, TableWriter, read_record, write_table
 from train.predict.predicted import DISAGREEMENT, MEASURED
@@ -134,7 +134,7 @@ class Predictor:
         attributes, setting = opened.first.slide.attributes, self.folds[0].setting
         seen = seen_by(opened.name, opened.first.slide.image, self.folds)
         return {
-            "run": str(self.run.resolve().name),
+            "run": run_name(self.run),
             "folds": ", ".join(fold.folder.name for fold in self.folds),
             "method": setting.method,
             "dataset": setting.dataset,

@@ -51,6 +51,7 @@ class Prediction:
         self.out, self.cache_root, self.device, self.extras = out, cache_root, device, extras
         self.predicted: dict[str, PredictedSlide] = {}
         self._failed: list[HistError] = []
+        self._tried: set[str] = set()
 
     @property
     def names(self) -> list[str]:
@@ -114,8 +115,9 @@ class Prediction:
     def _predict(self, predictor: Predictor, cached: str) -> None:
         """Predict one slide; its error is kept, and the others go on."""
         image = self.slides.ids[cached]
-        if image.name in self.predicted:
+        if image.name in self._tried:
             return
+        self._tried.add(image.name)
         try:
             done = predictor.predict(image.name, cached, self.truths.get(image.name))
             beside = write_extras(self.extras, done.path, image.name, image.image, done.is_new)
