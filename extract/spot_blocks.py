@@ -83,8 +83,8 @@ class BlockFiles:
 
     def save(self, block: int, arrays: dict[str, NDArray[np.float16]]) -> None:
         """Keep the embeddings of a block."""
-        with atomic_write(self._path(block)) as aside, aside.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
+        with atomic_write(self._path(block)) as aside, aside.open("wb") as opened:
+            np.savez(opened, **arrays)  # type: ignore[arg-type]
 
     def read(self) -> Iterator[tuple[NDArray[np.int64], dict[str, NDArray[np.float16]]]]:
         """Rows and embeddings of each block; all of them are there."""

@@ -11,7 +11,7 @@ from extract.pipeline import Pipeline
 from extract.plan import Request, Task
 from extract.scheduler import Finish, Loaded
 from extract.spot_blocks import BlockFiles, embed_blocks, spot_blocks
-from extract.virtual_slides import VirtualFiles
+from extract.virtual_slides import VirtualFiles, VirtualSlides
 from hist_cache.fingerprint import Fingerprint
 from hist_cache.lattice import RINGS, find_lattice, ring_neighbors
 from hist_cache.slide_blocks import write_slide_in_blocks
@@ -57,6 +57,10 @@ def embed_virtual_slide(
     slide.neighbors[neighbors] = ring_neighbors(lattice, spots.coords, pitch_px, RINGS[neighbors])
     slide.attributes |= {"slide": files.id, "lattice": lattice.kind, "lattice_from": lattice.source}
     slide.attributes |= {"um_per_px": files.um_per_px, "pitch_um": files.lattice_pitch_um, "spot_um": files.spot_um}
+    source = request.slides
+    assert isinstance(source, VirtualSlides)
+    if files.id in source.focus:
+        slide.attributes["focus"] = source.focus[files.id]  # whoever does not take blurred slides will ask for it
     slide.attributes |= {f"side_um/{name}": side for name, side in sides.items()}
     names = {SPOT: "embeddings", str(neighbors): f"niche/{neighbors}"}
 

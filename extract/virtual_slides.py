@@ -12,7 +12,6 @@ from scipy.sparse import csr_matrix
 
 from extract.slides.focus import MIN_FOCUS, measure_focus
 from extract.slides.given_spots import read_coords
-from extract.slides.image import Image
 from extract.slides.masks import read_mask
 from extract.slides.pixel_size import read_pixel_size
 from extract.slides.readers import open_image
@@ -103,12 +102,14 @@ class VirtualSlides:
         ids: Name in the cache -> the slide. It is the slide's name with 8 hex digits of the image's size and of how the
             spots come about: slides of one name do not take each other's place.
         pixel_sizes: Name in the cache -> where the pixel size of slides that were opened comes from.
+        focus: Name in the cache -> `measure_focus` of slides that were read.
     """
 
     def __init__(self, root: Path, images: Sequence[SlideImage], rule: SpotRule) -> None:
         self.root, self.rule = root, rule
         self.ids = {self._id(image): image for image in images}
         self.pixel_sizes: dict[str, str] = {}
+        self.focus: dict[str, float] = {}
 
     def _id(self, image: SlideImage) -> str:
         size = image.image.stat().st_size if image.image.is_file() else 0
@@ -170,10 +171,11 @@ class VirtualSlides:
             else:
                 mask = find_tissue(opened.overview(), size, files.um_per_px)
             spots = self._find_spots(image, files, mask)
-            if not self.rule.any_focus:
-                check_focus(image, opened, mask)
+            if mask.pixels.any():  # positions that were given may lie where no stain is seen
+                self.focus[files.id] = measure_focus(opened, mask)
         finally:
             opened.close()
+        self.check_focus(files.id, self.focus.get(files.id))
         no_counts = csr_matrix((len(spots), 0), dtype=np.int32)
         return Spots(spots.names, spots.coords, spots.array, no_counts, [])
 
@@ -187,10 +189,15 @@ class VirtualSlides:
             raise SlideError(image.name, where, "no tissue found", advice)
         return spots
 
+    def check_focus(self, slide: str, focus: float | None) -> None:
+        """`SlideError` for a slide that is blurred, unless such slides are used too.
 
-def check_focus(image: SlideImage, opened: Image, mask: TissueMask) -> None:
-    """`SlideError` where the tissue of a slide is blurred; one without structure, such as a plain colour, is too."""
-    focus = measure_focus(opened, mask)
-    if focus < MIN_FOCUS:
+        Args:
+            slide: Its name in the cache.
+            focus: `measure_focus` of it; None where it is not known.
+        """
+        if self.rule.any_focus or focus is None or focus >= MIN_FOCUS:
+            return
+        image = self.ids[slide]
         problem = f"blurred (focus {focus:.2f}, sharp above {MIN_FOCUS})"
         raise SlideError(image.name, image.image, problem, "scan it again, or give --any-focus")

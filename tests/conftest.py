@@ -150,11 +150,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def plain_runs(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What one training on that cache gives, which tests leave as it is."""
-    from tests.small import train_once
+    """What one training on that cache gives, in a process of its own, which tests leave as it is."""
+    from tests.small import TRAIN
 
     folder = tmp_path_factory.mktemp("runs")
-    train_once(cache, folder)
+    argv = [str(a) for a in ("--cache", cache, "--runs", folder, *TRAIN)]
+    command = Command(HIST_TRAIN, argv)
+    try:
+        text, _ = command.communicate()
+        assert command.returncode == 0, text
+    finally:
+        command.end()
     return folder
 
 

@@ -97,7 +97,7 @@ STAIRS = {
         *("predicted", "viewer", "gene_maps", "geojson", "spatialdata", "options", "folds", "inputs", "embedding"),
         *("slide_data", "models", "reference", "truth", "outputs", "slides", "extras", "work", "summary", "cli"),
     ),
-    "train.export": ("bundle", "card", "cli"),
+    "train.export": ("names", "bundle", "card", "cli"),
     "sweeps": (
         *("options", "space", "study", "sampling", "waiting", "storage", "journal", "file_study", "database"),
         *("postgres", "opening", "precision", "trials", "objective", "display", "workers", "final_test"),

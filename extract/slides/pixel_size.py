@@ -78,8 +78,9 @@ def read_pixel_size(slide: str, path: Path) -> PixelSize | None:
 
 def _from_hest(path: Path) -> float | None:
     """Return what the metadata say of a file in a HEST folder; None where it lies elsewhere or they say nothing."""
-    root = path.absolute().parent.parent
-    if path.absolute().parent.name != "wsis" or not (root / "metadata" / f"{path.stem}.json").exists():
+    path = path.resolve()  # of a link, where the slide itself lies
+    root = path.parent.parent
+    if path.parent.name != "wsis" or not (root / "metadata" / f"{path.stem}.json").exists():
         return None
     file, metadata = read_metadata(root, path.stem)
     return estimated_pixel_size(path.stem, file, metadata)

@@ -71,7 +71,7 @@ def write_start(
         "split": asdict(split),
         "split_kind": setting.split,
         "patients": patients if len(patients) == len(ids) else {},
-        "images": {s: slides[s].image for s in ids if slides[s].image},
+        "images": {name: slide.image for name, slide in slides.items() if slide.image},
         **({} if scale is None else {"scale": asdict(scale)}),
         "provenance": provenance(device=str(device), threads=torch.get_num_threads()),
         **more,

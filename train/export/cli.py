@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def export(options: ExportOptions) -> int:
     """Run the command; returns the exit code."""
-    from hist_cache.files import write_text
+    from hist_cache.files import PARTIAL, write_text
     from train.experiments.fold_files import read_metrics
     from train.export.bundle import check_exportable, export_fold
     from train.export.card import model_card
-    from train.predict.folds import read_folds
+    from train.predict.folds import read_folds, run_name
 
     if len(options.runs) != 1:
         raise InputError(f"hist-export takes one run at a time, not {len(options.runs)}")
@@ -47,16 +48,17 @@ def export(options: ExportOptions) -> int:
     lora = Path(options.lora) if options.lora else None
     folds = read_folds(source, lora, cache_root)
     check_exportable(folds)
-    out = Path(options.out) if options.out else Path("exported") / source.resolve().name
-    if out.exists() and any(out.iterdir()):
+    out = Path(options.out) if options.out else Path("exported") / run_name(source)
+    if out.exists():
         raise InputError(f"--out {out}: is there already; give another folder, or delete it")
-    done = 0
-    with keeping(lambda: f"{done} of {len(folds)} folds"):
+    aside = out.with_name(f"{out.name}{PARTIAL}")
+    shutil.rmtree(aside, ignore_errors=True)  # of an export that was killed
+    with keeping(lambda: "nothing"):
         for fold in folds:
-            export_fold(fold, out / fold.folder.name, cache_root)
-            done += 1
-        copies = read_folds(out, None, cache_root)
-        n_bytes = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-        write_text(out / "README.md", model_card(copies, [read_metrics(fold.folder) for fold in copies], n_bytes))
+            export_fold(fold, aside / fold.folder.name, cache_root)
+        copies = read_folds(aside, None, cache_root)
+        n_bytes = sum(file.stat().st_size for file in aside.rglob("*") if file.is_file())
+        write_text(aside / "README.md", model_card(copies, [read_metrics(fold.folder) for fold in copies], n_bytes))
+        aside.rename(out)
     say(f"{out}: {len(folds)} folds, {size(n_bytes)}; hist-predict --run {out} --wsi SLIDE")
     return 0

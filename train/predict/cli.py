@@ -44,6 +44,7 @@ def predict_slides(options: PredictOptions) -> int:
     images, truths = images_to_predict(options)
     rule = spot_rule(options, folds)
     slides = VirtualSlides(Path(options.wsi), images, rule)
+    extras = Extras.of(options, [gene for fold in folds for gene in fold.panel])
     where = (
         "spots as given" if options.coords or truths else f"spots on a {rule.lattice} lattice of {rule.pitch_um:g} um"
     )
@@ -53,7 +54,6 @@ def predict_slides(options: PredictOptions) -> int:
     )
     folder = Path(options.out) if options.out else Path("predicted") / run_name(run_folder)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    extras = Extras.of(options, [gene for fold in folds for gene in fold.panel])
     work = Prediction(run_folder, folds, slides, truths, folder, cache_root, device, extras)
     weights = Path(options.weights) if options.weights else None
     if options.dry_run:

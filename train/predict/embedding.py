@@ -84,7 +84,7 @@ class Embedder:
         self.cache = Cache(cache_root / FOLDER / folder_name(encoder, common))
         say(f"encoder {encoder.name} ({encoder.source}){adapter} in {encoding.precision} on {device}")
 
-    def run(self, names: Sequence[str], ready: Callable[[str], None]) -> list[HistError]:
+    def run(self, names: Sequence[str], ready: Callable[[str], None]) -> tuple[list[HistError], list[str]]:
         """Compute what the cache lacks.
 
         Args:
@@ -93,7 +93,8 @@ class Embedder:
                 were not complete before.
 
         Returns:
-            The errors of slides that failed.
+            The errors of slides that failed, and the names of those whose files are complete and made from what is
+            there now; other processes may have made some of them.
         """
         plan = plan_extraction(self._request, list(names), self.cache.folder)
         todo = [task for task in plan.tasks if task.state != "complete"]
@@ -111,7 +112,8 @@ class Embedder:
             failed = run_plan(
                 plan, self._request, partial(embed_virtual_slide, self._request, pipeline, advance, ready), details
             )
-        return plan.failed + failed
+        again = plan_extraction(self._request, [task.files.id for task in plan.tasks], self.cache.folder)
+        return plan.failed + failed, [task.files.id for task in again.tasks if task.state == "complete"]
 
     def check(self, names: Sequence[str]) -> list[HistError]:
         """Open the slides as `run` would, say what it would do, and return the errors of those that would fail."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 
 from extract.slides.readers import open_image
 from hist_cache.errors import InputError
+from hist_cache.files import write_json
 from hist_cache.texts import first_names
 from train.predict.gene_maps import write_gene_maps
 from train.predict.geojson import write_geojson, write_spot_table
@@ -80,18 +82,25 @@ class Extras:
         return writers
 
 
-def write_extras(extras: Extras, path: Path, name: str, image: Path, is_new: bool) -> list[Path]:
-    """Write what was asked for beside a slide's predictions; returns the files that were written.
+def write_extras(extras: Extras, path: Path, name: str, image: Path) -> list[Path]:
+    """Write what was asked for beside a slide's predictions, unless it is there with the same genes.
 
     Args:
         extras: What was asked for.
-        path: The h5ad.
+        path: The h5ad; files beside earlier predictions have been removed.
         name: Of the slide.
         image: Its image, of which an overview is drawn.
-        is_new: Whether the predictions are new, so that files beside them are written again.
+
+    Returns:
+        The files that were written.
     """
-    # Maps depend on the genes that were asked for, so they are always drawn; the other files take longer.
-    missing = {file: write for file, write in extras.files(path).items() if is_new or extras.genes or not file.exists()}
+    noted = path.with_name(f"{path.stem}.extras.json")  # with which genes each file was written
+    genes = read_noted(noted)
+    missing = {
+        file: write
+        for file, write in extras.files(path).items()
+        if not file.exists() or genes.get(file.name) != list(extras.genes)
+    }
     if not missing:
         return []
     opened = open_image(name, image)
@@ -102,8 +111,19 @@ def write_extras(extras: Extras, path: Path, name: str, image: Path, is_new: boo
         opened.close()
     table = anndata.read_h5ad(path, backed="r")
     try:
-        for write in missing.values():
+        for file, write in missing.items():
             write(table, picture)
+            genes[file.name] = list(extras.genes)
+            write_json(noted, genes)
     finally:
         table.file.close()
     return list(missing)
+
+
+def read_noted(path: Path) -> dict[str, list[str]]:
+    """With which genes files were written, by name; {} where it is not known, so that they are written again."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

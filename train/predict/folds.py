@@ -13,11 +13,13 @@ from safetensors.torch import load
 from torch import Tensor
 
 from extract.adapted import adapted_cache
-from extract.encoders.adapters import ADAPTER, SETTINGS, adapter_digest
+from extract.encoders.adapters import ADAPTER, SETTINGS, adapter_digest, read_adapter_slides
 from hist_cache.cache import Cache
+from hist_cache.console import warn
 from hist_cache.errors import InputError, one_line
 from hist_cache.fingerprint import encoder_slug, identity_hash, is_tuned
-from hist_cache.runs import CONFIG, METRICS, RECIPE, Fold, Run, fold_folders
+from hist_cache.runs import CONFIG, METRICS, PANEL, RECIPE, Fold, Run, fold_folders
+from hist_cache.slide_file import read_fingerprint
 from hist_cache.splits import SPLIT_PARTS, Split
 from hist_cache.spot_scale import SpotScale, usual_scale
 from train.experiments.fold_files import read_metrics, read_split
@@ -26,7 +28,7 @@ from train.experiments.setting import Setting, read_setting
 from train.models.base import Model
 from train.models.ensemble import EnsembleModel
 from train.models.registry import get_model
-from train.recipes.restored import needs_whole_slides
+from train.recipes.restored import fitted_names, needs_whole_slides
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ class TrainedFold:
     digest: str
 
     @property
+    def cached_width(self) -> int:
+        """D, the width of the embeddings in the cache."""
+        return self.setting.model.embedding_width // (1 + self.setting.recipe.neighbor_rings)
+
+    @property
     def n_rings(self) -> int:
         """Rings around each spot whose spots it reads."""
         return max(self.setting.recipe.n_rings, get_model(self.setting.model_name).n_rings)
@@ -64,15 +71,26 @@ class TrainedFold:
         return self.setting.protocol.edge_spots == "drop"
 
     def seen(self, name: str, image: str) -> str:
-        """The part of the split that a slide is in, by its name or by the digest of its image; "" where in none."""
+        """What the fold has seen of a slide: "train", "val", "test", "adapter", or "" where nothing.
+
+        Args:
+            name: Of the slide.
+            image: SHA-256 of its image, by which it is recognised under another name.
+        """
         ids = {slide for slide, digest in self.images.items() if digest == image} | {name}
         parts = {part: self.setting.slides_of(getattr(self.split, part)) for part in SPLIT_PARTS}
+        if self.adapter is not None and (known := read_adapter_slides(self.adapter)) is not None:
+            parts = {"train": parts["train"], "val": parts["val"], "adapter": [*known.train, *known.val]} | parts
         return next((part for part, slides in parts.items() if ids & set(slides)), "")
 
     def load(self, device: torch.device) -> tuple[Model, dict[str, Tensor]]:
         """The model, and what its recipe has fitted."""
-        model = load_model(self.folder).to(device)
-        return model, read_recipe_tensors(self.folder)
+        tensors = read_recipe_tensors(self.folder)
+        if missing := fitted_names(self.setting.recipe) - tensors.keys():
+            raise InputError(
+                f"{self.folder / RECIPE}: {', '.join(sorted(missing))} not in it; delete {self.folder} to run it again"
+            )
+        return load_model(self.folder).to(device), tensors
 
 
 def needs_surroundings(model: Model, fold: TrainedFold) -> bool:
@@ -111,9 +129,17 @@ def read_folds(path: Path, lora: Path | None, cache_root: Path) -> list[TrainedF
         InputError: There is none, or a file cannot be read.
     """
     folders = [path] if (path / METRICS).is_file() else [f.folder for f in Run(path).folds]
+    unfinished = [folder.name for folder in fold_folders(path) if folder not in folders]
     if not folders:
-        started = f"; {len(fold_folders(path))} are not finished" if fold_folders(path) else ""
+        started = f"; {len(unfinished)} are not finished" if unfinished else ""
         raise InputError(f"--run {path}: no finished fold here{started} (looked for fold*/{METRICS})")
+    if unfinished:
+        warn(f"{path}: not finished, and without a part in the mean: {', '.join(unfinished)}")
+    for folder in folders:
+        if problems := read_metrics(folder).get("diverged"):
+            warn(f"{folder}: its training diverged ({problems[0]}); leave it out with --run {path}/fold<i>")
+        if leak := Fold(folder).config.get("leak"):
+            warn(f"{folder}: LEAK: it {leak}")
     return [read_trained_fold(folder, lora, cache_root) for folder in folders]
 
 
@@ -122,13 +148,15 @@ def read_trained_fold(folder: Path, lora: Path | None, cache_root: Path) -> Trai
     config = Fold(folder).config
     setting = read_setting(folder / CONFIG, config)
     split = read_split(folder / CONFIG, config)
-    images = config.get("images")
+    panel = Fold(folder).panel
+    if len(panel) != setting.model.n_genes:
+        raise InputError(f"{folder / PANEL}: has {len(panel)} genes, the model {setting.model.n_genes}; copy it again")
     return TrainedFold(
         folder,
         setting,
-        Fold(folder).panel,
+        panel,
         split,
-        images if isinstance(images, dict) else {},
+        known_images(config, setting, split, cache_root),
         spot_scale_of(folder, config, setting, split, cache_root),
         find_fold_adapter(folder, config, setting, lora),
         str(read_metrics(folder).get("model_digest", "")),
@@ -147,6 +175,16 @@ def spot_scale_of(
     cache = plain_cache(setting, cache_root)
     slides = [s for s in setting.slides_of(split.train) if cache.path(s).is_file()]
     return usual_scale(cache.read(s, [setting.neighbors]) for s in slides)
+
+
+def known_images(config: dict[str, Any], setting: Setting, split: Split, cache_root: Path) -> dict[str, str]:
+    """SHA-256 of the images of a fold's slides: as config.json states them, else as the cache does."""
+    if isinstance(config.get("images"), dict):
+        return dict(config["images"])
+    cache = plain_cache(setting, cache_root)
+    paths = {slide: cache.path(slide) for slide in setting.slides_of(split.ids)}
+    digests = {s: str(read_fingerprint(path).slide.get("image", "")) for s, path in paths.items() if path.is_file()}
+    return {slide: digest for slide, digest in digests.items() if digest}
 
 
 def plain_cache(setting: Setting, cache_root: Path) -> Cache:

@@ -10,7 +10,7 @@ from extract.virtual_slides import SlideImage, SpotRule
 from hist_cache.errors import InputError, SlideError
 from hist_cache.metadata import read_metadata, read_scale
 from hist_cache.spot_scale import SpotScale
-from hist_cache.texts import first_names
+from hist_cache.texts import bad_name, first_names
 from train.predict.folds import TrainedFold
 from train.predict.options import PredictOptions
 
@@ -27,9 +27,15 @@ def images_to_predict(options: PredictOptions) -> tuple[list[SlideImage], dict[s
     """
     if options.coords is not None and options.truth is not None:
         raise InputError("--coords and --truth exclude each other: with measured counts, their spots are predicted")
+    given = [f"--{name}" for name in ("pitch", "lattice", "mask") if getattr(options, name) is not None]
+    if given and (options.coords is not None or options.truth is not None):
+        places = "--coords" if options.coords is not None else "--truth"
+        raise InputError(f"{given[0]} is for spots that are placed on the tissue, and {places} says where spots are")
     root = Path(str(options.wsi))
     files = slide_images(root)
     names = [slide_name(file) for file in files]
+    if problem := bad_name(names):
+        raise InputError(f"--wsi {root}: {problem}; rename the file")
     masks = companions("--mask", options.mask, names, MASKS)
     positions = companions("--coords", options.coords, names, POSITIONS)
     truths = companions("--truth", options.truth, names, COUNT_TABLES)
@@ -73,11 +79,12 @@ def companions(flag: str, given: str | None, names: Sequence[str], suffixes: Seq
 
 def hest_scale(name: str, image: Path) -> SpotScale | None:
     """The scale of a slide's own spots, for one that lies in a HEST folder; None for others."""
-    root = image.resolve().parent.parent
-    if image.resolve().parent.name != "wsis" or not (root / "metadata" / f"{name}.json").is_file():
+    image = image.resolve()
+    root = image.parent.parent
+    if image.parent.name != "wsis" or not (root / "metadata" / f"{image.stem}.json").is_file():
         return None
     try:
-        scale = read_scale(name, *read_metadata(root, name), any_scale=True)
+        scale = read_scale(name, *read_metadata(root, image.stem), any_scale=True)
     except SlideError:
         return None
     return SpotScale(scale.pitch_um, scale.spot_um, "none")

@@ -112,8 +112,8 @@ class Ensemble:
             own = {path: (spot[chosen], niche[chosen]) for path, (spot, niche) in read.items()}
             if not len(inside):
                 continue
-            outputs = np.full((len(self.folds), len(inside), len(column)), np.nan, dtype=np.float32)
-            for i, (loaded, file) in enumerate(zip(self.folds, of_folds, strict=True)):
+            spread = Spread.empty(len(inside), len(column))
+            for loaded, file in zip(self.folds, of_folds, strict=True):
                 fold = loaded.fold
                 data = spot_data(
                     *(file, inside, own[file.path], fold.panel, fold.setting.transform, fold.n_rings, self.device)
@@ -121,25 +121,39 @@ class Ensemble:
                 predicted = loaded.predict(data).cpu().numpy()
                 if not np.isfinite(predicted).all():
                     raise HistError(f"{fold.folder}: not all predictions are finite; its training diverged")
-                outputs[i][:, [column[gene] for gene in fold.panel]] = predicted
+                spread.add(predicted, np.array([column[gene] for gene in fold.panel]))
             embeddings = torch.cat(own[of_folds[0].path], dim=1).float().numpy()
-            yield Part(done, embeddings, *summary(outputs))
+            yield Part(done, embeddings, spread.mean, spread.deviation() if len(self.folds) > 1 else None)
             done += len(inside)
 
 
-def summary(outputs: Values) -> tuple[Values, Values | None]:
-    """Mean and standard deviation over folds of `(F, n, G)` predictions, NaN where a fold does not predict a gene.
+@dataclass
+class Spread:
+    """Mean and standard deviation of predictions that come fold by fold, by Welford's method.
 
-    Returns:
-        `(n, G)` means; `(n, G)` standard deviations with F - 1 in the denominator, NaN where one fold predicts a gene,
-        or None for a single fold.
+    Attributes:
+        mean: `(n, G)` mean over the folds so far that predict a gene.
+        squares: `(n, G)` sum of squares of the differences to it.
+        count: `(G,)` folds that predict a gene.
     """
-    if len(outputs) == 1:
-        return outputs[0], None
-    there = np.isfinite(outputs)
-    count = there.sum(0)
-    mean = np.where(there, outputs, 0).sum(0) / count
-    squares = np.where(there, outputs - mean, 0) ** 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.sqrt(np.where(count > 1, squares.sum(0) / (count - 1), np.nan))
-    return mean.astype(np.float32), spread.astype(np.float32)
+
+    mean: Values
+    squares: Values
+    count: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, n: int, genes: int) -> Spread:
+        """Of no fold."""
+        return cls(np.zeros((n, genes), np.float32), np.zeros((n, genes), np.float32), np.zeros(genes, np.int64))
+
+    def add(self, predicted: Values, columns: NDArray[np.int64]) -> None:
+        """Add a fold's predictions `(n, g)`, whose genes are in these columns `(g,)`, each once."""
+        self.count[columns] += 1
+        change: Values = predicted - self.mean[:, columns]
+        self.mean[:, columns] += np.divide(change, self.count[columns], dtype=np.float32)
+        self.squares[:, columns] += np.multiply(change, predicted - self.mean[:, columns], dtype=np.float32)
+
+    def deviation(self) -> Values:
+        """`(n, G)` standard deviation with F - 1 in the denominator; NaN where one fold predicts a gene."""
+        others = np.where(self.count > 1, self.count - 1, np.nan).astype(np.float32)
+        return np.sqrt(self.squares / others)

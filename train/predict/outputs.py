@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from hist_cache.interrupts import held_interrupts
 from train.experiments.outputs import squidpy_picture
 
 RECORD = "hist_predict"  # in `uns`: what the predictions were made from
+BESIDE = (".png", ".html", ".geojson", ".csv", ".zarr", ".extras.json")  # endings of files that show an h5ad
 CHUNK_ROWS = 1024  # spots a chunk of the file
 Matrix = NDArray[np.float32]
 
@@ -108,6 +110,19 @@ def write_table(path: Path, table: SlideTable, layers: Sequence[str]) -> Iterato
         write_elem(file, "/", content, dataset_kwargs={"compression": "gzip"})
         file.pop("raw", None)  # new versions of anndata write that there is none, which old ones cannot read
         yield TableWriter(file, content, layers)
+
+
+def beside(path: Path) -> list[Path]:
+    """The files that may show the predictions in an h5ad, beside it."""
+    return [path.with_name(f"{path.stem}{ending}") for ending in BESIDE]
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder that may be there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def read_record(path: Path) -> dict[str, Any]:

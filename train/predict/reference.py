@@ -9,7 +9,7 @@ slides exceed. The model was not trained on these, so a slide of the same kind h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,13 +86,17 @@ def fit_reference(train: Iterable[NDArray[np.floating]], val: Iterable[NDArray[n
     """Compute a reference.
 
     Args:
-        train: Embeddings `(n, 2 D)` of the spots of each train slide.
+        train: Embeddings `(n, 2 D)` of the spots of each train slide; gone through twice, a slide in memory at a time.
         val: The same of each validation slide.
     """
-    slides = [slide.astype(np.float64) for slide in train]
-    n = sum(map(len, slides))
-    mean = sum(slide.sum(0) for slide in slides) / n
-    gram = sum((slide - mean).T @ (slide - mean) for slide in slides) / n
+    n, total = 0, np.zeros(1)
+    for slide in train:
+        n, total = n + len(slide), total + slide.sum(0, dtype=np.float64)
+    mean = total / n
+    gram = np.zeros((len(mean), len(mean)))
+    for slide in train:
+        centered = slide.astype(np.float64) - mean
+        gram += centered.T @ centered / n
     std = standard_deviations(mean, np.diag(gram), n)
     correlation = gram / np.outer(std, std)
     variances, vectors = np.linalg.eigh(correlation)
@@ -102,6 +106,36 @@ def fit_reference(train: Iterable[NDArray[np.floating]], val: Iterable[NDArray[n
     fitted = Reference(mean, std, vectors[:, kept] / np.sqrt(variances[kept]), rest, np.inf)
     limit = float(np.quantile(np.concatenate([fitted.distance(slide) for slide in val]), 1 - BEYOND))
     return Reference(fitted.mean, fitted.std, fitted.axes, rest, limit)
+
+
+@dataclass(frozen=True)
+class SlideEmbeddings:
+    """Embeddings `(n, 2 D)` float32 of some slides, read one after the other, each time anew.
+
+    Attributes:
+        cache: Where they are.
+        slides: IDs.
+        size: Neighbourhood size.
+    """
+
+    cache: Cache
+    slides: list[str]
+    size: int
+
+    def __iter__(self) -> Iterator[NDArray[np.floating]]:
+        for name in self.slides:
+            slide = self.cache.read(name, [self.size])
+            yield np.concatenate([slide.embeddings, slide.niches[self.size]], axis=1).astype(np.float32)
+
+
+def missing_reference(fold: TrainedFold, cache: Cache) -> str:
+    """Why `reference_of` gave none, and what helps."""
+    if fold.adapter is not None:
+        return (
+            "the embeddings of its train slides with its adapter are not in the cache; hist-extract --dataset "
+            f"{fold.setting.dataset} --lora {fold.adapter} makes them"
+        )
+    return f"the cache that it was trained on is not there ({cache.folder}); --cache names another folder"
 
 
 def reference_of(fold: TrainedFold, cache: Cache) -> Reference | None:
@@ -116,18 +150,15 @@ def reference_of(fold: TrainedFold, cache: Cache) -> Reference | None:
     Returns:
         The reference; None where the cache is not there (any more).
     """
-    if (kept := read_reference(fold.folder)) is not None:
+    width = 2 * fold.cached_width
+    if (kept := read_reference(fold.folder)) is not None and len(kept.mean) == width:
         return kept
-    size = fold.setting.neighbors
     train, val = (fold.setting.slides_of(part) for part in (fold.split.train, fold.split.val))
-
-    def embeddings(slides: Iterable[str]) -> list[NDArray[np.floating]]:
-        read = (cache.read(slide, [size]) for slide in slides)
-        return [np.concatenate([s.embeddings, s.niches[size]], axis=1).astype(np.float32) for s in read]
 
     if not all(cache.path(slide).is_file() for slide in (*train, *val)):
         return None
-    fitted = fit_reference(embeddings(train), embeddings(val))
+    size = fold.setting.neighbors
+    fitted = fit_reference(SlideEmbeddings(cache, train, size), SlideEmbeddings(cache, val, size))
     with suppress(HistError):  # in a folder that cannot be written to it is computed again next time
         fitted.write(fold.folder)
     return fitted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hist_cache.cache import Cache
+from hist_cache.errors import SlideError
 from hist_cache.files import write_json
 from hist_cache.fingerprint import file_digest, short_hash
 from hist_cache.runs import read_object
@@ -18,11 +19,13 @@ from hist_cache.slide_blocks import read_slide_without_embeddings
 from train.expression import UNITS
 from train.predict.folds import TrainedFold, run_name
 from train.predict.models import Ensemble
-from train.predict.outputs import SlideTable, TableWriter, read_record, write_table
+from train.predict.outputs import SlideTable, TableWriter, beside, read_record, remove, write_table
 from train.predict.predicted import DISAGREEMENT, MEASURED
 from train.predict.reference import Reference
 from train.predict.slide_data import SlideFile
 from train.predict.truth import measured_expression, slide_metrics
+
+SEEN = {"train": "trained on", "val": "validated on", "adapter": "its encoder's adapter was trained on"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Predictor:
         reference: Of the first fold, in whose embeddings distances are measured; None where it is not known.
         caches: Folder of a fold -> the cache with its embeddings.
         out: Folder of the predictions.
+        check: Given a slide's name in the cache and its focus, raises an error for one that is blurred.
     """
 
     run: Path
@@ -82,6 +86,7 @@ class Predictor:
     reference: Reference | None
     caches: Mapping[str, Cache]
     out: Path
+    check: Callable[[str, Any], None]
 
     @property
     def folds(self) -> list[TrainedFold]:
@@ -106,6 +111,8 @@ class Predictor:
         record = read_record(path)
         is_new = record.get("made_from") != made_from or (truth is not None and not metrics_path.is_file())
         if is_new:
+            for earlier in (metrics_path, *beside(path)):  # of other predictions
+                remove(earlier)
             record = self._facts(opened) | {"made_from": made_from}
             metrics = self._write(opened, path, record)
             if metrics:
@@ -117,8 +124,11 @@ class Predictor:
         paths = {str(fold.folder): self.caches[str(fold.folder)].path(cached) for fold in self.folds}
         files = {path: SlideFile(path, read_slide_without_embeddings(path, size), size) for path in {*paths.values()}}
         first = files[paths[str(self.folds[0].folder)]]
+        self.check(cached, first.slide.attributes.get("focus"))
         only_complete = truth is not None and self.folds[0].drops_edges
         kept = np.flatnonzero(first.complete()) if only_complete else np.arange(len(first.slide))
+        if not len(kept):
+            raise SlideError(name, truth, "no spot has all its neighbours, and the run was tested on such spots alone")
         return OpenedSlide(name, {fold: files[path] for fold, path in paths.items()}, first, kept, truth)
 
     def _made_from(self, opened: OpenedSlide) -> str:
@@ -192,6 +202,6 @@ def seen_by(name: str, image: str, folds: Sequence[TrainedFold]) -> str:
     """
     parts: dict[str, list[str]] = {}
     for fold in folds:
-        if (part := fold.seen(name, image)) in ("train", "val"):
-            parts.setdefault({"train": "trained", "val": "validated"}[part], []).append(fold.folder.name)
-    return "; ".join(f"{what} on it: {', '.join(names)}" for what, names in parts.items())
+        if (part := fold.seen(name, image)) in SEEN:
+            parts.setdefault(SEEN[part], []).append(fold.folder.name)
+    return "; ".join(f"{what} it: {', '.join(names)}" for what, names in parts.items())

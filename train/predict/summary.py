@@ -15,15 +15,27 @@ from train.report.table import HIGHER, LOWER, Cell, Column, Row, Table, number_c
 
 
 def write_pseudobulk(folder: Path, slides: Sequence[PredictedSlide]) -> Path:
-    """Write slides x genes: the mean over each slide's spots of predicted expression, in its own unit."""
-    means = {}
+    """Write slides x genes: the mean over each slide's spots of predicted expression, in its own unit.
+
+    Rows of further slides that are there stay, if their predictions are still in the folder.
+    """
+    means = {name: row for name, row in earlier_rows(folder / PSEUDOBULK_FILE) if (folder / f"{name}.h5ad").is_file()}
     for slide in slides:
         genes, values = mean_of_spots(slide.path)
         means[slide.name] = pd.Series(values, index=genes)
     path = folder / PSEUDOBULK_FILE
     with atomic_write(path) as aside:
-        pd.DataFrame(means).T.rename_axis("slide").to_csv(aside)
+        pd.DataFrame(means).T.sort_index().rename_axis("slide").to_csv(aside)
     return path
+
+
+def earlier_rows(path: Path) -> list[tuple[str, pd.Series]]:
+    """The rows of a pseudobulk.csv by slide; [] where there is none, or it cannot be read."""
+    try:
+        table = pd.read_csv(path, index_col="slide", dtype={"slide": str})
+    except (OSError, ValueError):  # which pandas' own errors are too
+        return []
+    return [(str(name), row) for name, row in table.iterrows()]
 
 
 def predicted_table(slides: Sequence[PredictedSlide]) -> Table:

@@ -11,11 +11,12 @@ from extract.virtual_slides import VirtualSlides
 from hist_cache.cache import Cache
 from hist_cache.console import say, warn
 from hist_cache.errors import HistError, WriteError, slide_failure
+from hist_cache.files import write_error
 from train.predict.embedding import Embedder, encodings
 from train.predict.extras import Extras, write_extras
 from train.predict.folds import TrainedFold, training_cache
 from train.predict.models import Ensemble
-from train.predict.reference import Reference, reference_of
+from train.predict.reference import Reference, missing_reference, reference_of
 from train.predict.slides import PredictedSlide, Predictor
 
 
@@ -74,23 +75,25 @@ class Prediction:
             if predictor is not None:
                 self._predict(predictor, cached)
 
+        make_folder(self.out)
+        ensemble = Ensemble.load(self.folds, self.device)  # before hours of work: a file may be damaged
         for encoding in todo:
             embedder = Embedder(encoding, self.slides, self.cache_root, weights, self.device)
             caches |= {str(fold.folder): embedder.cache for fold in encoding.folds}
             if encoding is todo[-1]:
-                ensemble = Ensemble.load(self.folds, self.device)
-                predictor = Predictor(self.folder, ensemble, reference, caches, self.out)
+                predictor = Predictor(self.folder, ensemble, reference, caches, self.out, self.slides.check_focus)
             try:
-                self._failed += embedder.run(names, ready)
+                failed, names = embedder.run(names, ready)
+                self._failed += failed
             finally:
                 embedder.close()
-            names = [name for name in names if embedder.cache.path(name).is_file()]
         for name in names:  # of which another process has made the last embeddings
             ready(name)
         return self._failed
 
     def check(self, weights: Path | None) -> list[HistError]:
         """Open everything that `run` would; returns the errors of slides that would fail."""
+        Ensemble.load(self.folds, self.device)
         failed: list[HistError] = []
         for encoding in encodings(self.folds):
             embedder = Embedder(encoding, self.slides, self.cache_root, weights, self.device)
@@ -106,10 +109,7 @@ class Prediction:
         cache = training_cache(fold, self.cache_root)
         reference = reference_of(fold, cache)
         if reference is None:
-            warn(
-                f"{fold.folder}: no distances to what it has learnt from: the cache that it was trained on is not "
-                f"there ({cache.folder}; --cache names another folder)"
-            )
+            warn(f"{fold.folder}: no distances to its training data: {missing_reference(fold, cache)}")
         return reference
 
     def _predict(self, predictor: Predictor, cached: str) -> None:
@@ -120,7 +120,7 @@ class Prediction:
         self._tried.add(image.name)
         try:
             done = predictor.predict(image.name, cached, self.truths.get(image.name))
-            beside = write_extras(self.extras, done.path, image.name, image.image, done.is_new)
+            beside = write_extras(self.extras, done.path, image.name, image.image)
         except WriteError:
             raise
         except Exception as error:  # of whatever type: it is one slide's
@@ -132,3 +132,11 @@ class Prediction:
         if done.is_new or beside:
             more = "".join(f", {file.suffix}" for file in beside)
             say(f"{done.path}{more}: {done.record['spots']:,} spots")
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of the predictions; `WriteError` where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(error, path) from error

@@ -21,6 +21,18 @@ def needs_whole_slides(config: RecipeConfig) -> bool:
     return config.standardize == "slide" or config.n_rings > 0 or config.level == "ridge"
 
 
+def fitted_names(config: RecipeConfig) -> set[str]:
+    """Names of the tensors that a recipe has fitted."""
+    names = set()
+    if config.standardize == "train":
+        names |= {f"scaling_{level}" for level in SpotNiche._fields}
+    if config.targets == "centered":
+        names |= {"level_weight", "level_bias"} if config.level == "ridge" else {"level_bias"}
+    if config.ridge != "none":
+        names |= {"ridge_weight", "ridge_bias"}
+    return names
+
+
 def restore_recipe(config: RecipeConfig, tensors: Mapping[str, Tensor], data: SpotData) -> FittedRecipe:
     """Apply a recipe as `fit_recipe` does for test slides; only images and places are read.
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 import train.predict.cli
+from hist_cache.files import write_json
 from hist_cache.runs import read_object
 from tests.small import IDS
 from tests.train.predict.test_predict import argv_of, run_of, work
-from train.export.bundle import renamed
 from train.export.cli import main
+from train.export.names import has_name, nameless_metrics, renamed, slide_aliases
 
 Run = Callable[..., tuple[int, str]]
 __all__ = ["work"]
@@ -73,8 +74,6 @@ def test_an_export_that_does_not_know_its_spots_is_refused(work: Path, run_comma
     for file in run.glob("fold*/config.json"):
         config = read_object(file)
         del config["scale"], config["images"]
-        from hist_cache.files import write_json
-
         write_json(file, config)
     code, text = run_command(main, run, "--out", tmp_path / "out", "--cache", tmp_path / "nothing")
     assert code == 2
@@ -83,11 +82,26 @@ def test_an_export_that_does_not_know_its_spots_is_refused(work: Path, run_comma
     assert code == 0, text  # of version 0.1: the cache knows
 
 
-def test_names_are_replaced_in_keys_and_sentences_but_not_in_other_words() -> None:
-    value = {"A1": ["A1", "slide A1, A10 and xA1", {"n": 3}], "split": "loso-A1"}
-    expected = {"X": ["X", "slide X, A10 and xA1", {"n": 3}], "split": "loso-X"}
-    assert renamed(value, {"A1": "X"}) == expected
-    assert renamed(value, {}) == value
+def test_names_are_replaced_where_they_stand_and_nowhere_else() -> None:
+    """Patients called 10, A and full change no metric, no sentence without them and no variant."""
+    aliases = slide_aliases(["A1", "A10"], {"A1": "f" * 64})
+    assert aliases == {"A1": f"slide-{'f' * 12}", "A10": "slide-1"}
+    assert [renamed(name, aliases) for name in ("A1", "A10", "A10@train0", "other")] == [
+        *(aliases["A1"], "slide-1", "slide-1@train0", "slide")
+    ]
+    metrics = {
+        "pooled": {"pcc@10": 0.5},
+        "slides": {"A1": {"pcc@10": 0.5}},
+        "spots": {"A1": 3},
+        "warnings": ["far below ridge", "test slide A10 is deep", "LEAK: this fold shares A, which is a patient"],
+    }
+    found = nameless_metrics(metrics, aliases, {"10", "A", "full"})
+    assert found["pooled"] == metrics["pooled"]
+    assert found["slides"] == {aliases["A1"]: {"pcc@10": 0.5}}
+    assert found["warnings"][0] == "far below ridge"
+    assert len(found["warnings"]) == 2
+    assert found["warnings"][1].startswith("LEAK")
+    assert not has_name(str(found["warnings"][1]), {"A", "A10"})
 
 
 @pytest.mark.parametrize("argv", [(), ("a", "b")])

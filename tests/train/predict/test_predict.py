@@ -19,6 +19,7 @@ import train.cli
 from extract import spot_blocks
 from extract.pipeline import Pipeline
 from hist_cache.cache_file import open_complete
+from hist_cache.files import write_json
 from hist_cache.runs import Fold, read_object
 from tests.commands import make_quick
 from tests.small import make_cache, train_once, unfinished
@@ -228,6 +229,8 @@ def test_an_interrupted_slide_goes_on_with_the_next_block(
         (("--run", "RUN", "--wsi", "SLIDES", "--mask", "GOOD"), "one file for 4 slides"),
         (("--run", "RUN", "--wsi", "SLIDES", "--coords", "SLIDES"), "nothing for"),
         (("--run", "RUN", "--wsi", "GOOD", "--pitch", "2"), "--pitch"),
+        (("--run", "RUN", "--wsi", "GOOD", "--pitch", "90", "--coords", "a"), "--pitch"),
+        (("--run", "RUN", "--wsi", "GOOD", "--genes-to-plot", "NOGENE"), "NOGENE"),
     ],
 )
 def test_wrong_options_are_one_line(
@@ -248,3 +251,97 @@ def test_a_slide_without_a_pixel_size_is_refused_with_the_flag(
     assert code == 1, text
     assert "no pixel size" in text
     assert "--um-per-px" in text
+
+
+def test_a_slide_that_has_changed_is_not_predicted_from_what_the_cache_has(
+    work: Path, slides: Path, run_command: Run, tmp_path: Path
+) -> None:
+    wsi = tmp_path / "wsi" / "one.tif"
+    wsi.parent.mkdir()
+    shutil.copy(slides / "good.tif", wsi)
+    run = run_of(work, "full") / "fold0"
+    assert run_command(main, *predict(work, run, wsi, tmp_path / "out"))[0] == 0
+    content = bytearray(wsi.read_bytes())
+    content[len(content) // 2] ^= 0x55  # the image is not compressed, so it has the same size
+    wsi.write_bytes(content)
+    code, text = run_command(main, *predict(work, run, wsi, tmp_path / "again", "--pseudobulk"))
+    assert code == 1, text
+    assert "stale" in text
+    assert not list((tmp_path / "again").iterdir())
+
+
+def test_files_beside_predictions_are_those_of_the_same_predictions(
+    work: Path, slides: Path, run_command: Run, tmp_path: Path
+) -> None:
+    run, good, out = run_of(work, "full") / "fold0", slides / "good.tif", tmp_path / "out"
+
+    def call(pitch: int, *more: object) -> str:
+        argv = [*predict(work, run, good, out, *more)]
+        argv[argv.index(300)] = pitch
+        code, text = run_command(main, *argv)
+        assert code == 0, text
+        return text
+
+    gene = Fold(run).panel[3]
+    call(300, "--qupath", "--viewer", "--genes-to-plot", gene)
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("good.csv", "good.extras.json", "good.geojson", "good.h5ad", "good.html", "good.png")
+    ]
+    rows = len(pd.read_csv(out / "good.csv"))
+    assert gene in pd.read_csv(out / "good.csv")
+    before = (out / "good.html").stat().st_mtime_ns
+    assert ".html" not in call(300, "--viewer", "--genes-to-plot", gene)
+    assert (out / "good.html").stat().st_mtime_ns == before
+    call(300, "--viewer")  # of all genes
+    assert (out / "good.html").stat().st_mtime_ns > before
+    call(400)
+    assert sorted(p.name for p in out.iterdir()) == ["good.h5ad"]
+    call(400, "--qupath")
+    assert len(pd.read_csv(out / "good.csv")) == anndata.read_h5ad(out / "good.h5ad").n_obs < rows
+
+
+def test_rows_of_earlier_slides_stay_in_pseudobulk(work: Path, slides: Path, run_command: Run, tmp_path: Path) -> None:
+    run, out = run_of(work, "full") / "fold0", tmp_path / "out"
+    other = Path(shutil.copy(slides / "good.tif", tmp_path / "other.tif"))
+    for wsi in (slides / "good.tif", other):
+        assert run_command(main, *predict(work, run, wsi, out, "--pseudobulk"))[0] == 0
+    table = pd.read_csv(out / "pseudobulk.csv", index_col="slide")
+    assert list(table.index) == ["good", "other"]
+    np.testing.assert_array_equal(table.loc["good"], table.loc["other"])
+    (out / "good.h5ad").unlink()
+    assert run_command(main, *predict(work, run, other, out, "--pseudobulk"))[0] == 0
+    assert list(pd.read_csv(out / "pseudobulk.csv", index_col="slide").index) == ["other"]
+
+
+def test_a_blurred_slide_stays_blurred_once_it_is_embedded(
+    work: Path, slides: Path, run_command: Run, tmp_path: Path
+) -> None:
+    argv = predict(work, run_of(work, "full") / "fold0", slides / "hazy.tif", tmp_path / "out")
+    assert run_command(main, *argv, "--any-focus")[0] == 0
+    code, text = run_command(main, *argv)
+    assert code == 1, text
+    assert "blurred" in text
+
+
+def test_files_of_a_run_are_checked_before_anything_is_embedded(
+    work: Path, slides: Path, run_command: Run, tmp_path: Path
+) -> None:
+    for name, change, message in (
+        ("panel.txt", lambda file: file.write_text("A\n"), "1 genes"),
+        ("recipe.safetensors", lambda file: file.unlink(), "recipe.safetensors"),
+        ("model.safetensors", lambda file: file.write_bytes(b"no"), "damaged"),
+    ):
+        fold = Path(shutil.copytree(run_of(work, "full", "strong") / "fold1", tmp_path / name / "fold1"))
+        change(fold / name)
+        code, text = run_command(main, *predict(work, fold, slides / "good.tif", tmp_path / "out"))
+        assert code == 2, text
+        assert message in text
+        assert "encoder" not in text
+    run = Path(shutil.copytree(run_of(work, "full"), tmp_path / "run"))
+    (run / "fold2" / "metrics.json").unlink()
+    metrics = read_object(run / "fold1" / "metrics.json")
+    write_json(run / "fold1" / "metrics.json", metrics | {"diverged": ["it grew"]})
+    code, text = run_command(main, *predict(work, run, slides / "good.tif", tmp_path / "out", "--dry-run"))
+    assert code == 0, text
+    assert "without a part in the mean: fold2" in text
+    assert "fold1: its training diverged (it grew)" in text
