@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,6 +124,19 @@ def wait_for_epochs(process: Any, folds: int = 1) -> None:
         assert line, "it ended"
         if ": epoch " in line:
             heard.add(line.split(": epoch ")[0].rpartition(" ")[2])
+
+
+@pytest.fixture(autouse=True)
+def same_threads() -> Iterator[None]:
+    """Give torch its threads back: numba, by which scanpy computes, takes as many as there are cores for all of OpenMP.
+
+    With another number of threads, sums have other last digits, and a training is not that of a new process any more.
+    """
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    yield
+    if before is not None and sys.modules["torch"].get_num_threads() != before:
+        sys.modules["torch"].set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
