@@ -98,12 +98,13 @@ def seconds_per_epoch(model: Model, data: SpotData, config: FitConfig) -> float:
 def seconds_per_1000(model: Model, data: SpotData) -> tuple[float, bool]:
     """Seconds to predict 1,000 spots of the slide, and whether they are extrapolated from fewer than all spots.
 
-    More and more spots are predicted until they take `LONG_S`; what more spots took is then taken for all others.
+    More and more spots are predicted until they take `LONG_S`; what more spots took is then taken for all others. It is
+    measured twice at least: a model may encode the whole slide before the first spot.
     """
     rows = torch.arange(len(data.slide), device=data.spot.device)
     count, seconds = 1, timed_prediction(model, data, rows[:1])
     before = 0, 0.0
-    while seconds < LONG_S and count < len(rows):
+    while (seconds < LONG_S or count == 1) and count < len(rows):
         before = count, seconds
         count = min(4 * count, len(rows))
         seconds = timed_prediction(model, data, rows[:count])
