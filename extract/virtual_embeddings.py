@@ -59,6 +59,7 @@ def embed_virtual_slide(
     slide.attributes |= {"um_per_px": files.um_per_px, "pitch_um": files.lattice_pitch_um, "spot_um": files.spot_um}
     source = request.slides
     assert isinstance(source, VirtualSlides)
+    slide.attributes["um_per_px_from"] = source.pixel_sizes[files.id]
     if files.id in source.focus:
         slide.attributes["focus"] = source.focus[files.id]  # whoever does not take blurred slides will ask for it
     slide.attributes |= {f"side_um/{name}": side for name, side in sides.items()}

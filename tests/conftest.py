@@ -24,6 +24,7 @@ from tests.commands import REPOSITORY, Command, make_quick
 settings.register_profile("any speed", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("any speed")
 SHARED = REPOSITORY.parent / "shared"
+CHROMIUM = shutil.which("chromium")
 TINY_ENCODER = "timm:test_vit"  # 160 px input, width 64: a test model that timm ships
 
 needs_shared = pytest.mark.skipif(not (SHARED / "hest").is_dir(), reason="no ../shared/hest beside the repository")
@@ -124,6 +125,18 @@ def wait_for_epochs(process: Any, folds: int = 1) -> None:
         assert line, "it ended"
         if ": epoch " in line:
             heard.add(line.split(": epoch ")[0].rpartition(" ")[2])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, for tests that open pages in it."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium here (apt-get install chromium)")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright here (pip install playwright)")
+    with sync_api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(autouse=True)

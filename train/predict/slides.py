@@ -151,7 +151,7 @@ class Predictor:
             "encoder": str(setting.cache["encoder"]),
             "spots": len(opened.kept),
             **{name: float(attributes[name]) for name in ("um_per_px", "pitch_um", "spot_um")},
-            "lattice": str(attributes["lattice"]),
+            **{name: str(attributes[name]) for name in ("lattice", "um_per_px_from") if name in attributes},
             **({"seen": seen} if seen else {}),
         }
 

@@ -7,7 +7,6 @@ import io
 import json
 import logging
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from train.predict import viewer
 from train.predict.predicted import SlidePicture, nearest_distance
 from train.predict.viewer import write_viewer
 
-CHROMIUM = shutil.which("chromium")
 HOSTILE = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "\"&amp;'#$", "TP53", "HLA-A"]
 
 
@@ -136,17 +134,6 @@ def test_x_may_be_a_file(tmp_path: Path, table: anndata.AnnData, page_file: Path
     backed = anndata.read_h5ad(tmp_path / "SLIDE1.h5ad", backed="r")
     assert page_data(write_viewer(tmp_path / "a.html", backed)) == page_data(page_file)
     backed.file.close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium here (apt-get install chromium)")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright here (pip install playwright)")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

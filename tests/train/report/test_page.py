@@ -18,7 +18,6 @@ from tests.train.report.fake_runs import RIDGE, write_run
 from train.report.cli import main
 
 Run = Callable[..., tuple[int, str]]
-CHROMIUM = shutil.which("chromium")
 VALUES = {"full": (0.7, 0.72, 0.74), "no_hea": (0.68, 0.75, 0.79), "clip": (0.5, 0.52, 0.51), "meru": (0.6, 0.6, 0.6)}
 
 
@@ -154,17 +153,6 @@ def test_on_what_hist_train_leaves(run_command: Run, tmp_path: Path) -> None:
     page = (tmp_path / "runs/custom/report/report.html").read_text()
     assert "without entailment" in page
     assert page.count("<img ") >= 8
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("no chromium here (apt-get install chromium)")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright here (pip install playwright)")
-    with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture
