@@ -4,14 +4,18 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 INSTALL ?= $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast gpu lint format clean
+.PHONY: demo test test-fast test-scverse gpu lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hist-extract --dataset demo
 	$(BIN)/hist-train --dataset demo
 
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal  # a thread each: more get in each other's way
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore tests/scverse  # a thread each: more get in each other's way
+
+# squidpy and SpatialData want other versions of some packages, and slow every import of anndata: they have a folder of their own.
+test-scverse: $(VENV)/scverse/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/scverse $(BIN)/python -m pytest -q tests/scverse
 
 test-fast: $(VENV)/.installed-dev  # while you work
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not browser and not database"
@@ -39,6 +43,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(INSTALL) -e '.[dev]' -c constraints.txt
+	touch $@
+
+$(VENV)/scverse/.installed: $(VENV)/.installed-dev constraints-scverse.txt
+	$(INSTALL) --target $(VENV)/scverse 'squidpy>=1.8' 'spatialdata>=0.7' 'spatialdata-io>=0.6' -c constraints-scverse.txt
 	touch $@
 
 clean:
