@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hist_cache.errors import SlideError
+from hist_cache.pooled_squares import pooled_side
 from hist_cache.texts import bad_name, read_csv, read_json
 
 log = logging.getLogger(__name__)
@@ -19,13 +20,16 @@ log = logging.getLogger(__name__)
 TECHNOLOGIES = {"Visium": (100.0, 55.0), "Spatial Transcriptomics": (200.0, 100.0)}
 MAX_PIXEL_SIZE_ERROR = 0.05  # relative difference between embedded and estimated pixel size that causes no warning
 # What a slide of spots on tissue can have, in um. HEST-1k has pixels of 0.14 to 3.2, pitches of 100 to 200 and spots
-# of 55 to 150. Its Visium HD slides state bins of 2, but their spots are pooled; in NCBI759-770 pitch and spot diameter
-# are interchanged (110 and 150), so that the pixel size made from them is wrong too.
+# of 55 to 150. In its NCBI759-770 pitch and spot diameter are interchanged (110 and 150), and the pixel size may have
+# been made from the wrong one of them.
 USUAL = {"pixel_size_um_estimated": (0.05, 10.0), "inter_spot_dist": (5.0, 1000.0), "spot_diameter": (5.0, 1000.0)}
 HEST_ID = re.compile(r"(INT|MEND|MISC|NCBI|SPA|TENX|ZEN)\d+")  # of slides that --download can fetch
 NOT_STATED = ("", "nan", "none", "null")  # values that programs write where there is none
 ANY_SCALE = "correct it, or give --any-scale if it is right"
-BINS = "pool such bins into spots and state the spots' size, or give --any-scale if it is right"
+BINS = "pool such bins into spots (hist-import --pseudo-spots 55), or give --any-scale if it is right"
+INTERCHANGED = (
+    "correct them, and the pixel size if it was made from the wrong one, or give --any-scale if they are right"
+)
 
 
 @dataclass(frozen=True)
@@ -36,11 +40,14 @@ class Scale:
         um_per_px: Pixel size of level 0.
         pitch_um: Distance between the centres of neighbouring spots.
         spot_um: Diameter of a spot.
+        pooled: Whether pitch and diameter are the side of the squares that HEST pools into, which its metadata do not
+            state, so that the spots themselves must show it.
     """
 
     um_per_px: float
     pitch_um: float
     spot_um: float
+    pooled: bool = False
 
 
 def read_metadata(root: Path, slide: str) -> tuple[Path, dict[str, Any]]:
@@ -100,6 +107,11 @@ def read_scale(slide: str, file: Path, metadata: dict[str, Any], any_scale: bool
     um_per_px, pitch, diameter = (_positive(metadata, name, error) for name in names)
     if um_per_px is None:
         raise error("no pixel size", "set pixel_size_um_estimated (um per level-0 pixel) in it")
+    side = pooled_side(metadata.get("st_technology"), pitch, diameter)
+    if side is not None:
+        stated = "no spot size" if pitch is None else f"bins of {pitch:g} um"
+        log.warning(f"{slide}: the metadata state {stated}; its spots are taken for HEST's squares of {side:g} um")
+        pitch = diameter = side
     usual_pitch, usual_diameter = TECHNOLOGIES.get(str(metadata.get("st_technology")), (None, None))
     pitch, diameter = pitch or usual_pitch, diameter or usual_diameter
     if pitch is None or diameter is None:
@@ -111,16 +123,15 @@ def read_scale(slide: str, file: Path, metadata: dict[str, Any], any_scale: bool
                 advice = BINS if name != names[0] and value < low else ANY_SCALE
                 raise error(f"{name} is {value:g} um, not between {low:g} and {high:g}", advice)
         if diameter > pitch:
-            raise error(
-                f"spot_diameter {diameter:g} um is larger than inter_spot_dist {pitch:g} um (interchanged?)", ANY_SCALE
-            )
+            problem = f"spot_diameter {diameter:g} um is larger than inter_spot_dist {pitch:g} um (interchanged?)"
+            raise error(problem, INTERCHANGED)
     embedded = _number(metadata.get("pixel_size_um_embedded"))
     if embedded and abs(embedded / um_per_px - 1) > MAX_PIXEL_SIZE_ERROR:
         log.warning(
             f"{slide}: embedded pixel size {embedded:.4g} um differs from the estimated {um_per_px:.4g}; "
             "using the latter"
         )
-    return Scale(um_per_px, pitch, diameter)
+    return Scale(um_per_px, pitch, diameter, side is not None)
 
 
 def estimated_pixel_size(slide: str, file: Path, metadata: dict[str, Any]) -> float | None:

@@ -26,6 +26,7 @@ class SlideFiles:
         pitch_um: Distance between the centres of neighbouring spots.
         spot_um: Diameter of a spot.
         patient: Name of the patient; None where it is not known.
+        pooled: Whether pitch and diameter are those of HEST's squares, and not stated in the metadata.
     """
 
     id: str
@@ -36,6 +37,7 @@ class SlideFiles:
     pitch_um: float
     spot_um: float
     patient: str | None
+    pooled: bool = False
 
     @property
     def digested(self) -> dict[str, Path]:
@@ -104,4 +106,5 @@ def find_slide(root: Path, slide: str, any_scale: bool = False) -> SlideFiles:
     file, metadata = read_metadata(root, slide)
     scale = read_scale(slide, file, metadata, any_scale)
     patient = read_patient(slide, file, metadata)
-    return SlideFiles(slide, image, table, metadata, scale.um_per_px, scale.pitch_um, scale.spot_um, patient)
+    sizes = (scale.um_per_px, scale.pitch_um, scale.spot_um)
+    return SlideFiles(slide, image, table, metadata, *sizes, patient, scale.pooled)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hist_cache.errors import one_line
 from hist_cache.h5ad import TableError, has_column, open_parts, open_table, table_column, table_names, table_part
 from hist_cache.metadata import ANY_SCALE
+from hist_cache.pooled_squares import pooling_problem
 from hist_cache.slides import SlideFiles
 from hist_cache.texts import bad_name
 
@@ -28,6 +29,7 @@ MAX_COUNT = np.iinfo(np.int32).max
 MAX_SPOTS = 20_000_000  # a Visium HD slide has 11 million bins
 MAX_POSITION = 1e8  # px; no image is that large
 MIN_SPOTS_WITH_GAPS = 10  # fewer may lie anywhere
+MAX_BIN_UM = 20.0  # of bins that may have to be pooled
 MIN_GAP, MAX_GAP = 0.5, 2.0  # of the pitch: the distance to the nearest spot, typical and smallest
 
 
@@ -83,8 +85,8 @@ def read_spots(files: SlideFiles, any_scale: bool = False) -> Spots:
         barcodes = _barcodes(file, shape[0])
         genes = _symbols(file, shape[1])
         coords = _positions(file, shape[0])
-        if not any_scale:
-            _check_gaps(coords * files.um_per_px, files.pitch_um)
+        if files.pooled or not any_scale:
+            _check_gaps(coords, files)
         if shared := len(coords) - len(np.unique(coords, axis=0)):
             log.warning(f"{files.id}: {files.table}: {shared} of {len(coords)} spots lie where another one does")
         array = _array_indices(file, shape[0])
@@ -177,17 +179,23 @@ def _positions(file: h5py.File, n: int) -> NDArray[np.float64]:
     return coords
 
 
-def _check_gaps(coords_um: NDArray[np.float64], pitch_um: float) -> None:
+def _check_gaps(coords: NDArray[np.float64], files: SlideFiles) -> None:
     """`TableError` where the spots lie much closer, or all much farther, than the metadata say."""
     from scipy.spatial import cKDTree
 
-    if len(coords_um) < MIN_SPOTS_WITH_GAPS:
+    if len(coords) < MIN_SPOTS_WITH_GAPS:
         return
-    gaps = cKDTree(coords_um).query(coords_um, k=2)[0][:, 1]
-    typical, smallest = float(np.median(gaps)), float(gaps.min())
-    if typical < MIN_GAP * pitch_um or smallest > MAX_GAP * pitch_um:
-        gap = typical if typical < MIN_GAP * pitch_um else smallest
-        raise TableError(f"spots lie {gap:.4g} um apart, and inter_spot_dist is {pitch_um:g} um", ANY_SCALE)
+    gaps = cKDTree(coords).query(coords, k=2)[0][:, 1] * files.um_per_px
+    typical, smallest, pitch_um = float(np.median(gaps)), float(gaps.min()), files.pitch_um
+    pool = f"hist-import {files.table} --pseudo-spots 55 pools fine bins into spots"
+    if files.pooled:
+        if problem := pooling_problem(typical, pitch_um, files.um_per_px):
+            raise TableError(problem[0], problem[1] or pool)
+    elif typical < MIN_GAP * pitch_um or smallest > MAX_GAP * pitch_um:
+        close = typical < MIN_GAP * pitch_um
+        advice = f"{pool}; {ANY_SCALE}" if close and 0 < typical < MAX_BIN_UM else ANY_SCALE
+        gap = typical if close else smallest
+        raise TableError(f"spots lie {gap:.4g} um apart, and inter_spot_dist is {pitch_um:g} um", advice)
 
 
 def _array_indices(file: h5py.File, n: int) -> NDArray[np.int32] | None:
