@@ -61,7 +61,7 @@ def test_metadata_that_are_no_metadata(hest_root: Path, text: str | bytes, says:
             {"inter_spot_dist": 2, "spot_diameter": 2},
             "inter_spot_dist is 2 um, not between 5 and 1000; pool such bins into",
         ),
-        ({"spot_diameter": 2}, "spot_diameter is 2 um, not between 5 and 1000; pool such bins into spots and state"),
+        ({"spot_diameter": 2}, "spot_diameter is 2 um, not between 5 and 1000; pool such bins into spots (hist-import"),
         ({"patient": "a\0b"}, "patient is a name with control characters ('a\\x00b')"),
         ({"patient": "\ud800"}, "patient is a name with control characters"),
         ({"patient": "x" * 1000}, "patient is a name of 1,000 characters"),
