@@ -59,12 +59,36 @@ def place_spots(mask: TissueMask, pitch_um: float, spot_um: float, lattice: Lite
     if rows * columns > MAX_VIRTUAL_SPOTS:
         raise InputError(f"a pitch of {pitch_um:g} um gives {rows * columns:,} spots a slide; give a larger --pitch")
     row, number = np.mgrid[:rows, :columns].reshape(2, -1)
-    shift = row % 2 if lattice == "hex" else np.zeros_like(row)
-    coords = np.stack([(0.5 + number + shift / 2) * pitch, pitch / 2 + row * row_height], axis=1)
-    column = 2 * number + shift if lattice == "hex" else number
+    coords, array = lattice_sites(row, number, pitch, lattice)
     keep = disc_share(mask, coords, spot_um / mask.um_per_px) >= MIN_SPOT_TISSUE
-    array = np.stack([row, column], axis=1)[keep].astype(np.int32)
-    return VirtualSpots([f"{r:03d}x{c:03d}" for r, c in array.tolist()], coords[keep], array)
+    return VirtualSpots(site_names(array[keep]), coords[keep], array[keep])
+
+
+def lattice_sites(
+    row: NDArray[np.int64], number: NDArray[np.int64], pitch: float, lattice: Literal["hex", "square"]
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """Return where sites of the lattice of `place_spots` are, and their array row and column.
+
+    Args:
+        row: (N,) rows from the top; the first one is 0.
+        number: (N,) numbers of the sites in their rows, from the left; the first one is 0.
+        pitch: Distance between the centres of neighbouring sites, in any unit.
+        lattice: `hex` or `square`.
+
+    Returns:
+        (N, 2) centres in the unit of the pitch, x then y, and (N, 2) array row and column.
+    """
+    hexagonal = lattice == "hex"
+    shift = row % 2 if hexagonal else np.zeros_like(row)
+    row_height = pitch * (np.sqrt(0.75) if hexagonal else 1.0)
+    coords = np.stack([(0.5 + number + shift / 2) * pitch, pitch / 2 + row * row_height], axis=1)
+    column = 2 * number + shift if hexagonal else number
+    return coords, np.stack([row, column], axis=1).astype(np.int32)
+
+
+def site_names(array: NDArray[np.int32]) -> list[str]:
+    """Return the names of sites by their (N, 2) array row and column."""
+    return [f"{r:03d}x{c:03d}" for r, c in array.tolist()]
 
 
 def disc_share(mask: TissueMask, centers: NDArray[np.float64], diameter_px: float) -> NDArray[np.float64]:
