@@ -23,9 +23,7 @@ class ImportOptions(CommandOptions):
     )  # fmt: skip
     id: str | None = option(None, "ID of the slide (default: the name of its folder or file)", "ID")
     name: str | None = option(None, "also make the slides a dataset, for hist-extract --dataset NAME", "DATASET")
-    data_root: str | None = option(
-        None, "where to write st/, wsis/ and metadata/ (default: $HIST_DATA or ./data)", "D"
-    )
+    data_root: str | None = option(None, "where to write st/, wsis/ and metadata/ (default: $HIST_DATA or ./data)", "D")
     replace: bool = option(False, "replace a slide of the same ID that came from another source")
     positions: str | None = option(
         None, "spots' positions where they are not beside the counts (legacy Spatial Transcriptomics)", "F"

@@ -141,9 +141,7 @@ def pool_sample(sample: Sample, spot_um: float, um_per_px: float) -> Sample:
         InputError: The pseudo-spots are not larger than the spots, or have no counts.
     """
     if spot_um <= sample.spot_um:
-        raise InputError(
-            f"--pseudo-spots {spot_um:g}: spots of {sample.spot_um:g} um cannot be pooled into smaller ones"
-        )
+        raise InputError(f"--pseudo-spots {spot_um:g}: no larger than the spots of {sample.spot_um:g} um to be pooled")
     starts = range(0, len(sample.coords), POINTS_AT_ONCE)
     parts = [slice(start, start + POINTS_AT_ONCE) for start in starts]
     spots = pool(((sample.coords[part] * um_per_px, sample.counts[part]) for part in parts), spot_um)

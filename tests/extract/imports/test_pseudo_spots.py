@@ -112,5 +112,5 @@ def test_a_sample_of_bins() -> None:
     assert (pooled.pitch_um, pooled.spot_um, pooled.um_per_px, pooled.technology) == (100, 55, 0.5, "Visium HD")
     assert pooled.notes[0] == "before"
     assert len(pooled.barcodes) == len(pooled.coords) == len(pooled.array)
-    with pytest.raises(InputError, match="smaller than the spots of 8 um"):
+    with pytest.raises(InputError, match="no larger than the spots of 8 um"):
         pool_sample(sample, 5, 0.5)
