@@ -34,7 +34,10 @@ class ImportOptions(CommandOptions):
     spot: float | None = option(None, "diameter of a spot, um (default: that of the technology)", "UM", within=SPOT_UM)
     bin: Literal["8", "16"] = option("8", "bins of Visium HD that are read, um")
     pseudo_spots: float | None = option(
-        None, "pool bins, cells or transcripts into spots of this diameter, um", "UM", within=SPOT_UM
+        None, "pool bins, cells or transcripts into spots of this diameter, um (Xenium: 55)", "UM", within=SPOT_UM
+    )
+    alignment: str | None = option(
+        None, "3 x 3 matrix (CSV) of Xenium Explorer that maps px of the H&E image to px of the morphology image", "F"
     )
     um_per_px: float | None = option(
         None, "pixel size of the image (default: by the spots' pitch, else as the image says)", "UM", within=UM,

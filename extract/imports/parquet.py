@@ -50,8 +50,6 @@ def parquet_batches(
             batches = file.iter_batches(batch_size=rows, columns=wanted)
             while (batch := next(batches, None)) is not None:
                 yield dict(zip(batch.schema.names, batch.columns, strict=True))
-    except GeneratorExit:
-        raise
     except Exception as error:  # pyarrow raises errors of many kinds for a damaged file
         raise slide_error(slide, path, error, "cannot be read") from error
 
