@@ -23,17 +23,15 @@ class ImportOptions(CommandOptions):
     )  # fmt: skip
     id: str | None = option(None, "ID of the slide (default: the name of its folder or file)", "ID")
     name: str | None = option(None, "also make the slides a dataset, for hist-extract --dataset NAME", "DATASET")
-    data_root: str | None = option(
-        None, "where to write st/, wsis/ and metadata/ (default: $HIST_DATA or ./data)", "D"
-    )
+    data_root: str | None = option(None, "where to write st/, wsis/ and metadata/ (default: $HIST_DATA or ./data)", "D")
     replace: bool = option(False, "replace a slide of the same ID that came from another source")
     positions: str | None = option(
         None, "spots' positions where they are not beside the counts (legacy Spatial Transcriptomics)", "F"
     )
     pitch: float | None = option(
-        None, "distance between spots, um (default: that of the technology)", "UM", within=SPOT_UM
+        None, "distance between spots, um, of an h5ad whose spots are not Visium's", "UM", within=SPOT_UM
     )
-    spot: float | None = option(None, "diameter of a spot, um (default: that of the technology)", "UM", within=SPOT_UM)
+    spot: float | None = option(None, "diameter of a spot, um, of such an h5ad", "UM", within=SPOT_UM)
     bin: Literal["8", "16"] = option("8", "bins of Visium HD that are read, um")
     pseudo_spots: float | None = option(
         None, "pool bins, cells or transcripts into spots of this diameter, um", "UM", within=SPOT_UM
