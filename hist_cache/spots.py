@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,6 +157,11 @@ def gene_symbols(file: h5py.File | h5py.Group, n: int) -> list[str]:
         names = [s if s not in ("", "nan", "None", "<NA>") else e for s, e in zip(symbols, names, strict=True)]
         if problem := bad_name(names):
             raise TableError(f"var[{column!r}] has {problem}")
+    return unique_names(names)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Make names unique as anndata does: repeats get -1, -2 and so on."""
     taken, occurrences, unique = set(names), Counter[str](), []
     for name in names:
         free, number = name, occurrences[name]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from extract.imports.pitch import MAX_DISAGREEMENT
 from extract.imports.placement import (
     COMMON_SCALES,
+    GAIN,
     PictureFit,
     Placement,
     TissueFit,
@@ -90,20 +91,18 @@ def check_sample(sample: Sample, placed: PlacedImage) -> tuple[list[Finding], Ti
     mask = find_tissue(overview, placed.size, placed.um_per_px)
     pitch_px = sample.pitch_um / (placed.um_per_px * placed.placement.scale)
     fit = fit_to_tissue(sample.coords, placed.placement, mask, pitch_px)
-    findings = _from_small_image(sample, placed, overview)
-    if findings is None:
-        findings = _from_tissue(sample, placed, mask, pitch_px, fit)
+    findings = _from_small_image(sample, placed, overview) or _from_tissue(sample, placed, mask, pitch_px, fit)
     if not findings:
         findings = _outside(sample.coords, placed) or _off_tissue(mask, fit)
     return [*findings, *_pixel_sizes(sample, placed)], fit, mask
 
 
-def _from_small_image(sample: Sample, placed: PlacedImage, overview: NDArray[np.uint8]) -> list[Finding] | None:
-    """Compare the image with a small copy of what positions were made on; None where there is none to compare with."""
+def _from_small_image(sample: Sample, placed: PlacedImage, overview: NDArray[np.uint8]) -> list[Finding]:
+    """Compare the image with a small copy of what positions were made on, where the source has one."""
     import PIL.Image
 
     if sample.low_resolution is None:
-        return None
+        return []
     file, factor = sample.low_resolution
     try:
         with PIL.Image.open(file) as picture:
@@ -144,6 +143,8 @@ def _from_tissue(
     sample: Sample, placed: PlacedImage, mask: TissueMask, pitch_px: float, fit: TissueFit
 ) -> list[Finding]:
     """Say which other placement fits the tissue clearly better."""
+    if fit.on_tissue + GAIN > 1:
+        return []  # none can be clearly better
     now = placed.placement
     scales = [now.scale]
     if sample.um_per_px is not None and placed.own is not None:

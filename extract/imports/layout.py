@@ -23,7 +23,7 @@ from hist_cache.h5ad import write_h5ad
 from hist_cache.metadata import read_metadata, read_scale
 from hist_cache.scratch import scratch_folder
 from hist_cache.slides import IMAGE_SUFFIXES, SlideFiles
-from hist_cache.spots import read_spots
+from hist_cache.spots import read_spots, unique_names
 
 if TYPE_CHECKING:
     import anndata
@@ -97,20 +97,16 @@ def make_table(sample: Sample, coords: NDArray[np.float64]) -> anndata.AnnData:
     obs = pd.DataFrame({"in_tissue": 1}, index=pd.Index(sample.barcodes, dtype=object))
     if (sample.array >= 0).all():
         obs["array_row"], obs["array_col"] = sample.array.T
-    var = pd.DataFrame(index=pd.Index(sample.genes, dtype=object))
+    var = pd.DataFrame(index=pd.Index(unique_names(sample.genes), dtype=object))
     if sample.gene_ids is not None:
         var["gene_ids"] = sample.gene_ids
-    table = anndata.AnnData(X=counts, obs=obs, var=var, obsm={"spatial": coords})
-    table.var_names_make_unique()
-    return table
+    return anndata.AnnData(X=counts, obs=obs, var=var, obsm={"spatial": coords})
 
 
 def make_metadata(
     target: Target, sample: Sample, placed: PlacedImage, source: Path, reader: str, command: str
 ) -> dict[str, Any]:
     """Make the metadata of a slide; docs/data-layout.md explains the keys."""
-    from hist_cache import __version__
-
     totals = np.asarray(sample.counts.sum(axis=1)).ravel()
     return {
         "id": target.id,
@@ -131,7 +127,6 @@ def make_metadata(
             "um_per_px_from": placed.um_per_px_source,
             "placement": asdict(placed.placement),
             "notes": list(sample.notes),
-            "version": __version__,
             "command": command,
         },
     }
