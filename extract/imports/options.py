@@ -29,9 +29,9 @@ class ImportOptions(CommandOptions):
         None, "spots' positions where they are not beside the counts (legacy Spatial Transcriptomics)", "F"
     )
     pitch: float | None = option(
-        None, "distance between spots, um (default: that of the technology)", "UM", within=SPOT_UM
+        None, "distance between spots, um, of an h5ad whose spots are not Visium's", "UM", within=SPOT_UM
     )
-    spot: float | None = option(None, "diameter of a spot, um (default: that of the technology)", "UM", within=SPOT_UM)
+    spot: float | None = option(None, "diameter of a spot, um, of such an h5ad", "UM", within=SPOT_UM)
     bin: Literal["8", "16"] = option("8", "bins of Visium HD that are read, um")
     pseudo_spots: float | None = option(
         None, "pool bins, cells or transcripts into spots of this diameter, um (Xenium: 55)", "UM", within=SPOT_UM

@@ -121,9 +121,8 @@ def _sparse(data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[Any], sha
 
     if shape.shape != (2,) or data.dtype.kind not in "iuf":
         raise MatrixError("its arrays are no matrix of counts", AGAIN)
-    counts = csr_matrix((int(shape[1]), int(shape[0])), dtype=data.dtype)
     try:
-        counts.data, counts.indices, counts.indptr = data, indices, indptr
+        counts = csr_matrix((data, indices, indptr), shape=(int(shape[1]), int(shape[0])))
         counts.check_format(full_check=True)
     except ValueError as error:
         raise MatrixError(f"its arrays are no matrix of counts ({error})", AGAIN) from error
