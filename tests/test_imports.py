@@ -59,7 +59,8 @@ STAIRS = {
         *("tissue", "masks", "virtual_spots", "given_spots", "focus", "pixel_size", "dicom_series", "listing"),
     ),
     "extract.imports": (
-        *("options", "sample", "pitch", "tenx_matrix", "space_ranger", "legacy_st", "h5ad_table", "readers"),
+        *("options", "sample", "pitch", "pseudo_spots", "tenx_matrix", "matrix_rows", "parquet", "alignment"),
+        *("space_ranger", "visium_hd", "xenium_points", "xenium", "legacy_st", "h5ad_table", "hest_slide", "readers"),
         *("placement", "checks", "overlay", "layout", "dataset_entry", "work", "cli"),
     ),
     "train": (

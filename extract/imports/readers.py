@@ -5,13 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from extract.imports.h5ad_table import H5adReader
+from extract.imports.hest_slide import HestSlideReader
 from extract.imports.legacy_st import LegacyReader
 from extract.imports.sample import SampleReader
 from extract.imports.space_ranger import SpaceRangerReader
+from extract.imports.visium_hd import VisiumHDReader
+from extract.imports.xenium import XeniumReader
 from hist_cache.errors import InputError
 
 # The first that recognises a source reads it: what looks like another kind and has more comes before it.
-READERS: tuple[SampleReader, ...] = (SpaceRangerReader(), H5adReader(), LegacyReader())
+READERS: tuple[SampleReader, ...] = (
+    VisiumHDReader(),
+    XeniumReader(),
+    SpaceRangerReader(),
+    HestSlideReader(),
+    H5adReader(),
+    LegacyReader(),
+)
 
 
 def find_reader(source: Path) -> SampleReader:

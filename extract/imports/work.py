@@ -15,6 +15,7 @@ from extract.imports.layout import write_slide as write_files
 from extract.imports.options import ImportOptions
 from extract.imports.overlay import write_overlay
 from extract.imports.placement import Placement, TissueFit
+from extract.imports.pseudo_spots import pool_sample
 from extract.imports.readers import find_reader
 from extract.imports.sample import Sample
 from extract.slides.image import Image
@@ -64,7 +65,7 @@ def import_slide(source: Path, options: ImportOptions, root: Path) -> Imported:
         WriteError: A file cannot be written.
     """
     reader = find_reader(source)
-    sample = reader.read(source, options)
+    sample = _pooled(reader.read(source, options), options)
     slide = check_slide_name(options.id or sample.name)
     sample = replace(sample, name=slide)
     path = find_image(sample, options)
@@ -90,6 +91,20 @@ def import_slide(source: Path, options: ImportOptions, root: Path) -> Imported:
     if not options.dry_run:
         write_files(target, table, metadata, path)
     return Imported(target, sample, reader.name, state, placed, fit, findings)
+
+
+def _pooled(sample: Sample, options: ImportOptions) -> Sample:
+    """Pool the spots of a sample if that is asked for and its reader has not done it.
+
+    Raises:
+        InputError: Nothing says how large its pixels are.
+    """
+    if options.pseudo_spots is None or options.pseudo_spots == sample.spot_um:
+        return sample
+    um_per_px = options.um_per_px or sample.um_per_px
+    if um_per_px is None:
+        raise InputError(f"{sample.name}: how large is a pixel? --pseudo-spots needs --um-per-px here")
+    return pool_sample(sample, options.pseudo_spots, um_per_px)
 
 
 def find_image(sample: Sample, options: ImportOptions) -> Path:

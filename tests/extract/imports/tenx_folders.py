@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,82 @@ def write_hd(
     kinds = ["Gene Expression"] * len(GENES) + ["Antibody Capture"]
     write_matrix(folder / "filtered_feature_bc_matrix.h5", counts, [barcodes[i] for i in order], [*GENES, "CD3"], kinds)
     return px[order], counts[:, : len(GENES)]
+
+
+XENIUM_PX = 0.2125  # um
+
+
+@dataclass
+class Transcripts:
+    """All transcripts of a folder, also those that do not count."""
+
+    um: np.ndarray  # (n, 2)
+    names: np.ndarray  # (n,)
+    quality: np.ndarray  # (n,)
+
+
+def write_xenium(outs: Path, side_um: float, per_um2: float = 0.03) -> Transcripts:
+    """A square of transcripts with a hole in it, cells that name the panel, and a morphology image."""
+    rng = np.random.default_rng(8)
+    um = rng.uniform(0, side_um, (int(side_um**2 * per_um2), 2))
+    um = um[np.linalg.norm(um - side_um / 2, axis=1) > side_um / 8]
+    names = rng.choice([*GENES, *OTHERS], len(um))
+    points = Transcripts(um, names, rng.choice([5.0, 19.9, 20.0, 40.0], len(um), p=[0.1, 0.1, 0.1, 0.7]))
+    write_transcripts(outs / "transcripts.parquet", points)
+    write_cells(outs, 30, "none")
+    px = round(side_um / XENIUM_PX)
+    morphology = np.zeros((2, px // 8, px // 8), dtype=np.uint16)
+    tifffile.imwrite(outs / "morphology_focus.ome.tif", morphology, metadata={"axes": "CYX"})
+    return points
+
+
+def write_transcripts(path: Path, points: Transcripts, old: bool = False) -> None:
+    """transcripts.parquet as analysers of version 3 write it, or those of version 1."""
+    n = len(points.um)
+    columns: dict[str, Any] = {
+        "transcript_id": np.arange(n, dtype=np.uint64),
+        "cell_id": ["UNASSIGNED"] * n,
+        "x_location": points.um[:, 0].astype(np.float32),
+        "y_location": points.um[:, 1].astype(np.float32),
+        "z_location": np.zeros(n, dtype=np.float32),
+        "qv": points.quality.astype(np.float32),
+    }
+    if old:
+        columns["feature_name"] = pa.array([name.encode() for name in points.names.tolist()], pa.binary())
+    else:
+        columns["feature_name"] = points.names.tolist()
+        columns["is_gene"] = np.isin(points.names, GENES)
+    points.um = points.um.astype(np.float32).astype(np.float64)
+    points.quality = points.quality.astype(np.float32).astype(np.float64)
+    write_parquet(path, columns)
+
+
+def write_cells(outs: Path, n: int, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """The table of cells and their places; returns centres in um, and counts of GENES and SILENT."""
+    rng = np.random.default_rng(n)
+    centers = rng.uniform(0, 500, (n, 2))
+    counts = csr_matrix(rng.poisson(1, (n, len(GENES) + 3)))
+    names = [*GENES, "SILENT", *OTHERS]
+    kinds = ["Gene Expression"] * (len(GENES) + 1) + ["Negative Control Probe", "Blank Codeword"]
+    cells = [f"cell{i}-1" for i in range(n)]
+    write_matrix(outs / "cell_feature_matrix.h5", counts, cells, names, kinds)
+    order = rng.permutation(n)
+    if kind == "parquet":
+        x, y = centers[order].T
+        write_parquet(outs / "cells.parquet", {"cell_id": [cells[i] for i in order], "x_centroid": x, "y_centroid": y})
+    elif kind == "csv":
+        lines = "".join(f'"{cells[i]}",{centers[i, 0]!r},{centers[i, 1]!r},9\n' for i in order.tolist())
+        text = '"cell_id","x_centroid","y_centroid","transcript_counts"\n' + lines
+        (outs / "cells.csv.gz").write_bytes(gzip.compress(text.replace("np.float64(", "").replace(")", "").encode()))
+    (outs / "experiment.xenium").write_text(json.dumps({"major_version": 4, "pixel_size": XENIUM_PX}))
+    return centers, counts.toarray()[:, : len(GENES) + 1]
+
+
+def write_alignment(path: Path, scale: float = 1.0, angle: float = 0.0, mirror: bool = False) -> np.ndarray:
+    """A matrix from px of an H&E image to those of the morphology image, as Xenium Explorer exports it."""
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
+    matrix = np.eye(3)
+    matrix[:2, :2] = turn @ np.diag([-1 if mirror else 1, 1])
+    matrix[:2, 2] = (0.0, 0.0) if scale == 1 and angle == 0 else (300.0, -120.0)
+    path.write_text("".join(",".join(f"{v!r}" for v in row) + "\n" for row in matrix.tolist()))
+    return matrix
