@@ -60,7 +60,8 @@ STAIRS = {
     ),
     "extract.imports": (
         *("options", "sample", "pitch", "pseudo_spots", "tenx_matrix", "matrix_rows", "parquet", "alignment"),
-        *("space_ranger", "visium_hd", "xenium_points", "xenium", "legacy_st", "h5ad_table", "hest_slide", "readers"),
+        *("space_ranger", "visium_hd", "xenium_points", "xenium", "legacy_st", "h5ad_table", "hest_slide"),
+        *("element_image", "spatial_data", "readers"),
         *("placement", "checks", "overlay", "layout", "dataset_entry", "work", "cli"),
     ),
     "train": (

@@ -9,6 +9,7 @@ from extract.imports.hest_slide import HestSlideReader
 from extract.imports.legacy_st import LegacyReader
 from extract.imports.sample import SampleReader
 from extract.imports.space_ranger import SpaceRangerReader
+from extract.imports.spatial_data import SpatialDataReader
 from extract.imports.visium_hd import VisiumHDReader
 from extract.imports.xenium import XeniumReader
 from hist_cache.errors import InputError
@@ -18,6 +19,7 @@ READERS: tuple[SampleReader, ...] = (
     VisiumHDReader(),
     XeniumReader(),
     SpaceRangerReader(),
+    SpatialDataReader(),
     HestSlideReader(),
     H5adReader(),
     LegacyReader(),

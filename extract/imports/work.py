@@ -70,6 +70,8 @@ def import_slide(source: Path, options: ImportOptions, root: Path) -> Imported:
     sample = replace(sample, name=slide)
     path = find_image(sample, options)
     target = make_target(root, slide, path)
+    if target.table.resolve() == source.resolve():
+        raise InputError(f"{source}: would be replaced by itself; give --id or another --data-root")
     state = check_replaced(target, source, options.replace)
     with closing(open_image(slide, path)) as image:
         placed = place_on(sample, path, image, options)
