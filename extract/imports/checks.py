@@ -172,7 +172,7 @@ def _from_tissue(
 
 
 def _is_optimum(coords: NDArray[np.float64], guess: TissueFit, mask: TissueMask, pitch_px: float) -> bool:
-    """Tell whether a guessed scale fits better than those beside it, so that it is not just the nearest of the guesses."""
+    """Tell whether a guessed scale fits better than those beside it, so that it is not just the nearest guess."""
     near = [replace(guess.placement, scale=guess.placement.scale * by) for by in (0.9, 1.1)]
     return all(fit_to_tissue(coords, placement, mask, pitch_px).overlap < guess.overlap for placement in near)
 
