@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +41,13 @@ class Finding:
         problem: What it is.
         advice: What mends it.
         refuses: Whether the slide is not imported because of it.
+        wanted: The placement that mends it, where it is known.
     """
 
     problem: str
     advice: str
     refuses: bool
+    wanted: Placement | None = None
 
     def __str__(self) -> str:
         return f"{self.problem}; {self.advice}"
@@ -91,7 +93,11 @@ def check_sample(sample: Sample, placed: PlacedImage) -> tuple[list[Finding], Ti
     mask = find_tissue(overview, placed.size, placed.um_per_px)
     pitch_px = sample.pitch_um / (placed.um_per_px * placed.placement.scale)
     fit = fit_to_tissue(sample.coords, placed.placement, mask, pitch_px)
-    findings = _from_small_image(sample, placed, overview) or _from_tissue(sample, placed, mask, pitch_px, fit)
+    findings = _from_small_image(sample, placed, overview)
+    wanted = [finding.wanted for finding in findings if finding.wanted]
+    if wanted and fit.is_clearly_better(fit_to_tissue(sample.coords, wanted[0], mask, pitch_px)):
+        findings = []  # positions that were changed since the small image was made
+    findings = findings or _from_tissue(sample, placed, mask, pitch_px, fit)
     if not findings:
         findings = _outside(sample.coords, placed) or _off_tissue(mask, fit)
     return [*findings, *_pixel_sizes(sample, placed)], fit, mask
@@ -132,10 +138,10 @@ def _differences(fits: list[PictureFit], placed: PlacedImage, small: str) -> lis
     if turned:
         also = " and of another resolution" if rescaled else ""
         problem = f"turned or mirrored{also} against the positions, by {small}"
-        return [Finding(problem, wanted.flags, True)]
+        return [Finding(problem, wanted.flags, True, wanted)]
     if rescaled:
         problem = f"of another resolution: {wanted.scale:.4g} px of it are one px of the positions, by {small}"
-        return [Finding(problem, wanted.flags, True)]
+        return [Finding(problem, wanted.flags, True, wanted)]
     return []
 
 
@@ -152,7 +158,7 @@ def _from_tissue(
         scales += [ratio] if abs(ratio / now.scale - 1) > MAX_DISAGREEMENT else []
     known = best_on_tissue(sample.coords, scales, mask, pitch_px)
     best = known if known.is_clearly_better(fit) else best_on_tissue(sample.coords, COMMON_SCALES, mask, pitch_px)
-    if not best.is_clearly_better(fit):
+    if not best.is_clearly_better(fit) or not (best is known or _is_optimum(sample.coords, best, mask, pitch_px)):
         return []
     what = []
     if best.placement.swap_xy != now.swap_xy:
@@ -162,7 +168,13 @@ def _from_tissue(
     if best.placement.scale != now.scale:
         what.append("image of another resolution")
     problem = f"{fit.on_tissue:.0%} of the spots lie on tissue, and {best.on_tissue:.0%} otherwise: {', '.join(what)}?"
-    return [Finding(problem, best.placement.flags, True)]
+    return [Finding(problem, best.placement.flags, True, best.placement)]
+
+
+def _is_optimum(coords: NDArray[np.float64], guess: TissueFit, mask: TissueMask, pitch_px: float) -> bool:
+    """Tell whether a guessed scale fits better than those beside it, so that it is not just the nearest guess."""
+    near = [replace(guess.placement, scale=guess.placement.scale * by) for by in (0.9, 1.1)]
+    return all(fit_to_tissue(coords, placement, mask, pitch_px).overlap < guess.overlap for placement in near)
 
 
 def _outside(coords: NDArray[np.float64], placed: PlacedImage) -> list[Finding]:

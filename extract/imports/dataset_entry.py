@@ -53,13 +53,11 @@ def add_to_dataset(root: Path, name: str, ids: Sequence[str]) -> Path:
     key = name if BARE_KEY.fullmatch(name) else json.dumps(name, ensure_ascii=False)
     datasets = values.get("datasets", {})
     entry = datasets.get(name) if isinstance(datasets, dict) else None
-    known = entry.get("ids", []) if isinstance(entry, dict) else []
-    wanted = list(dict.fromkeys([*known, *ids]))
-    after = _with_ids(before, key, wanted) if name in datasets else _with_table(before, key, wanted)
+    known = entry.get("ids") if isinstance(entry, dict) else None
+    wanted = list(dict.fromkeys([*(known if isinstance(known, list) else []), *ids]))
+    after = _with_table(before, key, wanted) if entry is None else _with_ids(before, key, wanted)
     if not _says(after, values, name, wanted):
-        raise InputError(
-            f"{file}: cannot be changed by itself; write ids = {json.dumps(wanted)} under [datasets.{key}]"
-        )
+        raise InputError(f"{file}: change it by hand: ids = {json.dumps(wanted)} under [datasets.{key}]")
     write_text(file, after)
     return file
 

@@ -46,7 +46,8 @@ class H5adReader:
         measured = measure_pitch(coords, array)
         is_visium = diameter_px is not None or (measured is not None and measured.kind == "hex" and measured.by_array)
         technology, pitch_um, spot_um = _technology(source, options, is_visium)
-        um_per_px, um_source, notes = None, "", ()
+        um_per_px, um_source = None, ""
+        notes: tuple[str, ...] = ()
         if technology == "Visium":
             scale = visium_scale(measured, diameter_px)
             if scale:

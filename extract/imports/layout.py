@@ -121,7 +121,7 @@ def make_metadata(
         "spots_under_tissue": int((totals > 0).sum()),
         "nb_genes": len(sample.genes),
         PROVENANCE: {
-            "source": str(source.resolve()),
+            "source": _place(source),
             "reader": reader,
             "image": str(placed.path.resolve()),
             "um_per_px_from": placed.um_per_px_source,
@@ -144,10 +144,16 @@ def check_replaced(target: Target, source: Path, replace: bool) -> str:
     if target.metadata.exists():
         origin = read_metadata(target.root, target.id)[1].get(PROVENANCE)
     stated = origin.get("source") if isinstance(origin, dict) else None
-    if stated != str(source.resolve()) and not replace:
+    if stated != _place(source) and not replace:
         whence = f"from {stated}" if stated else "that hist-import did not make"
         raise InputError(f"{target.root}: has a slide {target.id} {whence}; give --id for another ID, or --replace")
     return "replaced"
+
+
+def _place(source: Path) -> str:
+    """Name a source, the same with and without `outs` at the end."""
+    place = source.resolve()
+    return str(place.parent if place.name == "outs" else place)
 
 
 def check_readable(

@@ -31,7 +31,7 @@ SPOT_NAME = re.compile(r"(\d{1,4})x(\d{1,4})")
 TABLE_ENDINGS = (".tsv", ".tsv.gz", ".txt", ".txt.gz", ".csv", ".csv.gz")
 PIXEL_COLUMNS = ("pixel_x", "pixel_y")
 MAX_TABLE_BYTES = 1_000_000_000  # unpacked; tables of counts have tens of MB
-NEEDED = "spots must be named by column and row, such as 10x13"
+NAMED_SPOTS = "spots must be named by column and row, such as 10x13"
 Rows = list[list[str]]
 _T = TypeVar("_T")
 
@@ -128,12 +128,12 @@ def read_counts(rows: Rows) -> tuple[list[tuple[int, int]], list[str], csr_matri
     try:
         values: NDArray[np.float64] = np.array([row[1:] for row in rows[1:]], dtype=np.float64)
     except ValueError as error:
-        raise SpotTableError(f"its cells are no counts ({error})", NEEDED) from error
+        raise SpotTableError(f"its cells are no counts ({error})", NAMED_SPOTS) from error
     spots, genes = [_spot(name) for name in names], header
     if None in spots:
         spots, genes, values = [_spot(name) for name in header], names, values.T
     if None in spots:
-        raise SpotTableError(f"neither rows ({first_names(names, 2)}) nor columns are spots", NEEDED)
+        raise SpotTableError(f"neither rows ({first_names(names, 2)}) nor columns are spots", NAMED_SPOTS)
     return [spot for spot in spots if spot is not None], genes, csr_matrix(values)
 
 

@@ -17,7 +17,7 @@ import tifffile
 from scipy.sparse import csc_matrix
 
 UM_PER_PX = 2.0
-SIZE = (1400, 1000)  # width and height, px
+SIZE = (900, 700)  # width and height, px
 MARK = 5
 LOW_PX = 200  # longer side of the low-resolution image
 GENES = 12
@@ -48,15 +48,15 @@ def make_section(pitch_px: float = 100 / UM_PER_PX, kind: str = "hex") -> Sectio
     rng = np.random.default_rng(5)
     width, height = SIZE
     pixels = np.full((height, width, 3), 245, dtype=np.uint8)
-    pixels[200:900, 150:450] = pixels[650:900, 150:1150] = (190, 110, 170)
+    pixels[120:600, 100:250] = pixels[430:600, 100:750] = (190, 110, 170)
     pixels = np.clip(pixels + rng.integers(-6, 6, pixels.shape), 0, 255).astype(np.uint8)
     if kind == "hex":
-        row, column = np.mgrid[0:22, 0:54].reshape(2, -1)
+        row, column = np.mgrid[0:16, 0:36].reshape(2, -1)
         keep = (row + column) % 2 == 0
         array = np.stack([row[keep], column[keep]], axis=1)
         xy = array[:, ::-1] * (pitch_px / 2, pitch_px * np.sqrt(0.75)) + (30, 40)
     else:
-        row, column = np.mgrid[0:9, 0:13].reshape(2, -1)
+        row, column = np.mgrid[0:7, 0:9].reshape(2, -1)
         array = np.stack([row, column], axis=1)
         xy = array[:, ::-1] * pitch_px + (60, 70)
     coords = np.round(xy).astype(int)
