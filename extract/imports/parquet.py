@@ -12,7 +12,7 @@ from hist_cache.texts import first_names
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_AT_ONCE = 500_000
+PARQUET_ROWS = 500_000
 
 
 class ParquetError(FileProblemError):
@@ -20,7 +20,7 @@ class ParquetError(FileProblemError):
 
 
 def parquet_batches(
-    slide: str, path: Path, needed: Sequence[str], optional: Sequence[str] = (), rows: int = ROWS_AT_ONCE
+    slide: str, path: Path, needed: Sequence[str], optional: Sequence[str] = (), rows: int = PARQUET_ROWS
 ) -> Iterator[dict[str, pa.Array]]:
     """Read columns of a file, some rows at a time.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 POINTS_AT_ONCE = 500_000
 MAX_WAITING = 20_000_000  # entries of parts that are not added up yet
-MAX_ROWS = 1 << 20  # of a lattice, and of sites in a row: 100 m
+MAX_LATTICE_ROWS = 1 << 20  # of a lattice, and of sites in a row: 100 m
 Points = tuple[NDArray[np.float64], "csr_matrix"]  # (n, 2) positions in um, x then y, and (n, G) counts
 
 
@@ -112,16 +112,18 @@ def pool(chunks: Iterable[Points], spot_um: float) -> PseudoSpots:
         total += int(counts.sum())
         sites, distance = nearest_sites(points, pitch)
         inside = np.flatnonzero(distance <= spot_um / 2)
-        if abs(sites).max() >= MAX_ROWS / 2:
+        if abs(sites).max() >= MAX_LATTICE_ROWS / 2:
             raise InputError(f"positions reach {abs(points).max():.3g} um; no tissue is that large")
-        keys, spot = np.unique((sites[inside] + MAX_ROWS // 2) @ np.array([MAX_ROWS, 1]), return_inverse=True)
+        keys, spot = np.unique(
+            (sites[inside] + MAX_LATTICE_ROWS // 2) @ np.array([MAX_LATTICE_ROWS, 1]), return_inverse=True
+        )
         into = csr_matrix((np.ones(len(inside), dtype=np.int64), (spot, inside)), shape=(len(keys), len(points)))
         sums.add(keys, into @ counts.astype(np.int64))
     keys, counts = sums.result()
     keep = np.flatnonzero(np.asarray(counts.sum(axis=1)).ravel())
     if not len(keep):
         raise InputError(f"no counts lie in any circle of {spot_um:g} um; is the pixel size right?")
-    counts, sites = counts[keep], np.stack(np.divmod(keys[keep], MAX_ROWS), axis=1) - MAX_ROWS // 2
+    counts, sites = counts[keep], np.stack(np.divmod(keys[keep], MAX_LATTICE_ROWS), axis=1) - MAX_LATTICE_ROWS // 2
     centers, array = lattice_sites(sites[:, 0], sites[:, 1], pitch, "hex")
     array -= array.min(0) // 2 * 2  # from 0 or 1, and row + column stays even
     within = int(((centers >= low) & (centers <= high)).all(axis=1).sum())

@@ -19,10 +19,10 @@ from extract.imports.sample import Sample, sample_name
 from hist_cache.errors import InputError, SlideError, kind_and_text
 from hist_cache.texts import first_names
 
-ZARR_FILES = ("zarr.json", ".zgroup", ".zattrs")
+STORE_FILES = ("zarr.json", ".zgroup", ".zattrs")
 LINK = "spatialdata_attrs"
 HD_TABLE = re.compile(r"square_(\d{3})um")
-SYMBOLS_NEEDED = "the table must hold raw counts, with gene symbols as var_names"
+RAW_COUNTS = "the table must hold raw counts, with gene symbols as var_names"
 
 
 class SpatialDataReader:
@@ -33,7 +33,7 @@ class SpatialDataReader:
 
     def recognises(self, source: Path) -> bool:
         """Tell whether it is a Zarr store."""
-        return source.is_dir() and any((source / name).is_file() for name in ZARR_FILES)
+        return source.is_dir() and any((source / name).is_file() for name in STORE_FILES)
 
     def read(self, source: Path, options: ImportOptions) -> Sample:
         """Read the store; see `SampleReader`."""
@@ -172,5 +172,5 @@ def _counts(slide: str, source: Path, values: Any) -> Any:
     counts = csr_matrix(values)
     data = counts.data
     if not len(data) or not (np.isfinite(data).all() and (data >= 0).all() and (data == np.round(data)).all()):
-        raise SlideError(slide, source, "its table holds no raw counts (normalised?)", SYMBOLS_NEEDED)
+        raise SlideError(slide, source, "its table holds no raw counts (normalised?)", RAW_COUNTS)
     return counts

@@ -29,10 +29,14 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 BINNED = "binned_outputs"
-COUNTS, POSITIONS, SCALES = "filtered_feature_bc_matrix.h5", "tissue_positions.parquet", "scalefactors_json.json"
-COLUMNS = ("barcode", "array_row", "array_col", "pxl_col_in_fullres", "pxl_row_in_fullres")
+BIN_COUNTS, BIN_POSITIONS, SCALES = (
+    "filtered_feature_bc_matrix.h5",
+    "tissue_positions.parquet",
+    "scalefactors_json.json",
+)
+BIN_COLUMNS = ("barcode", "array_row", "array_col", "pxl_col_in_fullres", "pxl_row_in_fullres")
 BINS_UM = (2, 8, 16)
-COPY = f"copy the whole outs/ folder of Space Ranger, with {BINNED}/"
+COPY_OUTS = f"copy the whole outs/ folder of Space Ranger, with {BINNED}/"
 LOW_RESOLUTION = "tissue_lowres_image.png"
 BINS_MEASURED = 20_000  # of which the distance is measured
 BYTES_A_COUNT = 40  # of memory, for a count of a bin while all bins are read
@@ -53,12 +57,12 @@ class VisiumHDReader:
         slide, bin_um = options.id or _name(source), _bin_size(source, options)
         folder = _bin_folder(source, bin_um)
         scales = _read_scales(slide, folder / "spatial" / SCALES)
-        with open_matrix(slide, folder / COUNTS) as matrix:
-            coords, array = _places(slide, folder / "spatial" / POSITIONS, matrix)
+        with open_matrix(slide, folder / BIN_COUNTS) as matrix:
+            coords, array = _places(slide, folder / "spatial" / BIN_POSITIONS, matrix)
             um_per_px, um_source = _pixel_size(slide, folder / "spatial" / SCALES, scales, coords, array, bin_um)
             notes = _notes(matrix, coords)
             if options.pseudo_spots is None:
-                spots = _bins(slide, folder / COUNTS, matrix, coords, array, bin_um)
+                spots = _bins(slide, folder / BIN_COUNTS, matrix, coords, array, bin_um)
             else:
                 spots = _pseudo_spots(matrix, coords, um_per_px, options.pseudo_spots, bin_um)
             genes, gene_ids = matrix.genes, matrix.gene_ids
@@ -158,9 +162,9 @@ def _read_scales(slide: str, file: Path) -> dict[str, Any]:
     try:
         scales = read_json(file)
     except ValueError as error:
-        raise SlideError(slide, file, str(error), COPY) from error
+        raise SlideError(slide, file, str(error), COPY_OUTS) from error
     if not isinstance(scales, dict):
-        raise SlideError(slide, file, "holds no names with values", COPY)
+        raise SlideError(slide, file, "holds no names with values", COPY_OUTS)
     return scales
 
 
@@ -177,7 +181,7 @@ def _low_resolution(folder: Path, scales: dict[str, Any]) -> tuple[Path, float] 
 
 def _places(slide: str, file: Path, matrix: MatrixRows) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
     """Return the (N, 2) places of the bins of a matrix, NaN where there is none, and their array row and column."""
-    columns = parquet_columns(slide, file, COLUMNS)
+    columns = parquet_columns(slide, file, BIN_COLUMNS)
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -185,8 +189,8 @@ def _places(slide: str, file: Path, matrix: MatrixRows) -> tuple[NDArray[np.floa
     rows = pc.index_in(named, value_set=pc.cast(columns["barcode"], pa.binary()))
     known = pc.is_valid(rows).to_numpy(zero_copy_only=False)
     if not known.any():
-        problem = f"has none of the barcodes of {COUNTS} ({matrix.barcodes[0].decode()})"
-        raise SlideError(slide, file, problem, COPY)
+        problem = f"has none of the barcodes of {BIN_COUNTS} ({matrix.barcodes[0].decode()})"
+        raise SlideError(slide, file, problem, COPY_OUTS)
     at = rows.to_numpy(zero_copy_only=False)[known].astype(np.int64)
     coords = np.full((len(known), 2), np.nan)
     array = np.full((len(known), 2), -1, dtype=np.int32)
@@ -196,7 +200,7 @@ def _places(slide: str, file: Path, matrix: MatrixRows) -> tuple[NDArray[np.floa
         array[known, axis] = columns[name].to_numpy(zero_copy_only=False)[at]
     bad = ~(abs(coords[known]) <= MAX_POSITION).all(axis=1)
     if bad.any():
-        raise SlideError(slide, file, f"{bad.sum():,} bins have no position, or one that no image reaches", COPY)
+        raise SlideError(slide, file, f"{bad.sum():,} bins have no position, or one that no image reaches", COPY_OUTS)
     return coords, array
 
 
@@ -210,7 +214,7 @@ def _pixel_size(
     """
     stated_bin, stated = _number(scales, "bin_size_um"), _number(scales, "microns_per_pixel")
     if stated_bin is not None and stated_bin != bin_um:
-        raise SlideError(slide, file, f"states bins of {stated_bin:g} um in a folder of bins of {bin_um} um", COPY)
+        raise SlideError(slide, file, f"states bins of {stated_bin:g} um in a folder of bins of {bin_um} um", COPY_OUTS)
     known = np.flatnonzero(np.isfinite(coords[:, 0]))
     some = known[:: max(1, len(known) // BINS_MEASURED)]
     design = np.column_stack([array[some], np.ones(len(some))])
@@ -218,11 +222,11 @@ def _pixel_size(
     measured = bin_um / float(np.sqrt((vectors[:2] ** 2).sum(axis=1).mean())) if rank == 3 else None
     if stated is None:
         if measured is None:
-            raise SlideError(slide, file, "no microns_per_pixel", COPY)
+            raise SlideError(slide, file, "no microns_per_pixel", COPY_OUTS)
         return measured, f"the bins of {bin_um} um"
     if measured is not None and abs(measured / stated - 1) > MAX_DISAGREEMENT:
         problem = f"microns_per_pixel is {stated:.4g}, but by its bins of {bin_um} um a pixel has {measured:.4g} um"
-        raise SlideError(slide, file, problem, COPY)
+        raise SlideError(slide, file, problem, COPY_OUTS)
     return stated, f"microns_per_pixel of {SCALES}"
 
 

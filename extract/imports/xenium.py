@@ -17,7 +17,7 @@ from extract.imports.options import ImportOptions
 from extract.imports.pitch import VISIUM_SPOT_UM
 from extract.imports.pseudo_spots import pool
 from extract.imports.sample import Sample, sample_name
-from extract.imports.xenium_points import COPY, COUNTS, TRANSCRIPTS, Counted, Genes, cells, transcripts
+from extract.imports.xenium_points import CELL_COUNTS, COPY_XENIUM, TRANSCRIPTS, Counted, Genes, cells, transcripts
 from extract.slides.listing import slide_images, slide_name
 from extract.slides.readers import open_image
 from hist_cache.errors import InputError, SlideError, one_line
@@ -48,13 +48,13 @@ class XeniumReader:
         outs, slide = _outs(source), options.id or sample_name(source)
         morphology_um = _pixel_size(slide, outs / EXPERIMENT)
         matrix, aligned_by = _alignment(slide, outs, options)
-        genes, counted = Genes.of_panel(slide, outs / COUNTS), Counted()
+        genes, counted = Genes.of_panel(slide, outs / CELL_COUNTS), Counted()
         if (outs / TRANSCRIPTS).is_file():
             points = transcripts(slide, outs / TRANSCRIPTS, genes, counted)
-        elif (outs / COUNTS).is_file():
+        elif (outs / CELL_COUNTS).is_file():
             points = cells(slide, outs, genes, counted)
         else:
-            raise SlideError(slide, outs, f"neither {TRANSCRIPTS} nor {COUNTS} in it", COPY)
+            raise SlideError(slide, outs, f"neither {TRANSCRIPTS} nor {CELL_COUNTS} in it", COPY_XENIUM)
         spots = pool(points, options.pseudo_spots or VISIUM_SPOT_UM)
         spots.counts.resize((len(spots.centers), len(genes.names)))
         return Sample(
@@ -84,7 +84,7 @@ def _pixel_size(slide: str, file: Path) -> float:
     try:
         experiment = read_json(file)
     except ValueError as error:
-        raise SlideError(slide, file, str(error), COPY) from error
+        raise SlideError(slide, file, str(error), COPY_XENIUM) from error
     size = experiment.get("pixel_size") if isinstance(experiment, dict) else None
     if not isinstance(size, int | float) or isinstance(size, bool) or not 0 < size < np.inf:
         raise SlideError(slide, file, f"pixel_size is {size!r:.40}", "it must be a number above 0, in um")
@@ -134,4 +134,4 @@ def _size_of(slide: str, path: Path) -> tuple[int, int]:
             sizes = dict(zip(series.axes, series.shape, strict=True))
         return sizes["X"], sizes["Y"]
     except Exception as error:
-        raise SlideError(slide, path, f"cannot be read ({one_line(error)})", COPY) from error
+        raise SlideError(slide, path, f"cannot be read ({one_line(error)})", COPY_XENIUM) from error

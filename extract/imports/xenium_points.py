@@ -20,7 +20,7 @@ from hist_cache.errors import FileProblemError, SlideError, slide_error
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TRANSCRIPTS, COUNTS = "transcripts.parquet", "cell_feature_matrix.h5"
+TRANSCRIPTS, CELL_COUNTS = "transcripts.parquet", "cell_feature_matrix.h5"
 CELLS, CELLS_CSV = "cells.parquet", "cells.csv.gz"
 MIN_QUALITY = 20.0  # Phred-scaled; the analyser itself counts no transcripts below it
 # Names of probes and codewords that measure no gene; files of newer analysers have a column `is_gene` instead.
@@ -29,7 +29,7 @@ CONTROLS = (
     *("UnassignedCodeword_", "DeprecatedCodeword_", "Intergenic_Region_"),
 )
 CELL_COLUMNS = ("cell_id", "x_centroid", "y_centroid")
-COPY = "copy the whole output folder of the Xenium analyser"
+COPY_XENIUM = "copy the whole output folder of the Xenium analyser"
 
 
 @dataclass
@@ -126,7 +126,7 @@ def transcripts(slide: str, path: Path, genes: Genes, counted: Counted) -> Itera
         counted.controls += int((good & ~of_gene).sum())
         points = np.stack([_floats(batch["x_location"])[keep], _floats(batch["y_location"])[keep]], axis=1)
         if not np.isfinite(points).all():
-            raise SlideError(slide, path, "transcripts without a position", COPY)
+            raise SlideError(slide, path, "transcripts without a position", COPY_XENIUM)
         used = np.unique(feature[keep])
         number = np.zeros(len(names), dtype=np.int64)
         number[used] = genes.numbers([names[i] for i in used])
@@ -156,12 +156,12 @@ def cells(slide: str, folder: Path, genes: Genes, counted: Counted) -> Iterator[
     row = {str(cell): i for i, cell in enumerate(columns["cell_id"])}
     centers = np.stack([columns["x_centroid"], columns["y_centroid"]], axis=1).astype(np.float64)
     if not np.isfinite(centers).all():
-        raise SlideError(slide, path, "cells without a position", COPY)
-    with open_matrix(slide, folder / COUNTS) as matrix:
+        raise SlideError(slide, path, "cells without a position", COPY_XENIUM)
+    with open_matrix(slide, folder / CELL_COUNTS) as matrix:
         places = [row.get(cell.decode()) for cell in matrix.barcodes]
         if None in places:
             missing = matrix.barcodes[places.index(None)].decode()
-            raise SlideError(slide, path, f"has no cell {missing} of {COUNTS}", COPY)
+            raise SlideError(slide, path, f"has no cell {missing} of {CELL_COUNTS}", COPY_XENIUM)
         counts = matrix.read(0, len(matrix))
         counted.cells, counted.n_others = len(matrix), matrix.n_others
         names = matrix.genes
@@ -178,11 +178,11 @@ def _cell_table(slide: str, path: Path) -> dict[str, Any]:
         return {name: _texts(v) if name == "cell_id" else _floats(v) for name, v in columns.items()}
     try:
         if not path.is_file():
-            raise FileProblemError("no such file", COPY)
+            raise FileProblemError("no such file", COPY_XENIUM)
         with gzip.open(path, "rt", encoding="utf-8") as stream:
             reader = csv.DictReader(stream)
             if missing := [name for name in CELL_COLUMNS if name not in (reader.fieldnames or ())]:
-                raise FileProblemError(f"no column {missing[0]}", COPY)
+                raise FileProblemError(f"no column {missing[0]}", COPY_XENIUM)
             rows = [[line[name] for name in CELL_COLUMNS] for line in reader]
         x, y = (np.array([line[axis] for line in rows], dtype=np.float64) for axis in (1, 2))
     except Exception as error:
@@ -196,7 +196,7 @@ def _features(slide: str, path: Path, column: pa.Array) -> tuple[list[str], NDAr
 
     encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
     if encoded.null_count:
-        raise SlideError(slide, path, "transcripts without a feature_name", COPY)
+        raise SlideError(slide, path, "transcripts without a feature_name", COPY_XENIUM)
     return _texts(encoded.dictionary), encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
