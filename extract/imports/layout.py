@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PROVENANCE = "hist_import"  # key of the metadata that says where a slide came from
+BIG_TIFF = ".btf"  # the ending that 10x Genomics gives images of Visium HD; the link to one ends in .tif
 PLOTS = "spatial_plots"  # HEST's folder of such pictures
 
 
@@ -81,6 +82,7 @@ def make_target(root: Path, slide: str, image: Path) -> Target:
         SlideError: Slides with such images are not found in a HEST folder.
     """
     suffix = image.suffix.lower()
+    suffix = ".tif" if suffix == BIG_TIFF else suffix
     if suffix not in IMAGE_SUFFIXES:
         problem = f"{suffix or 'no ending'} is no ending of a slide's image"
         raise SlideError(slide, image, problem, f"one of {', '.join(IMAGE_SUFFIXES)} is needed; convert it")

@@ -114,9 +114,8 @@ def pool(chunks: Iterable[Points], spot_um: float) -> PseudoSpots:
         inside = np.flatnonzero(distance <= spot_um / 2)
         if abs(sites).max() >= MAX_LATTICE_ROWS / 2:
             raise InputError(f"positions reach {abs(points).max():.3g} um; no tissue is that large")
-        keys, spot = np.unique(
-            (sites[inside] + MAX_LATTICE_ROWS // 2) @ np.array([MAX_LATTICE_ROWS, 1]), return_inverse=True
-        )
+        numbers = (sites[inside] + MAX_LATTICE_ROWS // 2) @ np.array([MAX_LATTICE_ROWS, 1])
+        keys, spot = np.unique(numbers, return_inverse=True)
         into = csr_matrix((np.ones(len(inside), dtype=np.int64), (spot, inside)), shape=(len(keys), len(points)))
         sums.add(keys, into @ counts.astype(np.int64))
     keys, counts = sums.result()

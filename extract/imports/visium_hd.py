@@ -29,11 +29,8 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 BINNED = "binned_outputs"
-BIN_COUNTS, BIN_POSITIONS, SCALES = (
-    "filtered_feature_bc_matrix.h5",
-    "tissue_positions.parquet",
-    "scalefactors_json.json",
-)
+BIN_COUNTS, BIN_POSITIONS = "filtered_feature_bc_matrix.h5", "tissue_positions.parquet"
+SCALES = "scalefactors_json.json"
 BIN_COLUMNS = ("barcode", "array_row", "array_col", "pxl_col_in_fullres", "pxl_row_in_fullres")
 BINS_UM = (2, 8, 16)
 COPY_OUTS = f"copy the whole outs/ folder of Space Ranger, with {BINNED}/"

@@ -94,7 +94,11 @@ def test_circles_that_are_not_visiums(section: Section, tmp_path: Path, run_comm
 
 def test_folders_that_are_no_stores(tmp_path: Path, run_command: Run) -> None:
     (tmp_path / "P7.zarr").mkdir()
-    (tmp_path / "P7.zarr/zarr.json").write_text("{}")
+    (tmp_path / "P7.zarr/zarr.json").write_text("no JSON")
     code, text = run_command(main, tmp_path / "P7.zarr", "--data-root", "data")
     assert code == 1
     assert "no SpatialData store that can be read" in text
+    spatialdata.SpatialData().write(tmp_path / "empty.zarr")
+    code, text = run_command(main, tmp_path / "empty.zarr", "--data-root", "data")
+    assert code == 2
+    assert "0 tables that belong to shapes (none)" in text

@@ -100,7 +100,8 @@ def write_hd_section(outs: Path, bin_um: int, gene_of_pixel: np.ndarray) -> None
 
 def test_pseudo_spots_of_visium_hd(gene_of_pixel: np.ndarray, image: Path, tmp_path: Path, run_command: Run) -> None:
     write_hd_section(tmp_path / "P9/outs", 8, gene_of_pixel)
-    code, text = run_command(main, "P9", "--image", image, "--pseudo-spots", 55, "--data-root", "data")
+    (tmp_path / "he.btf").symlink_to(image)
+    code, text = run_command(main, "P9", "--image", "he.btf", "--pseudo-spots", 55, "--data-root", "data")
     assert code == 0, text
     assert "P9: Visium HD, " in text
     assert "spots of 55 um, 100 um apart" in text
