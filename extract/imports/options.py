@@ -9,7 +9,7 @@ from hist_cache.options import CommandOptions, option, positional
 from hist_cache.values import Interval
 
 UM = Interval(0.05, 10)
-SPOT_UM = Interval(5, 1000)
+SPOT_SIZES_UM = Interval(5, 1000)
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class ImportOptions(CommandOptions):
         None, "spots' positions where they are not beside the counts (legacy Spatial Transcriptomics)", "F"
     )
     pitch: float | None = option(
-        None, "distance between spots, um, of an h5ad whose spots are not Visium's", "UM", within=SPOT_UM
+        None, "distance between spots, um, of an h5ad whose spots are not Visium's", "UM", within=SPOT_SIZES_UM
     )
-    spot: float | None = option(None, "diameter of a spot, um, of such an h5ad", "UM", within=SPOT_UM)
+    spot: float | None = option(None, "diameter of a spot, um, of such an h5ad", "UM", within=SPOT_SIZES_UM)
     bin: Literal["8", "16"] = option("8", "bins of Visium HD that are read, um")
     pseudo_spots: float | None = option(
-        None, "pool bins, cells or transcripts into spots of this diameter, um", "UM", within=SPOT_UM
+        None, "pool bins, cells or transcripts into spots of this diameter, um", "UM", within=SPOT_SIZES_UM
     )
     um_per_px: float | None = option(
         None, "pixel size of the image (default: by the spots' pitch, else as the image says)", "UM", within=UM,
