@@ -42,4 +42,5 @@ def scale_of(matrix: NDArray[np.float64]) -> float:
 
 def to_image(matrix: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Map (N, 2) px of the microscope's image back to px of the H&E image."""
-    return np.linalg.solve(matrix[:2, :2], (points - matrix[:2, 2]).T).T
+    mapped: NDArray[np.float64] = np.linalg.solve(matrix[:2, :2], (points - matrix[:2, 2]).T).T
+    return mapped

@@ -14,9 +14,9 @@ from hist_cache.options import folder_option, parse, run
 if TYPE_CHECKING:
     from extract.imports.work import Imported
 
-DESCRIPTION = """Bring measured slides into the layout that hist-extract reads: Space Ranger's outs/ (Visium, Visium HD),
-Xenium, SpatialData, legacy Spatial Transcriptomics, h5ad. Checks that the spots lie on the tissue of the image, and draws
-them on it."""
+DESCRIPTION = """Bring measured slides into the layout that hist-extract reads: Space Ranger's outs/ (also Visium HD),
+Xenium, SpatialData, legacy Spatial Transcriptomics, h5ad. Checks that the spots lie on the tissue of the image, and
+draws them on it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

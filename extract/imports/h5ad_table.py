@@ -19,7 +19,7 @@ from hist_cache.spots import gene_symbols, read_places
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-PARTS = ("X", "obs", "var", "obsm", "layers", "raw", "uns/spatial")
+H5AD_PARTS = ("X", "obs", "var", "obsm", "layers", "raw", "uns/spatial")
 RAW_NEEDED = "raw counts are needed in layers['counts'], X or raw"
 ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id")
 
@@ -38,7 +38,7 @@ class H5adReader:
         """Read the file; see `SampleReader`."""
         slide = options.id or sample_name(source)
         barcodes, coords, array = read_places(slide, source)
-        with open_parts(slide, source, PARTS) as file:
+        with open_parts(slide, source, H5AD_PARTS) as file:
             counts, home, where = _raw_counts(file, len(barcodes))
             genes = gene_symbols(home, counts.shape[1])
             gene_ids = _gene_ids(home, counts.shape[1])

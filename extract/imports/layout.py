@@ -177,7 +177,7 @@ def check_readable(
             raise SlideError(error.slide, source, error.problem, error.advice) from error
 
 
-def write_slide(target: Target, table: anndata.AnnData, metadata: dict[str, Any], image: Path) -> None:
+def write_files(target: Target, table: anndata.AnnData, metadata: dict[str, Any], image: Path) -> None:
     """Write a slide's files. Entries of its metadata that users have added stay.
 
     Raises:

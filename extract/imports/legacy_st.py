@@ -84,12 +84,12 @@ class LegacyReader:
 
 def _read_file(slide: str, path: Path, read: Callable[[Rows], _T]) -> _T:
     try:
-        return read(read_rows(path))
+        return read(read_cells(path))
     except Exception as error:
         raise slide_error(slide, path, error, "cannot be read") from error
 
 
-def read_rows(path: Path) -> Rows:
+def read_cells(path: Path) -> Rows:
     """Read a table of tabs or commas, packed or not, as lists of cells.
 
     Raises:

@@ -9,7 +9,7 @@ from hist_cache.options import CommandOptions, option, positional
 from hist_cache.values import Interval
 
 UM = Interval(0.05, 10)
-SPOT_UM = Interval(5, 1000)
+SPOT_SIZES_UM = Interval(5, 1000)
 MEASURED_UM = Interval(1, 1000)  # of bins that are pooled, too
 
 
@@ -35,8 +35,9 @@ class ImportOptions(CommandOptions):
     spot: float | None = option(None, "diameter of a spot, um, of such an h5ad", "UM", within=MEASURED_UM)
     bin: Literal["8", "16"] = option("8", "bins of Visium HD that are read, um")
     pseudo_spots: float | None = option(
-        None, "pool bins, cells or transcripts into spots of this diameter, um (Xenium: 55)", "UM", within=SPOT_UM
-    )
+        None, "pool bins, cells or transcripts into spots of this diameter, um (Xenium: 55)", "UM",
+        within=SPOT_SIZES_UM,
+    )  # fmt: skip
     alignment: str | None = option(
         None, "3 x 3 matrix (CSV) of Xenium Explorer that maps px of the H&E image to px of the morphology image", "F"
     )

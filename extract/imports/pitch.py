@@ -13,7 +13,7 @@ VISIUM_PITCH_UM, VISIUM_SPOT_UM = 100.0, 55.0
 # Space Ranger states the diameter in px of a "theoretical 65 um spot"; some programs write that of the 55 um one.
 STATED_DIAMETERS_UM = (65.0, 55.0)
 MAX_DISAGREEMENT = 0.05  # relative, between two sizes of a pixel that are the same
-MIN_SPOTS = 4  # of a lattice
+MIN_LATTICE_SPOTS = 4  # of a lattice
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def measure_pitch(coords: NDArray[np.float64], array: NDArray[np.int32]) -> Meas
     """
     from scipy.spatial import cKDTree
 
-    if len(coords) < MIN_SPOTS:
+    if len(coords) < MIN_LATTICE_SPOTS:
         return None
     nearest = float(np.median(cKDTree(coords).query(coords, k=2)[0][:, 1]))
     lattice = find_lattice(coords, array, nearest) if nearest > 0 else None

@@ -88,7 +88,9 @@ def nearest_sites(points: NDArray[np.float64], pitch: float) -> tuple[NDArray[np
         sites.append(np.stack([row, number], axis=1))
         distances.append(np.hypot(*(points - centers).T))
     nearer = distances[1] < distances[0]
-    return np.where(nearer[:, None], sites[1], sites[0]), np.where(nearer, distances[1], distances[0])
+    chosen: NDArray[np.int64] = np.where(nearer[:, None], sites[1], sites[0])
+    distance: NDArray[np.float64] = np.where(nearer, distances[1], distances[0])
+    return chosen, distance
 
 
 def pool(chunks: Iterable[Points], spot_um: float) -> PseudoSpots:

@@ -15,7 +15,7 @@ from extract.imports.xenium import XeniumReader
 from hist_cache.errors import InputError
 
 # The first that recognises a source reads it: what looks like another kind and has more comes before it.
-READERS: tuple[SampleReader, ...] = (
+SAMPLE_READERS: tuple[SampleReader, ...] = (
     VisiumHDReader(),
     XeniumReader(),
     SpaceRangerReader(),
@@ -34,8 +34,8 @@ def find_reader(source: Path) -> SampleReader:
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
-    reader = next((reader for reader in READERS if reader.recognises(source)), None)
+    reader = next((reader for reader in SAMPLE_READERS if reader.recognises(source)), None)
     if reader is None:
-        expected = "; ".join(f"{reader.name}: {reader.expected}" for reader in READERS)
+        expected = "; ".join(f"{reader.name}: {reader.expected}" for reader in SAMPLE_READERS)
         raise InputError(f"{source}: no measured slide that is read ({expected}); see docs/data-layout.md")
     return reader

@@ -167,8 +167,9 @@ def _read_scales(slide: str, file: Path) -> dict[str, Any]:
 
 def _number(scales: dict[str, Any], name: str) -> float | None:
     value = scales.get(name)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value) and value > 0
-    return float(value) if is_number else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if np.isfinite(value) and value > 0 else None
 
 
 def _low_resolution(folder: Path, scales: dict[str, Any]) -> tuple[Path, float] | None:

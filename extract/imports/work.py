@@ -10,8 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from extract.imports.checks import Finding, PlacedImage, check_sample
-from extract.imports.layout import Target, check_readable, check_replaced, make_metadata, make_table, make_target
-from extract.imports.layout import write_slide as write_files
+from extract.imports.layout import (
+    Target,
+    check_readable,
+    check_replaced,
+    make_metadata,
+    make_table,
+    make_target,
+    write_files,
+)
 from extract.imports.options import ImportOptions
 from extract.imports.overlay import write_overlay
 from extract.imports.placement import Placement, TissueFit

@@ -158,9 +158,9 @@ def cells(slide: str, folder: Path, genes: Genes, counted: Counted) -> Iterator[
     if not np.isfinite(centers).all():
         raise SlideError(slide, path, "cells without a position", COPY_XENIUM)
     with open_matrix(slide, folder / CELL_COUNTS) as matrix:
-        places = [row.get(cell.decode()) for cell in matrix.barcodes]
-        if None in places:
-            missing = matrix.barcodes[places.index(None)].decode()
+        places = [row.get(cell.decode(), -1) for cell in matrix.barcodes]
+        if -1 in places:
+            missing = matrix.barcodes[places.index(-1)].decode()
             raise SlideError(slide, path, f"has no cell {missing} of {CELL_COUNTS}", COPY_XENIUM)
         counts = matrix.read(0, len(matrix))
         counted.cells, counted.n_others = len(matrix), matrix.n_others
