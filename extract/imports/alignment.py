@@ -42,5 +42,4 @@ def scale_of(matrix: NDArray[np.float64]) -> float:
 
 def to_image(matrix: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Map (N, 2) px of the microscope's image back to px of the H&E image."""
-    mapped: NDArray[np.float64] = np.linalg.solve(matrix[:2, :2], (points - matrix[:2, 2]).T).T
-    return mapped
+    return np.linalg.solve(matrix[:2, :2], (points - matrix[:2, 2]).T).T.astype(np.float64)

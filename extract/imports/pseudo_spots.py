@@ -86,7 +86,8 @@ def nearest_sites(points: NDArray[np.float64], pitch: float) -> tuple[NDArray[np
         number = np.round(points[:, 0] / pitch - 0.5 - (row % 2) / 2).astype(np.int64)
         centers = lattice_sites(row, number, pitch, "hex")[0]
         sites.append(np.stack([row, number], axis=1))
-        distances.append(np.hypot(*(points - centers).T))
+        offset = points - centers
+        distances.append(np.hypot(offset[:, 0], offset[:, 1]))
     nearer = distances[1] < distances[0]
     chosen: NDArray[np.int64] = np.where(nearer[:, None], sites[1], sites[0])
     distance: NDArray[np.float64] = np.where(nearer, distances[1], distances[0])
