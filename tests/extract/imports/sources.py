@@ -44,8 +44,8 @@ def color(i: int) -> tuple[int, int, int]:
     return (200, 20 + i % 200, 40 + 30 * (i // 200))
 
 
-def make_section(pitch_px: float = 100 / UM_PER_PX, kind: str = "hex") -> Section:
-    rng = np.random.default_rng(5)
+def make_section(pitch_px: float = 100 / UM_PER_PX, kind: str = "hex", seed: int = 5) -> Section:
+    rng = np.random.default_rng(seed)
     width, height = SIZE
     pixels = np.full((height, width, 3), 245, dtype=np.uint8)
     pixels[120:600, 100:250] = pixels[430:600, 100:750] = (190, 110, 170)
