@@ -125,7 +125,7 @@ class Claims:
 
     def __init__(self, plan: ExtractionPlan, request: Request) -> None:
         self._open = deque(task for task in plan.tasks if task.state != "complete")
-        self._request = request
+        self._request, self._headers = request, plan.headers
         self._loader = ThreadPoolExecutor(1, "load")
         self._locks: list[FileLock] = []
         self._unlocked = False
@@ -176,7 +176,7 @@ class Claims:
         return task.path.parent / LOCKS / f"{task.path.stem}.lock"
 
     def _try(self, task: Task, timeout: float) -> Claim | None:
-        slide, folder = task.files.id, task.path.parent
+        slide = task.files.id
         path = self._lock_file(task)
         lock = FileLock(path, thread_local=False)  # the thread that writes releases it
         try:
@@ -185,7 +185,7 @@ class Claims:
             self._open.append(task)
             return None
         try:
-            current = plan_slide(self._request, slide, folder)  # another process may have done it in the meantime
+            current = plan_slide(self._request, slide, self._headers)  # another process may have done it in the meantime
         except Exception as error:
             self.fail(slide_failure(slide, task.path, error), lock)
             return None
