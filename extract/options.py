@@ -18,7 +18,9 @@ class ExtractOptions(CommandOptions):
         "kidney, colorectum, skin, lung, kidney_papilla, her2st, demo; with --ids a name of your own",
         "NAME",
     )
-    ids: str | None = option(None, "HEST slides instead of the dataset's own, e.g. SPA138,SPA139 or NCBI692-714", "IDS")
+    ids: str | None = option(
+        None, "slides instead of the dataset's own: SPA138,SPA139 or NCBI692-714, or a file with one a line", "IDS"
+    )
     data_root: str | None = option(None, "folder with st/, wsis/ and metadata/ (default: $HIST_DATA or ./data)", "D")
     cache: str | None = option(None, "folder of the cache (default: $HIST_CACHE or ./cache)", "D")
     encoder: str | None = option(None, "uni, uni2-h, virchow2, ..., timm:NAME, demo (default: the dataset's)", "NAME")
