@@ -185,7 +185,7 @@ class Claims:
             self._open.append(task)
             return None
         try:
-            current = plan_slide(self._request, slide, self._headers)  # another process may have done it in the meantime
+            current = plan_slide(self._request, slide, self._headers)  # another process may have done it by now
         except Exception as error:
             self.fail(slide_failure(slide, task.path, error), lock)
             return None

@@ -1,8 +1,8 @@
-"""What the files of a cache folder state besides their arrays, kept in one file: many files need not be opened again.
+"""What the files of a cache folder state besides their arrays, kept in one file, so that many need not be opened.
 
-The index is `<folder>/index.sqlite`. An entry counts only while size and modification time of its file are those that it
-had when it was read, so that the index may be old, incomplete or absent: what it does not have is read from the files.
-It is written aside and renamed, never changed in place, and may be deleted at any time.
+The index is `<folder>/index.sqlite`. An entry counts only while size and modification time of its file are those that
+it had when it was read, so that the index may be old, incomplete or absent: what it lacks is read from the files. It is
+written aside and renamed, never changed in place, and may be deleted at any time.
 """
 
 from __future__ import annotations
@@ -99,10 +99,11 @@ def _read(file: Path) -> dict[str, tuple[Stamp, CacheHeader]]:
                 return {}
             texts = {number: json.loads(text) for number, text in database.execute("SELECT id, text FROM texts")}
             rows = database.execute("SELECT name, bytes, mtime_ns, spots, sizes, shared, own FROM files")
-            return {
-                name: ((n_bytes, mtime_ns), CacheHeader(_joined(texts[shared], json.loads(own)), json.loads(sizes), spots))
-                for name, n_bytes, mtime_ns, spots, sizes, shared, own in rows
-            }
+            entries = {}
+            for name, n_bytes, mtime_ns, spots, sizes, shared, own in rows:
+                header = CacheHeader(_joined(texts[shared], json.loads(own)), json.loads(sizes), spots)
+                entries[name] = (n_bytes, mtime_ns), header
+            return entries
     except (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError) as error:
         log.info(f"{file}: cannot be read ({error}); the files themselves are read, and it is made again")
         return {}
