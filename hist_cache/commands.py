@@ -42,6 +42,11 @@ def hist_extract() -> int:
     return _run("extract")
 
 
+def hist_import() -> int:
+    """Run hist-import."""
+    return _run("extract.imports")
+
+
 def hist_predict() -> int:
     """Run hist-predict."""
     return _run("train.predict")

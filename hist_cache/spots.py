@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,7 @@ def read_spots(files: SlideFiles, any_scale: bool = False) -> Spots:
         if shape[1] == 0:
             raise TableError("it has no genes")
         barcodes = _barcodes(file, shape[0])
-        genes = _symbols(file, shape[1])
+        genes = gene_symbols(file, shape[1])
         coords = _positions(file, shape[0])
         if not any_scale:
             _check_gaps(coords * files.um_per_px, files.pitch_um)
@@ -137,8 +138,16 @@ def _barcodes(file: h5py.File, n: int) -> list[str]:
     return names
 
 
-def _symbols(file: h5py.File, n: int) -> list[str]:
-    """Return the gene symbols of a table, made unique as in anndata: repeats get -1, -2 and so on."""
+def gene_symbols(file: h5py.File | h5py.Group, n: int) -> list[str]:
+    """Return the gene symbols of a table, made unique as in anndata: repeats get -1, -2 and so on.
+
+    Args:
+        file: The table, or its group `raw`.
+        n: Its number of genes.
+
+    Raises:
+        TableError: There are no symbols.
+    """
     names = table_names(file, "var", n)
     if sum(g.startswith("ENS") for g in names) > n / 2:
         column = next((c for c in SYMBOL_COLUMNS if has_column(file, "var", c)), None)
@@ -148,6 +157,11 @@ def _symbols(file: h5py.File, n: int) -> list[str]:
         names = [s if s not in ("", "nan", "None", "<NA>") else e for s, e in zip(symbols, names, strict=True)]
         if problem := bad_name(names):
             raise TableError(f"var[{column!r}] has {problem}")
+    return unique_names(names)
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Make names unique as anndata does: repeats get -1, -2 and so on."""
     taken, occurrences, unique = set(names), Counter[str](), []
     for name in names:
         free, number = name, occurrences[name]

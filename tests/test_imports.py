@@ -31,6 +31,7 @@ STAIRS = {
             "tokens",
             "adapted",
             "status",
+            "imports",
             "options",
             "cli",
         ),
@@ -56,6 +57,10 @@ STAIRS = {
         "crops",
         "batches",
         *("tissue", "masks", "virtual_spots", "given_spots", "focus", "pixel_size", "dicom_series", "listing"),
+    ),
+    "extract.imports": (
+        *("options", "sample", "pitch", "tenx_matrix", "space_ranger", "legacy_st", "h5ad_table", "readers"),
+        *("placement", "checks", "overlay", "layout", "dataset_entry", "work", "cli"),
     ),
     "train": (
         *("distributed", "expression", "rings", "parts", "depth", "data", "assembly", "workspace", "leaks"),
@@ -194,6 +199,7 @@ def test_public_names_mean_one_thing() -> None:
     ("command", "option"),
     [
         ("hist_extract", "--dataset"),
+        ("hist_import", "--image"),
         ("hist_train", "--dataset"),
         ("hist_sweep", "--trials"),
         ("hist_report", "--against"),
@@ -214,7 +220,16 @@ def test_commands_work_beside_the_users_own_train_and_extract(command: str, opti
 
 
 @pytest.mark.parametrize(
-    "module", ["extract.cli", "train.cli", "train.report.cli", "train.predict.cli", "train.export.cli", "sweeps.cli"]
+    "module",
+    [
+        "extract.cli",
+        "extract.imports.cli",
+        "train.cli",
+        "train.report.cli",
+        "train.predict.cli",
+        "train.export.cli",
+        "sweeps.cli",
+    ],
 )
 def test_help_imports_nothing_heavy(module: str) -> None:
     script = f"import sys; from {module} import main\n"

@@ -1,4 +1,4 @@
-"""Spots at places that the user gives: a CSV file, Visium's own list of spots, or an h5ad file."""
+"""Spots at places that the user gives: a CSV or Parquet file, Visium's own list of spots, or an h5ad file."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def read_coords(slide: str, path: Path, size: tuple[int, int]) -> VirtualSpots:
         slide: ID of the slide, for messages.
         path: A CSV file with a header and columns x and y in level-0 px, perhaps with names of the spots (a column
             barcode, spot or id, or else the first one) and array_row and array_col; Space Ranger's
-            tissue_positions.csv or tissue_positions_list.csv, of which spots that are not in tissue are left out; or
-            an .h5ad with obsm['spatial'].
+            tissue_positions.csv, .parquet or tissue_positions_list.csv, of which spots that are not in tissue are left
+            out; or an .h5ad with obsm['spatial'].
         size: Width and height of the slide, level-0 px.
 
     Returns:
@@ -46,15 +46,24 @@ def read_coords(slide: str, path: Path, size: tuple[int, int]) -> VirtualSpots:
     Raises:
         SlideError: The file cannot be read, a spot has no place, a name is repeated, or most spots lie outside.
     """
-    if path.suffix.lower() == ".h5ad":
-        spots = VirtualSpots(*read_places(slide, path))
-    else:
-        try:
-            spots = _from_columns(_read_columns(path))
-        except Exception as error:
-            raise slide_error(slide, path, error, "cannot be read") from error
+    spots = read_positions(slide, path)
     _check_inside(slide, path, spots.coords, size)
     return spots
+
+
+def read_positions(slide: str, path: Path) -> VirtualSpots:
+    """Read the spots of a file as `read_coords` does, wherever they lie.
+
+    Raises:
+        SlideError: The file cannot be read, a spot has no place, or a name is repeated.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".h5ad":
+        return VirtualSpots(*read_places(slide, path))
+    try:
+        return _from_columns(_read_parquet(path) if suffix == ".parquet" else _read_columns(path))
+    except Exception as error:
+        raise slide_error(slide, path, error, "cannot be read") from error
 
 
 def _check_inside(slide: str, path: Path, coords: NDArray[np.float64], size: tuple[int, int]) -> None:
@@ -85,6 +94,19 @@ def _read_columns(path: Path) -> Columns:
     if short is not None:
         raise CoordsError(f"row {short + 1} after the header has {len(rows[short])} of {len(names)} columns", NEEDED)
     return {name: [row[i].strip() for row in rows] for i, name in reversed(list(enumerate(names)))}
+
+
+def _read_parquet(path: Path) -> Columns:
+    """Read a Parquet file as columns; names in lower case."""
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise CoordsError("Parquet files need pyarrow", "pip install 'hist-cache[parquet]'") from None
+    if not path.is_file():
+        raise CoordsError("no such file", NEEDED)
+    table = pyarrow.parquet.read_table(path)
+    columns = zip(table.column_names, table.columns, strict=True)
+    return {name.strip().lower(): [str(v) for v in column.to_pylist()] for name, column in reversed(list(columns))}
 
 
 def _is_number(cell: str) -> bool:

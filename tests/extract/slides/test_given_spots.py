@@ -1,4 +1,5 @@
 import logging
+import sys
 from pathlib import Path
 
 import anndata
@@ -45,6 +46,24 @@ def test_the_spots_of_visium_in_tissue(tmp_path: Path, header: str) -> None:
     assert spots.names == ["AAA-1", "GGG-1"]
     np.testing.assert_array_equal(spots.coords, [[200, 100.5], [250, 150]])
     np.testing.assert_array_equal(spots.array, [[0, 0], [1, 1]])
+
+
+def test_the_same_spots_in_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="no pyarrow here (pip install pyarrow)")
+    from pyarrow import csv, parquet
+
+    table = csv.read_csv(pyarrow.BufferReader((HEADER + VISIUM).encode()))
+    parquet.write_table(table, tmp_path / "tissue_positions.parquet")
+    spots = read_coords("S", tmp_path / "tissue_positions.parquet", SIZE)
+    assert spots.names == ["AAA-1", "GGG-1"]
+    np.testing.assert_array_equal(spots.coords, [[200, 100.5], [250, 150]])
+    np.testing.assert_array_equal(spots.array, [[0, 0], [1, 1]])
+
+
+def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(SlideError, match=r"Parquet files need pyarrow; pip install 'hist-cache\[parquet\]'"):
+        read_coords("S", tmp_path / "tissue_positions.parquet", SIZE)
 
 
 def test_array_columns_beside_x_and_y(tmp_path: Path) -> None:
