@@ -91,7 +91,7 @@ def load(task: Task, slides: SlideSource) -> Loaded:
 
 
 def check_plan(plan: ExtractionPlan, request: Request) -> list[HistError]:
-    """Open every slide that `run_plan` would open, and decode a tile; returns the errors of those that cannot be used."""
+    """Open every slide that `run_plan` would open, and decode a tile; returns the errors of those that fail."""
     failed: list[HistError] = []
     for task in plan.tasks:
         if task.state != "complete":

@@ -236,8 +236,8 @@ def file_stamp(path: Path) -> list[int]:
     Of a folder, the size of all its files, and a number made from their names, sizes and times.
     """
     if path.is_dir():
-        files = [(name, *file_stamp(file)) for name, file in folder_files(path)]
-        return [sum(size for _, size, _ in files), int(short_hash({"files": files}), 16)]
+        files = {name: file_stamp(file) for name, file in folder_files(path)}
+        return [sum(size for size, _ in files.values()), int(short_hash(files), 16)]
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pylibCZIrw import czi
 
-BACKGROUND = (1.0, 1.0, 1.0)  # white
+NO_TILE = (1.0, 1.0, 1.0)  # white
 SMALLEST_LEVEL = 1024  # px, of the longer side
 
 
@@ -42,7 +42,7 @@ def main(path: str) -> Callable[[list[int]], bytes | memoryview]:
             roi=(left + x, top + y, wide * step, high * step),
             zoom=1 / step,
             pixel_type="Bgr24",
-            background_pixel=BACKGROUND,
+            background_pixel=NO_TILE,
         )
         if pixels.shape != (high, wide, 3):
             raise ValueError(f"{pixels.shape} pixels instead of {(high, wide, 3)}")

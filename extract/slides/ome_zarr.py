@@ -53,13 +53,11 @@ class OmeZarrLevel:
         order: Numbers of the red, the green and the blue channel.
 
     Raises:
-        ImageError: Its chunks do not fit into memory, or it has another shape than the axes say.
+        ImageError: Its chunks do not fit into memory.
     """
 
     def __init__(self, array: Array[Any], axes: Sequence[str], order: Sequence[int]) -> None:
         self._array, self._axes, self._order = array, axes, list(order)
-        if len(array.shape) != len(axes):
-            raise ImageError(f"an array of {len(array.shape)} axes, {len(axes)} by its metadata")
         shape = dict(zip(axes, map(index, array.shape), strict=True))
         chunk = dict(zip(axes, map(index, array.chunks), strict=True))
         self.width, self.height = shape["x"], shape["y"]
@@ -92,7 +90,7 @@ class OmeZarrImage:
 
     def __init__(self, path: Path) -> None:
         group, self._about = open_multiscales(path)
-        array = _array(group, self._about.paths[0])
+        array = _array(group, self._about)
         order, named = _rgb_channels(array, self._about)
         self._group, self._order = group, order
         self._level = OmeZarrLevel(array, self._about.axes, order)
@@ -110,8 +108,8 @@ class OmeZarrImage:
     def overview(self) -> np.ndarray:
         """Read the whole slide at a lower resolution: (h, w, 3) uint8."""
         level = self._level
-        for path in self._about.paths[1:MAX_LEVELS]:
-            smaller = OmeZarrLevel(_array(self._group, path), self._about.axes, self._order)
+        for i in range(1, min(len(self._about.paths), MAX_LEVELS)):
+            smaller = OmeZarrLevel(_array(self._group, self._about, i), self._about.axes, self._order)
             if THUMBNAIL_PX <= max(smaller.width, smaller.height) < max(level.width, level.height):
                 level = smaller
         return shrink(level)
@@ -167,16 +165,22 @@ def _series(root: Group) -> list[Group]:
 
 
 def _area(group: Group, about: Multiscales) -> int:
-    shape = dict(zip(about.axes, _array(group, about.paths[0]).shape, strict=True))
+    shape = dict(zip(about.axes, _array(group, about).shape, strict=True))
     return shape["x"] * shape["y"]
 
 
-def _array(group: Group, path: str) -> Array[Any]:
+def _array(group: Group, about: Multiscales, level: int = 0) -> Array[Any]:
+    """Open the array of a level.
+
+    Raises:
+        ImageError: It is none, or has another shape than the axes say.
+    """
     import zarr
 
+    path = about.paths[level]
     array = group[path]
-    if not isinstance(array, zarr.Array):
-        raise ImageError(f"its level {path} is no array")
+    if not isinstance(array, zarr.Array) or len(array.shape) != len(about.axes):
+        raise ImageError(f"its level {path} is no array of {len(about.axes)} axes")
     return array
 
 
