@@ -48,7 +48,7 @@ class Reader(Protocol):
         """Close the file."""
 
 
-class Level(Protocol):
+class TileGrid(Protocol):
     """A picture as a grid of `across` x `down` tiles."""
 
     width: int
@@ -144,7 +144,7 @@ def check_memory(n_bytes: int, what: str) -> None:
         )
 
 
-def shrink(level: Level) -> np.ndarray:
+def shrink(level: TileGrid) -> np.ndarray:
     """Return every nth pixel of every nth row, so that a thumbnail can be made from them: (h, w, 3) uint8."""
     step = max(1, max(level.height, level.width) // (2 * THUMBNAIL_PX))
     out = np.empty((-(-level.height // step), -(-level.width // step), 3), dtype=np.uint8)

@@ -14,7 +14,7 @@ RGB_NAMES = {"r": "red", "red": "red", "g": "green", "green": "green", "b": "blu
 RGB_COLORS = {(255, 0, 0): "red", (0, 255, 0): "green", (0, 0, 255): "blue"}
 NO_NAME = re.compile(r"(channel|chan|ch|c)?[ :_.-]*\d*([ :_.-]+\d+)*", re.IGNORECASE)  # such as `Channel 1` or `C:0`
 MAX_CHANNELS = 1000
-MAX_NAMED = 5  # channels that a message names
+CHANNELS_NAMED = 5  # channels that a message names
 ONE_RGB = "store one RGB picture"  # advice
 
 
@@ -140,6 +140,6 @@ def rgb_order(channels: Sequence[Channel]) -> tuple[int, ...] | None:
 
 def not_rgb(channels: Sequence[Channel]) -> UnreadKindError:
     """Return the error of an image that has these channels and no others."""
-    named = ", ".join(map(str, channels[:MAX_NAMED])) + (", ..." if len(channels) > MAX_NAMED else "")
+    named = ", ".join(map(str, channels[:CHANNELS_NAMED])) + (", ..." if len(channels) > CHANNELS_NAMED else "")
     plural = "channels are" if len(channels) > 1 else "channel is"
     return UnreadKindError(f"its {len(channels):,} {plural} {named}, not red, green and blue", ONE_RGB)

@@ -80,6 +80,15 @@ def test_pixels_and_their_size(tmp_path: Path, version: str, axes: str, channels
     assert (size.um_per_px, size.source) == (pytest.approx(0.5), "OME-Zarr's coordinateTransformations")
 
 
+def test_older_versions_name_their_axes_or_have_five(tmp_path: Path) -> None:
+    path = write_zarr(tmp_path / "a.zarr", levels=1)
+    for axes in ({}, {"axes": ["t", "c", "z", "y", "x"]}):
+        about = {"multiscales": [{"datasets": [{"path": "0"}], **axes}]}
+        (path / ".zattrs").write_text(json.dumps(about))
+        np.testing.assert_array_equal(whole(open_image("S", path)), PIXELS)
+    assert read_pixel_size("S", path) is None
+
+
 def test_channels_in_another_order(tmp_path: Path) -> None:
     path = write_zarr(tmp_path / "a.zarr", channels=[RGB[2], RGB[0], RGB[1]])
     np.testing.assert_array_equal(whole(open_image("S", path)), PIXELS[..., [1, 2, 0]])
