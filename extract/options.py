@@ -43,6 +43,6 @@ class ExtractOptions(CommandOptions):
     )
     status: bool = option(False, "show what the cache holds, and exit")
     verify: bool = option(False, "re-read the cache and check every digest, and exit")
-    dry_run: bool = option(False, "show what would be computed, its size and time, and exit")
+    dry_run: bool = option(False, "open every slide, show what would be computed, its size and time, and exit")
     download: bool = option(False, "fetch the dataset's missing files from Hugging Face, and exit")
     debug: bool = option(False, "show a traceback for every error")

@@ -17,8 +17,9 @@ from filelock import FileLock, Timeout
 
 from extract.identity import slide_identity
 from extract.plan import ExtractionPlan, Request, Task, earlier_header, plan_slide
+from extract.slides.crops import read_central_tile
 from extract.slides.image import Image
-from extract.slides.readers import open_image
+from extract.slides.readers import USUAL_READERS, open_image
 from hist_cache.console import duration
 from hist_cache.errors import HistError, SlideError, WriteError, keeping, slide_failure
 from hist_cache.files import write_error
@@ -90,12 +91,16 @@ def load(task: Task, slides: SlideSource) -> Loaded:
 
 
 def check_plan(plan: ExtractionPlan, request: Request) -> list[HistError]:
-    """Open every slide that `run_plan` would open; returns the errors of those that cannot be used."""
+    """Open every slide that `run_plan` would open, and decode a tile; returns the errors of those that fail."""
     failed: list[HistError] = []
     for task in plan.tasks:
         if task.state != "complete":
             try:
-                open_slide(task, request.slides)[1].close()
+                spots, image = open_slide(task, request.slides)
+                with closing(image):
+                    read_central_tile(image, spots.coords)
+                    if image.reader_name not in USUAL_READERS:
+                        log.info(f"{task.files.id}: {task.files.image}: read by {image.reader_name}")
             except Exception as error:
                 failed.append(slide_failure(task.files.id, task.files.table, error))
                 log.warning(str(failed[-1]))
