@@ -37,7 +37,8 @@ def extract(options: ExtractOptions) -> int:
     Raises:
         InputError: Options are missing or contradict each other.
     """
-    from hist_cache.datasets import custom_dataset, get_dataset, parse_ids
+    from hist_cache.datasets import custom_dataset, get_dataset
+    from hist_cache.id_files import read_ids
 
     if options.dataset is None and options.ids is None:
         raise InputError("which slides? give --dataset NAME or --ids ID,ID")
@@ -46,7 +47,7 @@ def extract(options: ExtractOptions) -> int:
             "--lora and --tokens-at exclude each other: tokens are those of the encoder without an adapter"
         )
     if options.ids is not None:
-        dataset = custom_dataset(parse_ids(options.ids), options.dataset or "custom")
+        dataset = custom_dataset(read_ids(options.ids), options.dataset or "custom")
     else:
         dataset = get_dataset(options.dataset or "")
     cache_root = folder_option(options.cache, "HIST_CACHE", "cache")

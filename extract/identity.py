@@ -7,9 +7,11 @@ from typing import Any
 from extract.encoders.encoder import Encoder
 from extract.slides.crops import niche_side_um
 from extract.slides.image import Image
-from hist_cache.fingerprint import CropRule, Fingerprint, file_digest, file_stamp, identity_hash
+from hist_cache.fingerprint import CropRule, Fingerprint, file_digest, file_stamp, identity_hash, versions
 from hist_cache.lattice import RINGS
 from hist_cache.slides import SlideFiles
+
+READER_LIBRARIES = ("hist-cache", "tifffile", "imagecodecs", "openslide-python")  # what decides who reads an image
 
 
 def common_identity(encoder: Encoder, precision: str, min_spot_um: float) -> dict[str, Any]:
@@ -56,6 +58,34 @@ def crop_sides_um(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float)
     return sides | {str(k): niche_side_um(RINGS[k], files.pitch_um, files.spot_um) for k in sizes}
 
 
+def unchanged_identity(files: SlideFiles, earlier: Fingerprint) -> dict[str, Any] | None:
+    """Return the part of the fingerprint that is the slide's own, where that can be told without opening its image.
+
+    It can where the same versions of the readers have seen these files: then the same reader would open them again.
+
+    Args:
+        files: The slide.
+        earlier: The fingerprint of an earlier cache file of the slide.
+
+    Returns:
+        The identity; None where a file has another size or time than it had, or a reader another version.
+    """
+    stated, now = earlier.provenance.get("versions"), versions()
+    if not isinstance(stated, dict) or any(stated.get(name) != now.get(name) for name in READER_LIBRARIES):
+        return None
+    if any(earlier.stamps.get(key) != file_stamp(path) for key, path in files.digested.items()):
+        return None
+    if not {*files.digested, "reader"} <= set(earlier.slide):
+        return None
+    digests = {key: earlier.slide[key] for key in files.digested}
+    return {**digests, **_stated_sizes(files), "reader": earlier.slide["reader"]}
+
+
+def _stated_sizes(files: SlideFiles) -> dict[str, Any]:
+    sizes = {"um_per_px": files.um_per_px, "pitch_um": files.pitch_um, "spot_um": files.spot_um}
+    return {**files.facts, **sizes}
+
+
 def slide_identity(
     files: SlideFiles, image: Image, earlier: Fingerprint | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -77,12 +107,4 @@ def slide_identity(
             digests[key] = earlier.slide[key]
         else:
             digests[key] = file_digest(path)
-    identity = {
-        **digests,
-        **files.facts,
-        "um_per_px": files.um_per_px,
-        "pitch_um": files.pitch_um,
-        "spot_um": files.spot_um,
-        "reader": image.reader_name,
-    }
-    return identity, stamps
+    return {**digests, **_stated_sizes(files), "reader": image.reader_name}, stamps

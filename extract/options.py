@@ -18,7 +18,9 @@ class ExtractOptions(CommandOptions):
         "kidney, colorectum, skin, lung, kidney_papilla, her2st, demo; with --ids a name of your own",
         "NAME",
     )
-    ids: str | None = option(None, "HEST slides instead of the dataset's own, e.g. SPA138,SPA139 or NCBI692-714", "IDS")
+    ids: str | None = option(
+        None, "slides instead of the dataset's own: SPA138,SPA139 or NCBI692-714, or a file with one a line", "IDS"
+    )
     data_root: str | None = option(None, "folder with st/, wsis/ and metadata/ (default: $HIST_DATA or ./data)", "D")
     cache: str | None = option(None, "folder of the cache (default: $HIST_CACHE or ./cache)", "D")
     encoder: str | None = option(None, "uni, uni2-h, virchow2, ..., timm:NAME, demo (default: the dataset's)", "NAME")
@@ -41,6 +43,6 @@ class ExtractOptions(CommandOptions):
     )
     status: bool = option(False, "show what the cache holds, and exit")
     verify: bool = option(False, "re-read the cache and check every digest, and exit")
-    dry_run: bool = option(False, "show what would be computed, its size and time, and exit")
+    dry_run: bool = option(False, "open every slide, show what would be computed, its size and time, and exit")
     download: bool = option(False, "fetch the dataset's missing files from Hugging Face, and exit")
     debug: bool = option(False, "show a traceback for every error")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from extract.identity import crop_sides_um, slide_identity
+from extract.identity import crop_sides_um, slide_identity, unchanged_identity
 from extract.slides.readers import open_image
 from hist_cache.cache import slide_files
 from hist_cache.console import size
 from hist_cache.errors import DamagedCacheError, HistError, SlideError, slide_failure
 from hist_cache.fingerprint import differences
+from hist_cache.header_index import HeaderIndex
 from hist_cache.memory import free_memory
 from hist_cache.slide_file import CacheHeader, read_fingerprint, read_header
 from hist_cache.slides import SlideFiles
@@ -70,6 +72,8 @@ class Task:
 class ExtractionPlan:
     """The tasks of a request."""
 
+    headers: HeaderIndex
+    """What the files of the cache folder state."""
     tasks: list[Task] = field(default_factory=list)
     failed: list[HistError] = field(default_factory=list)
     """Errors of slides that cannot be used."""
@@ -82,29 +86,31 @@ class ExtractionPlan:
         return max((task.path.stat().st_size for task in self.tasks if task.state == "add"), default=0)
 
 
-def plan_slide(request: Request, slide: str, folder: Path) -> Task:
+def plan_slide(request: Request, slide: str, headers: HeaderIndex) -> Task:
     """Compare a slide's cache file, if there is one, with the request.
 
     Args:
         request: What is to be computed.
         slide: ID of the slide.
-        folder: The cache folder.
+        headers: What the files of the cache folder state.
 
     Raises:
         SlideError: The slide cannot be used, or its cache file was made from other files or in another way.
     """
     files = request.slides.find(slide)
-    path = request.path(folder, slide)
-    header, damage = _read_earlier(path)
+    path = request.path(headers.file.parent, slide)
+    header, damage = _read_earlier(path, headers.header)
     if header is None:
         check_crop_memory(files, request.sizes, request.min_spot_um)
         return Task(files, path, "new", request.sizes, request.slides.count(files), damage)
     cached = header.fingerprint
-    image = open_image(slide, files.image)
-    try:
-        identity, _ = slide_identity(files, image, cached)
-    finally:
-        image.close()
+    identity = unchanged_identity(files, cached)
+    if identity is None:
+        image = open_image(slide, files.image)
+        try:
+            identity, _ = slide_identity(files, image, cached)
+        finally:
+            image.close()
     if different := differences(cached.common, request.common) + differences(cached.slide, identity):
         raise SlideError(
             slide,
@@ -148,15 +154,15 @@ def earlier_header(path: Path) -> CacheHeader | None:
     Raises:
         HistError: The file cannot be opened, has another format or is another slide's.
     """
-    return _read_earlier(path)[0]
+    return _read_earlier(path, read_header)[0]
 
 
-def _read_earlier(path: Path) -> tuple[CacheHeader | None, str]:
+def _read_earlier(path: Path, read: Callable[[Path], CacheHeader]) -> tuple[CacheHeader | None, str]:
     """Return what an earlier file states, and how it is damaged."""
     if not path.exists():
         return None, ""
     try:
-        return read_header(path), ""
+        return read(path), ""
     except DamagedCacheError as error:
         return None, error.problem
 
@@ -169,16 +175,17 @@ def plan_extraction(request: Request, slides: list[str], folder: Path) -> Extrac
         slides: IDs of the slides.
         folder: The cache folder.
     """
-    plan = ExtractionPlan()
+    plan = ExtractionPlan(HeaderIndex(folder))
     for slide in slides:
         try:
-            task = plan_slide(request, slide, folder)
+            task = plan_slide(request, slide, plan.headers)
             if task.damage:
                 log.warning(f"{task.path}: {task.damage}; it is computed again")
             plan.tasks.append(task)
         except Exception as error:  # whatever is raised for one slide, the others are planned
             plan.failed.append(slide_failure(slide, request.path(folder, slide), error))
     plan.crops = sum(task.crops for task in plan.tasks)
+    plan.headers.save()
     return plan
 
 

@@ -17,8 +17,9 @@ from filelock import FileLock, Timeout
 
 from extract.identity import slide_identity
 from extract.plan import ExtractionPlan, Request, Task, earlier_header, plan_slide
+from extract.slides.crops import read_central_tile
 from extract.slides.image import Image
-from extract.slides.readers import open_image
+from extract.slides.readers import USUAL_READERS, open_image
 from hist_cache.console import duration
 from hist_cache.errors import HistError, SlideError, WriteError, keeping, slide_failure
 from hist_cache.files import write_error
@@ -90,12 +91,16 @@ def load(task: Task, slides: SlideSource) -> Loaded:
 
 
 def check_plan(plan: ExtractionPlan, request: Request) -> list[HistError]:
-    """Open every slide that `run_plan` would open; returns the errors of those that cannot be used."""
+    """Open every slide that `run_plan` would open, and decode a tile; returns the errors of those that fail."""
     failed: list[HistError] = []
     for task in plan.tasks:
         if task.state != "complete":
             try:
-                open_slide(task, request.slides)[1].close()
+                spots, image = open_slide(task, request.slides)
+                with closing(image):
+                    read_central_tile(image, spots.coords)
+                    if image.reader_name not in USUAL_READERS:
+                        log.info(f"{task.files.id}: {task.files.image}: read by {image.reader_name}")
             except Exception as error:
                 failed.append(slide_failure(task.files.id, task.files.table, error))
                 log.warning(str(failed[-1]))
@@ -125,7 +130,7 @@ class Claims:
 
     def __init__(self, plan: ExtractionPlan, request: Request) -> None:
         self._open = deque(task for task in plan.tasks if task.state != "complete")
-        self._request = request
+        self._request, self._headers = request, plan.headers
         self._loader = ThreadPoolExecutor(1, "load")
         self._locks: list[FileLock] = []
         self._unlocked = False
@@ -176,7 +181,7 @@ class Claims:
         return task.path.parent / LOCKS / f"{task.path.stem}.lock"
 
     def _try(self, task: Task, timeout: float) -> Claim | None:
-        slide, folder = task.files.id, task.path.parent
+        slide = task.files.id
         path = self._lock_file(task)
         lock = FileLock(path, thread_local=False)  # the thread that writes releases it
         try:
@@ -185,7 +190,7 @@ class Claims:
             self._open.append(task)
             return None
         try:
-            current = plan_slide(self._request, slide, folder)  # another process may have done it in the meantime
+            current = plan_slide(self._request, slide, self._headers)  # another process may have done it by now
         except Exception as error:
             self.fail(slide_failure(slide, task.path, error), lock)
             return None

@@ -10,7 +10,7 @@ from hist_cache.cache import Cache, partial_files
 from hist_cache.console import size
 from hist_cache.datasets import Dataset
 from hist_cache.errors import HistError
-from hist_cache.slide_file import read_header
+from hist_cache.slide_file import CacheHeader, read_header
 from hist_cache.texts import first_names
 from hist_cache.token_files import stale_reasons, token_files
 from hist_cache.verify import problem_of, verify_slide, verify_tokens
@@ -51,11 +51,12 @@ def show_cache(cache: Cache, dataset: Dataset, verify: bool, partial: list[Path]
     log.info(f"{cache.folder}")
     files = [cache.path(slide) for slide in cache.slides]
     tokens = token_files(cache.folder)
-    sound = [show_file(path, verify_slide if verify else None) for path in files]
-    sound += [show_file(path, _token_problems if verify else None) for path in tokens]
+    read = read_header if verify else cache.headers.header
+    sound = [show_file(path, read, verify_slide if verify else None) for path in files]
+    sound += [show_file(path, read, _token_problems if verify else None) for path in tokens]
     for path in partial:
         log.info(f"  {path.name}: being written, or left by a killed run (the next run makes it again)")
-    missing = [s for s in dataset.ids if s not in cache.slides]
+    missing = sorted(set(dataset.ids) - {path.stem for path in files}, key=dataset.ids.index)
     log.info(
         f"  {len(files)} slides, {disk_size(files)}"
         + (f"; {len(missing)} missing: {first_names(missing)}" if missing else "")
@@ -68,11 +69,14 @@ def _token_problems(path: Path) -> list[str]:
     return verify_tokens(path) + stale_reasons(path)
 
 
-def show_file(path: Path, verify: Callable[[Path], list[str]] | None) -> bool:
+def show_file(
+    path: Path, read: Callable[[Path], CacheHeader], verify: Callable[[Path], list[str]] | None = None
+) -> bool:
     """Log one line for a file (`TINY1`, or `TINY1.tokens13`), and one for each thing that is wrong with it.
 
     Args:
         path: The file.
+        read: Reads its header.
         verify: Returns what is wrong with the file; None to check only that it can be read.
 
     Returns:
@@ -80,7 +84,7 @@ def show_file(path: Path, verify: Callable[[Path], list[str]] | None) -> bool:
     """
     try:
         problems = verify(path) if verify else []
-        header = read_header(path)
+        header = read(path)
         sizes, date = ",".join(map(str, header.sizes)), header.fingerprint.provenance.get("date", "?")
         mark = "  ok" if verify and not problems else ""
         log.info(f"  {path.stem}  niches {sizes}  {disk_size([path])}  {date}{mark}")

@@ -18,7 +18,7 @@ from extract.slides.readers import open_image
 from extract.slides.tissue import TissueMask, find_tissue
 from extract.slides.virtual_spots import VirtualSpots, place_spots
 from hist_cache.errors import SlideError
-from hist_cache.fingerprint import file_digest, short_hash
+from hist_cache.fingerprint import file_digest, file_stamp, short_hash
 from hist_cache.metadata import USUAL
 from hist_cache.slides import SlideFiles
 from hist_cache.spot_scale import SpotScale
@@ -112,7 +112,7 @@ class VirtualSlides:
         self.focus: dict[str, float] = {}
 
     def _id(self, image: SlideImage) -> str:
-        size = image.image.stat().st_size if image.image.is_file() else 0
+        size = file_stamp(image.image)[0] if image.image.exists() else 0
         return f"{image.name}-{short_hash({'bytes': size, 'um_per_px': self.rule.um_per_px} | self._spots(image))}"
 
     def _spots(self, image: SlideImage) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from hist_cache.cache_file import TOKEN_FILE
@@ -18,6 +19,7 @@ from hist_cache.datasets import check_dataset_name
 from hist_cache.errors import DamagedCacheError, HistError, InputError, StaleCacheError, WriteError
 from hist_cache.files import PARTIAL, write_json
 from hist_cache.fingerprint import Fingerprint, differences, encoder_slug, identity_hash, is_tuned, wrong_facts
+from hist_cache.header_index import HeaderIndex
 from hist_cache.slide_file import read_fingerprint, read_slide
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,15 @@ class Cache:
         """IDs of the complete slides, sorted."""
         return [p.stem for p in slide_files(self.folder)]
 
+    @cached_property
+    def headers(self) -> HeaderIndex:
+        """What the files state besides their arrays."""
+        return HeaderIndex(self.folder)
+
+    def __reduce__(self) -> tuple[type[Cache], tuple[Path]]:
+        """Go to another process without what was read here."""
+        return Cache, (self.folder,)
+
     def path(self, slide: str) -> Path:
         """Return the cache file of a slide, which may not exist."""
         return self.folder / f"{slide}.h5"
@@ -63,7 +74,9 @@ class Cache:
         """
         first: Fingerprint | None = None
         for slide in self.slides:
-            fingerprint = read_fingerprint(self.path(slide))
+            fingerprint = self.headers.header(self.path(slide)).fingerprint
+            if first is not None and fingerprint.common is first.common:  # of the index, which has it once
+                continue
             if wrong := wrong_facts(fingerprint.common):
                 raise DamagedCacheError(self.path(slide), f"its fingerprint does not state {', '.join(wrong)}")
             first = first or fingerprint
@@ -71,6 +84,7 @@ class Cache:
                 raise StaleCacheError(f"{self.path(slide)}: made otherwise than the rest: {'; '.join(changes)}")
         if first is None:
             raise InputError(f"{self.folder}: no cache files; run hist-extract")
+        self.headers.save()
         identity = identity_hash(first.common)
         if not self.folder.name.endswith(identity):
             raise StaleCacheError(

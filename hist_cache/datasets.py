@@ -17,7 +17,7 @@ from hist_cache.texts import shortened
 PRESETS = Path(__file__).with_name("datasets.toml")
 RANGE = re.compile(r"([A-Za-z_]+)([0-9]+)-([A-Za-z_]*)([0-9]+)")
 MAX_NAME_BYTES = 120  # of 255 in most file systems: endings such as that of a file being written come after it
-MAX_RANGE_LENGTH = 10_000  # no collection has more slides, so a longer range is a typing error
+MAX_RANGE_LENGTH = 1_000_000  # no collection has more slides, so a longer range is a typing error
 MAX_DIGITS = 100  # of both ends; Python refuses to read numbers of thousands
 
 

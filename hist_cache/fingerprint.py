@@ -10,7 +10,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +31,10 @@ LIBRARIES = (
     "imagecodecs",
     "openslide-python",
     "anndata",
+    "zarr",
+    "pylibCZIrw",
 )
+LABELS = "labels"  # folder of segmentations in an OME-Zarr
 
 
 # What training reads of the common identity; the rest is only compared.
@@ -187,9 +190,33 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, as hex digits."""
+    """Return the SHA-256 of a file's bytes, as hex digits; of an image that is a folder, that of names and contents."""
+    if path.is_dir():
+        return _folder_digest(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name, file in folder_files(folder):
+        digest.update(name.encode(errors="surrogateescape") + b"\0" + bytes.fromhex(file_digest(file)))
+    return digest.hexdigest()
+
+
+def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield the files of an image that is a folder, by their names below it, sorted.
+
+    Left out is what is not part of the image: `labels`, where OME-Zarr keeps segmentations, and what is no plain file.
+    """
+    names = []
+    for root, folders, files in os.walk(folder):
+        if Path(root) == folder:
+            folders[:] = [name for name in folders if name != LABELS]
+        names += [Path(root, name).relative_to(folder).as_posix() for name in files]
+    for name in sorted(names):
+        if (folder / name).is_file():
+            yield name, folder / name
 
 
 def array_digest(array: np.ndarray) -> str:
@@ -204,7 +231,13 @@ def array_digest(array: np.ndarray) -> str:
 
 
 def file_stamp(path: Path) -> list[int]:
-    """Return size (bytes) and modification time (ns); while both stay the same, the file's digest does too."""
+    """Return size (bytes) and modification time (ns); while both stay the same, the file's digest does too.
+
+    Of a folder, the size of all its files, and a number made from their names, sizes and times.
+    """
+    if path.is_dir():
+        files = {name: file_stamp(file) for name, file in folder_files(path)}
+        return [sum(size for size, _ in files.values()), int(short_hash(files), 16)]
     stat = path.stat()
     return [stat.st_size, stat.st_mtime_ns]
 

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +70,18 @@ def read_metadata(root: Path, slide: str) -> tuple[Path, dict[str, Any]]:
         return file, metadata
     for csv_file in sorted(root.glob("HEST_v*.csv"), reverse=True):
         try:
-            rows = read_csv(csv_file)[1]
+            rows = _rows_by_id(csv_file, csv_file.stat().st_mtime_ns)
         except ValueError as error:
             raise SlideError(slide, csv_file, str(error), "copy or download it again") from error
-        for row in rows:
-            if row.get("id") == slide:
-                return csv_file, {k: v for k, v in row.items() if v}
+        if slide in rows:
+            return csv_file, dict(rows[slide])
     raise missing_file(slide, file, "no metadata")
+
+
+@lru_cache(maxsize=4)
+def _rows_by_id(csv_file: Path, mtime_ns: int) -> dict[str, dict[str, Any]]:
+    """Read HEST's table once for all its slides, and again when it has changed: the first row of each ID."""
+    return {row.get("id", ""): {k: v for k, v in row.items() if v} for row in reversed(read_csv(csv_file)[1])}
 
 
 def missing_file(slide: str, file: Path, problem: str) -> SlideError:

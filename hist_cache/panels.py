@@ -8,7 +8,7 @@ highest variance. N starts at 300 and grows until enough genes remain.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +52,7 @@ def choose_panel(
     else:
         n = n or DEFAULT_SIZE[kind]
         genes = common_genes(genes_of)
-        candidates = variable_union({s: (columns(c, g, genes), genes) for s, (c, g) in slides.items()})
+        candidates = variable_union((columns(c, g, genes), genes) for c, g in slides.values())
         mean, variance = moments(slides, candidates)
         panel = high_mean_high_variance(candidates, mean, variance, n) if kind == "hmhvg" else top(candidates, mean, n)
         if len(panel) < n:
@@ -105,14 +105,14 @@ def common_genes(genes_of: dict[str, list[str]]) -> list[str]:
     return sorted(g for g in set.intersection(*map(set, genes_of.values())) if not g.startswith(TECHNICAL))
 
 
-def variable_union(slides: dict[str, tuple[csr_matrix, list[str]]]) -> list[str]:
+def variable_union(tables: Iterable[tuple[csr_matrix, list[str]]]) -> list[str]:
     """List the genes that are among the most variable ones of at least one slide, sorted by name.
 
     Args:
-        slides: Slide ID -> raw counts (N, G) and the names of the G genes.
+        tables: Of each slide the raw counts (N, G) and the names of the G genes; one is in memory at a time.
     """
     union: set[str] = set()
-    for counts, names in slides.values():
+    for counts, names in tables:
         union.update(top(names, normalized_variance(counts), VARIABLE_PER_SLIDE))
     return sorted(union)
 

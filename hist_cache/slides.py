@@ -10,7 +10,10 @@ from hist_cache.errors import InputError, SlideError
 from hist_cache.metadata import missing_file, read_metadata, read_patient, read_scale
 
 TABLE_FOLDERS = ("st", "adata")  # in HEST-1k and in HEST-bench
-IMAGE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".tif", ".tiff", ".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".czi", ".jpg", ".jpeg", ".png")
+OME_TIFF_SUFFIXES = (".ome.tif", ".ome.tiff")
+ZARR_SUFFIXES = (".ome.zarr", ".zarr")  # of folders
+DICOM_SUFFIX = ".dcm"
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,15 @@ def is_absent(root: Path, slide: str) -> bool:
 
 
 def _images(root: Path, slide: str) -> list[Path]:
-    return [root / "wsis" / f"{slide}{suffix}" for suffix in IMAGE_SUFFIXES]
+    """List what the image of a slide may be called; the last one is a folder of DICOM files."""
+    suffixes = (*IMAGE_SUFFIXES, *OME_TIFF_SUFFIXES, *ZARR_SUFFIXES, DICOM_SUFFIX, "")
+    return [root / "wsis" / f"{slide}{suffix}" for suffix in suffixes]
+
+
+def image_name(path: Path) -> str:
+    """Return the name of the slide whose image this is: the file's without its suffix, and without `.ome`."""
+    stem = path.stem
+    return stem[:-4] if stem.lower().endswith(".ome") else stem
 
 
 def find_slide(root: Path, slide: str, any_scale: bool = False) -> SlideFiles:
@@ -91,7 +102,8 @@ def find_slide(root: Path, slide: str, any_scale: bool = False) -> SlideFiles:
 
     Raises:
         InputError: `root` does not have the layout of HEST.
-        SlideError: A file is missing or no plain file, or the metadata have no pixel size or spot size.
+        SlideError: A file is missing or no plain file (of the image, or folder), or the metadata have no pixel size or
+            spot size.
     """
     table = table_folder(root) / f"{slide}.h5ad"
     if not table.exists():
@@ -101,7 +113,8 @@ def find_slide(root: Path, slide: str, any_scale: bool = False) -> SlideFiles:
     if image is None:
         raise missing_file(slide, images[0], "no image")
     for file in (table, image, root / "metadata" / f"{slide}.json"):
-        if file.exists() and not file.is_file():  # a pipe or a device would be read for ever
+        may_be_folder = file == image and not file.name.lower().endswith(IMAGE_SUFFIXES)
+        if file.exists() and not file.is_file() and not (may_be_folder and file.is_dir()):  # a pipe has no end
             raise SlideError(slide, file, "not a plain file", "put the slide's own file there")
     file, metadata = read_metadata(root, slide)
     scale = read_scale(slide, file, metadata, any_scale)

@@ -7,12 +7,13 @@ its samples would otherwise be read as colours that they are not.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
 
-from extract.slides.image import WHITE, UnreadKindError
+from extract.slides.image import WHITE, Reader, UnreadKindError
 
 
 class Photometric(IntEnum):
@@ -46,6 +47,7 @@ WEBP = 50001
 COMPRESSION_NAMES = {6: "old JPEG", 33003: "JPEG 2000 in YCbCr", 50002: "JPEG XL"}
 
 MAX_SAMPLES = 1000  # of a pixel; a damaged tag may claim trillions
+DARK = 16  # of 255, to which 12 bits of 16 are scaled
 CONVERT = "convert it to 8-bit RGB"  # advice
 
 
@@ -68,6 +70,14 @@ class Samples:
     """1 for cyan, magenta, yellow and black."""
     palette: np.ndarray | None = None
     """(3, 256) uint16 colours."""
+    significant_bits: int | None = None
+    """Bits of a sample that are used, where the file states them."""
+
+    @property
+    def used_bits(self) -> int:
+        """Bits of a sample that are used: all of them, unless the file states fewer."""
+        stated = self.significant_bits
+        return stated if self.dtype == np.uint16 and stated is not None and 8 <= stated < 16 else 16
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,8 @@ class ColorRule:
     """Empty for what version 0.1 read in the same way: RGB, RGBA and grey of 8 bits."""
     convert: Callable[[np.ndarray], np.ndarray]
     """(h, w, count) samples -> (h, w, 3) uint8."""
+    may_be_dark: bool = False
+    """Whether samples have 16 bits, and the file does not say how many are used (see `check_not_dark`)."""
 
 
 def color_rule(samples: Samples) -> ColorRule:
@@ -91,7 +103,7 @@ def color_rule(samples: Samples) -> ColorRule:
     if kind == Photometric.PALETTE and lossless:
         return _palette_rule(samples)
     if kind == Photometric.CMYK and lossless and samples.count == 4 and samples.ink_set == 1:
-        return ColorRule(_name("CMYK", samples), lambda pixels: cmyk_to_rgb(to_8_bits(pixels)))
+        return ColorRule(_name("CMYK", samples), lambda pixels: cmyk_to_rgb(to_8_bits(pixels, samples.used_bits)))
     if kind in (Photometric.WHITE_IS_ZERO, Photometric.BLACK_IS_ZERO):
         return _plain_rule(samples, 1)
     if kind == Photometric.RGB or (kind == Photometric.YCBCR and samples.compression in JPEG):
@@ -109,17 +121,19 @@ def _plain_rule(samples: Samples, colors: int) -> ColorRule:
         name = ", ".join(part for part in (name, f"{extra} extra, alpha {alpha}") if part)
 
     def convert(pixels: np.ndarray) -> np.ndarray:
-        pixels = to_8_bits(pixels)
+        pixels = to_8_bits(pixels, samples.used_bits)
         color = WHITE - pixels[..., :colors] if inverted else pixels[..., :colors]
         rgb = np.repeat(color, 3, axis=-1) if colors == 1 else color
         return on_white(rgb, pixels[..., colors : colors + 1], alpha == ASSOCIATED) if alpha else rgb
 
-    return ColorRule(_name(name, samples), convert)
+    may_be_dark = samples.dtype == np.uint16 and samples.significant_bits is None and not inverted
+    return ColorRule(_name(name, samples), convert, may_be_dark)
 
 
 def _name(name: str, samples: Samples) -> str:
     """Return the name of a rule, with the bits of samples if they are not 8."""
-    return ", ".join(part for part in (name, "16 bits" if samples.dtype == np.uint16 else "") if part)
+    used = "16 bits" if samples.used_bits == 16 else f"{samples.used_bits} of 16 bits"
+    return ", ".join(part for part in (name, used if samples.dtype == np.uint16 else "") if part)
 
 
 def _check_storage(samples: Samples) -> None:
@@ -166,11 +180,36 @@ def _palette_rule(samples: Samples) -> ColorRule:
     return ColorRule("palette", lambda pixels: colors[pixels[..., 0]])
 
 
-def to_8_bits(pixels: np.ndarray) -> np.ndarray:
-    """Scale samples of 16 bits from 0..65535 to 0..255, rounded; samples of 8 bits stay as they are."""
+def to_8_bits(pixels: np.ndarray, bits: int = 16) -> np.ndarray:
+    """Scale samples of 16 bits to 0..255, rounded; samples of 8 bits stay as they are.
+
+    Args:
+        pixels: Samples, uint8 or uint16.
+        bits: Those of 16 that are used: 65535, 4095 for 12 bits and so on becomes 255, and larger samples too.
+    """
     if pixels.dtype == np.uint8:
         return pixels
-    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    top = (1 << bits) - 1
+    return ((np.minimum(pixels, top).astype(np.uint32) * WHITE + top // 2) // top).astype(np.uint8)
+
+
+def check_not_dark(image: Reader) -> None:
+    """Check that samples of 16 bits use their range, as far as five tiles show it: those of cameras often have 12.
+
+    Raises:
+        UnreadKindError: All of them are below a sixteenth of the range.
+    """
+    across, down = -(-image.width // image.tile_width), -(-image.height // image.tile_height)
+    places = {(across * x // 4, down * y // 4) for x, y in ((2, 2), (1, 1), (3, 1), (1, 3), (3, 3))}
+    most = []
+    for column, row in sorted(places):
+        with suppress(Exception):  # whoever needs a damaged tile is told of it
+            most.append(int(image.read_tile(column, row).max()))
+        if most and most[-1] > DARK:
+            return
+    if most:
+        problem = "its samples of 16 bits use no more than 12 of them in the tiles looked at, and would be black"
+        raise UnreadKindError(problem, f"{CONVERT}, or let its OME-XML state the SignificantBits")
 
 
 def on_white(color: np.ndarray, alpha: np.ndarray, associated: bool) -> np.ndarray:

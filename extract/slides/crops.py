@@ -102,6 +102,20 @@ def _overlap(start: int, side: int, tile_start: int, tile_size: int, image_size:
     return slice(low - start, high - start), slice(low - tile_start, high - tile_start)
 
 
+def read_central_tile(image: Image, coords: np.ndarray) -> None:
+    """Decode the tile in the middle of the spots, to see whether tiles can be decoded at all.
+
+    Args:
+        image: The slide's image.
+        coords: (N, 2) centres of the spots, level-0 px, x then y.
+
+    Raises:
+        SlideError: It cannot be decoded.
+    """
+    x, y = np.clip(np.median(coords, axis=0), 0, (image.width - 1, image.height - 1)).astype(int)
+    image.read_tile(int(x) // image.tile_width, int(y) // image.tile_height)
+
+
 def reading_order(coords: np.ndarray, band_px: float) -> np.ndarray:
     """Order the spots in bands across the tissue, so that few tiles are in memory at a time.
 

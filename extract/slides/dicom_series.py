@@ -5,12 +5,29 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from extract.slides.image import ImageError
+from hist_cache.slides import DICOM_SUFFIX
+
 HEAD_BYTES = 1 << 20  # the series is stated near the beginning
 MARK_AT = 128  # bytes that may be anything
 SERIES_INSTANCE_UID = (0x0020, 0x000E)
 ITEM, ITEM_END, SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE00D), (0xFFFE, 0xE0DD)
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")  # 4 bytes of length
 UNDEFINED = 0xFFFFFFFF  # length of what ends with a mark
+
+
+def largest_file(folder: Path) -> Path | None:
+    """Return the largest DICOM file of a folder, which is that of level 0; None where it has none.
+
+    Raises:
+        ImageError: There are files of several slides.
+    """
+    files = [file for file in folder.glob("[!.]*") if file.suffix.lower() == DICOM_SUFFIX and file.is_file()]
+    series = {file: series_uid(file) for file in files}
+    if len(set(series.values()) - {None}) > 1:
+        raise ImageError("DICOM files of several slides", "put those of each into a folder of its own")
+    files = [file for file in files if series[file]] or files  # a damaged one is opened only if it is the only one
+    return min(files, key=lambda file: (-file.stat().st_size, file.name), default=None)
 
 
 def series_uid(path: Path) -> str | None:

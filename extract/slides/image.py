@@ -48,6 +48,20 @@ class Reader(Protocol):
         """Close the file."""
 
 
+class TileGrid(Protocol):
+    """A picture as a grid of `across` x `down` tiles."""
+
+    width: int
+    height: int
+    tile_width: int
+    tile_height: int
+    across: int
+    down: int
+
+    def read_tile(self, column: int, row: int) -> np.ndarray:
+        """Decode one tile: (h, w, 3) uint8."""
+
+
 class Image:
     """A slide's image: `width` x `height` px of RGB, cut into tiles of `tile_width` x `tile_height` px.
 
@@ -128,6 +142,19 @@ def check_memory(n_bytes: int, what: str) -> None:
         raise ImageError(
             f"{what} need {size(n_bytes)} of memory, {size(free)} are free", "store it as a tiled TIFF, or free memory"
         )
+
+
+def shrink(level: TileGrid) -> np.ndarray:
+    """Return every nth pixel of every nth row, so that a thumbnail can be made from them: (h, w, 3) uint8."""
+    step = max(1, max(level.height, level.width) // (2 * THUMBNAIL_PX))
+    out = np.empty((-(-level.height // step), -(-level.width // step), 3), dtype=np.uint8)
+    for row in range(level.down):
+        for column in range(level.across):
+            y, x = row * level.tile_height, column * level.tile_width
+            part = level.read_tile(column, row)[-y % step :: step, -x % step :: step]
+            top, left = -(-y // step), -(-x // step)
+            out[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return out
 
 
 def make_thumbnail(image: Image) -> np.ndarray:

@@ -14,15 +14,18 @@ from typing import Any
 
 from extract.slides.directories import check_directories
 from extract.slides.image import ImageError
+from extract.slides.ome_zarr import stated_scale
 from extract.slides.readers import PLAIN_FORMATS, TIFF_SUFFIXES
-from extract.slides.vendors import Server
+from extract.slides.vendors import CZI_SUFFIX, Server, czi_server
 from hist_cache.errors import SlideError
 from hist_cache.metadata import USUAL, estimated_pixel_size, read_metadata
+from hist_cache.slides import image_name
 
 PLAUSIBLE_UM = USUAL["pixel_size_um_estimated"]  # the 72 to 600 dots an inch that programs make up are 353 to 42 um
 MAX_ASYMMETRY = 0.02  # relative difference between pixel sizes along x and y
 UM_PER_UNIT = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "micron": 1.0, "microns": 1.0, "micrometer": 1.0, "mm": 1e3, "cm": 1e4,
-               "m": 1e6, "in": 25_400.0, "inch": 25_400.0}  # fmt: skip
+               "m": 1e6, "nanometer": 1e-3, "millimeter": 1e3, "centimeter": 1e4, "meter": 1e6,
+               "in": 25_400.0, "inch": 25_400.0}  # fmt: skip
 UM_PER_RESOLUTION_UNIT = {2: 25_400.0, 3: 1e4}  # of TIFF: inch, cm
 SET_IT = "give --um-per-px"
 
@@ -53,8 +56,8 @@ def read_pixel_size(slide: str, path: Path) -> PixelSize | None:
     """Read the pixel size of a slide; None where its files state none, so that the user must say it (`--um-per-px`).
 
     What states a plausible one first counts: HEST's metadata (with which models were trained) where the file lies in
-    the `wsis` folder of a HEST folder; the description in a TIFF (Aperio's, OME-XML, ImageJ's); OpenSlide; the
-    resolution tags of a TIFF.
+    the `wsis` folder of a HEST folder; the description in a TIFF (Aperio's, OME-XML, ImageJ's), or what OME-Zarr
+    and CZI state; OpenSlide; the resolution tags of a TIFF.
 
     Args:
         slide: ID of the slide, for messages.
@@ -80,10 +83,11 @@ def _from_hest(path: Path) -> float | None:
     """Return what the metadata say of a file in a HEST folder; None where it lies elsewhere or they say nothing."""
     path = path.resolve()  # of a link, where the slide itself lies
     root = path.parent.parent
-    if path.parent.name != "wsis" or not (root / "metadata" / f"{path.stem}.json").exists():
+    name = image_name(path)
+    if path.parent.name != "wsis" or not (root / "metadata" / f"{name}.json").exists():
         return None
-    file, metadata = read_metadata(root, path.stem)
-    return estimated_pixel_size(path.stem, file, metadata)
+    file, metadata = read_metadata(root, name)
+    return estimated_pixel_size(name, file, metadata)
 
 
 def _statements(path: Path) -> Iterator[_Stated]:
@@ -91,18 +95,34 @@ def _statements(path: Path) -> Iterator[_Stated]:
     suffix = path.suffix.lower()
     if suffix in PLAIN_FORMATS:  # their dots per inch are of a printer or a screen
         return
+    if path.is_dir():
+        yield from _from_zarr(path)
+        return
     description, resolution = _from_tiff(path) if suffix in TIFF_SUFFIXES else ([], [])
     yield from description
     with suppress(ImageError):  # whether the file can be read is another question
-        yield from _from_openslide(path)
+        yield from _from_server(path)
     yield from resolution
 
 
-def _from_openslide(path: Path) -> list[_Stated]:
-    server = Server(path)
+def _from_zarr(path: Path) -> list[_Stated]:
+    try:
+        scale = stated_scale(path)
+    except Exception:  # zarr raises errors of any kind; `open_image` tells the user of a damaged folder
+        return []
+    x, y = ((_number(str(size)), _um_per(unit)) for size, unit in (scale["x"], scale["y"]))
+    if not (x[0] and x[1] and y[0] and y[1]):
+        return []
+    return [_Stated(x[0] * x[1], y[0] * y[1], "OME-Zarr's coordinateTransformations")]
+
+
+def _from_server(path: Path) -> list[_Stated]:
+    is_czi = path.suffix.lower() == CZI_SUFFIX
+    server = czi_server(path) if is_czi else Server(path)
     server.close()
     x, y = (_number(text) for text in server.um_per_px)
-    return [] if x is None and y is None else [_Stated(x or y or 0, y or x or 0, "OpenSlide's mpp-x and mpp-y")]
+    source = "CZI's Scaling" if is_czi else "OpenSlide's mpp-x and mpp-y"
+    return [] if x is None and y is None else [_Stated(x or y or 0, y or x or 0, source)]
 
 
 def _from_tiff(path: Path) -> tuple[list[_Stated], list[_Stated]]:

@@ -1,7 +1,8 @@
 """Which reader opens a slide's image.
 
-Tiled TIFF is read by tifffile and imagecodecs, vendors' formats by OpenSlide, and plain pictures by Pillow. The pixels
-differ a little between readers, so the name of the reader is part of a cache's fingerprint.
+Tiled TIFF is read by tifffile and imagecodecs, vendors' formats and DICOM by OpenSlide, CZI by pylibCZIrw, OME-Zarr by
+zarr, and plain pictures by Pillow. The pixels differ a little between readers, so the name of the reader is part of a
+cache's fingerprint.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from extract.slides.codestreams import check_jpeg
 from extract.slides.colors import CONVERT, on_white
+from extract.slides.dicom_series import largest_file
 from extract.slides.image import (
     NOT_READABLE,
     Image,
@@ -25,12 +27,15 @@ from extract.slides.image import (
     check_memory,
     check_size,
 )
+from extract.slides.ome_zarr import OmeZarrImage
 from extract.slides.tiff import TiffImage
-from extract.slides.vendors import open_vendor
+from extract.slides.vendors import CZI_SUFFIX, open_czi, open_vendor
 from hist_cache.errors import slide_error
+from hist_cache.slides import ZARR_SUFFIXES
 
 TIFF_SUFFIXES = (".tif", ".tiff", ".svs")
 PLAIN_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+USUAL_READERS = ("tifffile", "openslide", "pillow")  # of 8-bit RGB or grey, which is read as it is
 PLAIN_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")  # those that Pillow converts to RGB without loss
 ORIENTATION = 274  # Exif
 _pillow = threading.Lock()  # held while Pillow's limit of pixels is lifted
@@ -47,9 +52,7 @@ def open_image(slide: str, path: Path) -> Image:
         SlideError: The file is damaged, truncated or of a kind that is not read.
     """
     try:
-        if not path.is_file():  # opening a named pipe would wait for ever
-            raise ImageError("not a file")
-        reader = _reader(path)
+        reader = _folder_reader(path) if path.is_dir() else _reader(path)
         try:
             check_size(reader.width, reader.height)
         except ImageError:
@@ -60,8 +63,20 @@ def open_image(slide: str, path: Path) -> Image:
         raise slide_error(slide, path, error, NOT_READABLE) from error
 
 
+def _folder_reader(path: Path) -> Reader:
+    if path.suffix.lower() in ZARR_SUFFIXES:
+        return OmeZarrImage(path)
+    if (file := largest_file(path)) and (image := open_vendor(file)):
+        return image
+    raise ImageError("not a file, and no folder of DICOM files", "put the slide's own file there")
+
+
 def _reader(path: Path) -> Reader:
+    if not path.is_file():  # opening a named pipe would wait for ever
+        raise ImageError("not a file")
     suffix = path.suffix.lower()
+    if suffix == CZI_SUFFIX:
+        return open_czi(path)
     if suffix in PLAIN_FORMATS:
         return PlainImage(path, PLAIN_FORMATS[suffix])
     if suffix not in TIFF_SUFFIXES and (image := open_vendor(path)):

@@ -117,7 +117,7 @@ def test_the_union_takes_a_gene_variable_in_one_slide_only() -> None:
     odd = flat.copy()
     odd[::2, 7] = 80
     genes = names(2100)
-    assert "GENE0007" in variable_union({"A": (csr_matrix(odd), genes)})
+    assert "GENE0007" in variable_union([(csr_matrix(odd), genes)])
 
 
 @pytest.mark.parametrize(

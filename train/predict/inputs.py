@@ -9,6 +9,7 @@ from extract.slides.listing import slide_images, slide_name
 from extract.virtual_slides import SlideImage, SpotRule
 from hist_cache.errors import InputError, SlideError
 from hist_cache.metadata import read_metadata, read_scale
+from hist_cache.slides import image_name
 from hist_cache.spot_scale import SpotScale
 from hist_cache.texts import bad_name, first_names
 from train.predict.folds import TrainedFold
@@ -81,10 +82,10 @@ def hest_scale(name: str, image: Path) -> SpotScale | None:
     """The scale of a slide's own spots, for one that lies in a HEST folder; None for others."""
     image = image.resolve()
     root = image.parent.parent
-    if image.parent.name != "wsis" or not (root / "metadata" / f"{image.stem}.json").is_file():
+    if image.parent.name != "wsis" or not (root / "metadata" / f"{image_name(image)}.json").is_file():
         return None
     try:
-        scale = read_scale(name, *read_metadata(root, image.stem), any_scale=True)
+        scale = read_scale(name, *read_metadata(root, image_name(image)), any_scale=True)
     except SlideError:
         return None
     return SpotScale(scale.pitch_um, scale.spot_um, "none")

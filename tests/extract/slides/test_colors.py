@@ -230,7 +230,6 @@ REFUSED: dict[str, tuple[str, Callable[[Path], object], str]] = {
         tiff(RGB16[..., 0], photometric="palette", colormap=np.zeros((3, 65536), np.uint16)),
         "palette has not 256",
     ),
-    "one channel a page": (".ome.tif", tiff(RGB.transpose(2, 0, 1), metadata={"axes": "CYX"}), f"3 {SAME}"),
     "one channel a file": (".tif", tiff(GREY, description=OME, metadata=None), f"3 {SAME}"),
     "focal planes": (".tif", tiff(np.stack([RGB, RGB]), photometric="rgb"), f"2 {SAME}"),
     "ImageJ": (".tif", tiff(RGB.transpose(2, 0, 1), imagej=True, metadata={"axes": "CYX"}), f"3 {SAME}"),

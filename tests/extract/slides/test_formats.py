@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import struct
+from functools import partial
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
+import PIL.Image
+import pydicom
 import pytest
 import tifffile
 
@@ -54,13 +59,6 @@ def test_planar_ome_tiff(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.ome.tif", np.moveaxis(pixels, -1, 0), photometric="rgb", planarconfig="separate",
                      tile=(64, 64), metadata={"axes": "SYX"})  # fmt: skip
     np.testing.assert_array_equal(whole(open_image("S", tmp_path / "a.ome.tif")), pixels)
-
-
-def test_ome_tiff_of_channels_is_refused(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.ome.tif", np.moveaxis(smooth_pixels(), -1, 0), photometric="minisblack",
-                     tile=(64, 64), metadata={"axes": "CYX"})  # fmt: skip
-    with pytest.raises(SlideError, match="3 pictures of full size"):
-        open_image("S", tmp_path / "a.ome.tif")
 
 
 def element(group: int, number: int, kind: str, value: bytes | str) -> bytes:
@@ -142,6 +140,66 @@ def test_dicom(tmp_path: Path) -> None:
     assert slide_images(tmp_path) == [path]
     assert slide_name(path) == "CASE"
     image.close()
+
+
+def jpeg_tile(tile: np.ndarray) -> bytes:
+    return imagecodecs.jpeg_encode(tile, level=95, colorspace="RGB", outcolorspace="YCBCR")
+
+
+def write_compressed_dicom(path: Path, pixels: np.ndarray, kind: str, sparse: bool) -> None:
+    """A level of a slide by pydicom, in tiles of 100 px; `sparse` states where each of them lies."""
+    syntaxes = {"jpeg": pydicom.uid.JPEGBaseline8Bit, "jpeg 2000": pydicom.uid.JPEG2000Lossless}
+    height, width = pixels.shape[:2]
+    places = [(x, y) for y in range(0, height, 100) for x in range(0, width, 100)]
+    if sparse:
+        places.reverse()
+    tiles = [pixels[y : y + 100, x : x + 100] for x, y in places]
+    encode = jpeg_tile if kind == "jpeg" else partial(imagecodecs.jpeg2k_encode, codecformat="j2k", mct=False)
+    data = pydicom.Dataset()
+    data.SOPClassUID, data.SOPInstanceUID = WSI_CLASS, f"{SERIES}.1"
+    data.ImageType, data.Modality = ["ORIGINAL", "PRIMARY", "VOLUME", "NONE"], "SM"
+    data.StudyInstanceUID, data.SeriesInstanceUID = "1.2.3", SERIES
+    data.DimensionOrganizationType = "TILED_SPARSE" if sparse else "TILED_FULL"
+    data.SamplesPerPixel, data.PlanarConfiguration, data.PixelRepresentation = 3, 0, 0
+    data.PhotometricInterpretation = "YBR_FULL_422" if kind == "jpeg" else "RGB"
+    data.Rows = data.Columns = 100
+    data.BitsAllocated, data.BitsStored, data.HighBit = 8, 8, 7
+    data.NumberOfFrames = len(tiles)
+    data.TotalPixelMatrixColumns, data.TotalPixelMatrixRows = width, height
+    measures = pydicom.Dataset()
+    measures.PixelSpacing = [0.0005, 0.0005]
+    shared = pydicom.Dataset()
+    shared.PixelMeasuresSequence = [measures]
+    data.SharedFunctionalGroupsSequence = [shared]
+    if sparse:
+        data.PerFrameFunctionalGroupsSequence = []
+        for x, y in places:
+            position, frame = pydicom.Dataset(), pydicom.Dataset()
+            position.ColumnPositionInTotalImagePixelMatrix = x + 1
+            position.RowPositionInTotalImagePixelMatrix = y + 1
+            frame.PlanePositionSlideSequence = [position]
+            data.PerFrameFunctionalGroupsSequence.append(frame)
+    data.PixelData = pydicom.encaps.encapsulate([encode(np.ascontiguousarray(tile)) for tile in tiles])
+    data["PixelData"].is_undefined_length = True
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntaxes[kind]
+    data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = WSI_CLASS, f"{SERIES}.1"
+    data.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize(("kind", "sparse"), [("jpeg", False), ("jpeg 2000", True)])
+def test_compressed_dicom(tmp_path: Path, kind: str, sparse: bool) -> None:
+    pixels = smooth_pixels()
+    write_compressed_dicom(tmp_path / "a.dcm", pixels, kind, sparse)
+    tile = np.ascontiguousarray(pixels[100:200, 200:300])
+    if kind == "jpeg":
+        tile = np.asarray(PIL.Image.open(io.BytesIO(jpeg_tile(tile))))
+    for path in (tmp_path / "a.dcm", tmp_path):  # as a file, and as a folder of files
+        image = open_image("S", path)
+        assert (image.reader_name, image.width, image.height) == ("openslide", 300, 200)
+        assert np.abs(whole(image)[100:200, 200:300].astype(int) - tile).max() <= (2 if kind == "jpeg" else 0)
+        assert np.abs(whole(image).astype(int) - pixels).mean() < 3
+        image.close()
 
 
 def test_dicom_files_of_two_slides_in_one_folder(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def ome(x: str, y: str, size: tuple[int, int] = (96, 64)) -> str:
 def test_what_a_tiff_states(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict, um: float | None, source: str
 ) -> None:
-    monkeypatch.setattr("extract.slides.pixel_size._from_openslide", lambda path: [])  # which takes long to start
+    monkeypatch.setattr("extract.slides.pixel_size._from_server", lambda path: [])  # which takes long to start
     size = read_pixel_size("S", write(tmp_path / "a.tif", **options))
     if um is None:
         assert size is None
@@ -83,7 +83,7 @@ def test_aperio_and_openslide(tmp_path: Path) -> None:
     {"description": ome('PhysicalSizeX="0.5"', 'PhysicalSizeY="0.52"')},
 ])  # fmt: skip
 def test_pixels_must_be_square(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict) -> None:
-    monkeypatch.setattr("extract.slides.pixel_size._from_openslide", lambda path: [])
+    monkeypatch.setattr("extract.slides.pixel_size._from_server", lambda path: [])
     with pytest.raises(
         SlideError, match=r"^S: .*a\.tif: its pixels are not square: 0\.5 x 0\.\d+ um by .*; give --um-per"
     ):
