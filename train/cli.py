@@ -54,8 +54,7 @@ def train(options: TrainOptions) -> int:
         say(f"table {options.table}: {table_row(options.table)['title']}")
     options = with_table(options)
     announcements.check_finetuning(options)
-    if options.logger is not None:
-        check_logger(options.logger)
+    check_logger(options.logger)
     grid = points(options)
     workspace = announcements.open_workspace(options, sorted({p.neighbors for p in grid}))
     jobs = make_jobs(grid, options, workspace, folder_option(options.runs, "HIST_RUNS", "runs"))

@@ -30,13 +30,15 @@ from train.loggers.fold_log import FoldLog, LoggedFold
 log = logging.getLogger(__name__)
 
 LOGGED = "logged.json"
-PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}
+LOGGER_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "tensorboard": "tensorboard"}
 FoldEvents = Events[Job, dict[str, Any]]
 
 
-def check_logger(name: str) -> None:
-    """`InputError` where a logger's package is missing, or wandb would send and nobody is logged in."""
-    require(PACKAGES[name], "loggers", f"--logger {name}")
+def check_logger(name: str | None) -> None:
+    """`InputError` where the package of a logger is missing, or wandb would send and nobody is logged in."""
+    if name is None:
+        return
+    require(LOGGER_PACKAGES[name], "loggers", f"--logger {name}")
     if name == "wandb":
         from train.loggers.wandb_log import check_login
 
@@ -118,8 +120,8 @@ class LoggedFolds:
         except Exception as error:  # whatever it is, training goes on
             self._failed = True
             log.warning(
-                f"--logger {self._name}: {kind_and_text(error)}; nothing more is logged now, training goes on; the same "
-                "command adds what is missing"
+                f"--logger {self._name}: {kind_and_text(error)}; nothing more is logged now, training goes on; "
+                "the same command adds what is missing"
             )
 
     def _write(self, job: Job, row: Mapping[str, float]) -> None:
@@ -129,11 +131,11 @@ class LoggedFolds:
         figures = [job.folder / name for name in (MAPS, TRAINING, GEOMETRY)]
         self._log_of(job).finish(final_values(metrics), [path for path in figures if path.exists()])
         del self._logs[job.folder]
-        record = read_record(job.folder)
-        write_record(job.folder, record | {"finished": sorted({*record["finished"], self._name})})
+        record = read_logged(job.folder)
+        write_logged(job.folder, record | {"finished": sorted({*record["finished"], self._name})})
 
     def _add_finished(self, job: Job) -> None:
-        if self._name in read_record(job.folder)["finished"]:
+        if self._name in read_logged(job.folder)["finished"]:
             return
         if (job.folder / HISTORY).exists():  # each row is an epoch, also of an ensemble's members
             for epoch, row in enumerate(Fold(job.folder).history.to_dict("records")):
@@ -142,7 +144,7 @@ class LoggedFolds:
 
     def _log_of(self, job: Job) -> FoldLog:
         if job.folder not in self._logs:
-            record = read_record(job.folder)
+            record = read_logged(job.folder)
             fold = LoggedFold(
                 record["key"],
                 self._name in record["begun"],
@@ -152,7 +154,7 @@ class LoggedFolds:
                 job.folder,
                 logged_settings(job.setting),
             )
-            write_record(job.folder, record | {"begun": sorted({*record["begun"], self._name})})  # the key, above all
+            write_logged(job.folder, record | {"begun": sorted({*record["begun"], self._name})})  # the key, above all
             self._logs[job.folder] = opened = self._open_log(self._name, fold)
             if not self._place_said:
                 log.info(f"logged: {opened.place}")
@@ -160,7 +162,7 @@ class LoggedFolds:
         return self._logs[job.folder]
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_logged(folder: Path) -> dict[str, Any]:
     """What loggers have of a fold: its key, those that have begun, and those that have all of it."""
     path = folder / LOGGED
     empty = {"key": secrets.token_hex(4), "begun": [], "finished": []}
@@ -172,8 +174,8 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write what `read_record` reads."""
+def write_logged(folder: Path, record: dict[str, Any]) -> None:
+    """Write what `read_logged` reads."""
     write_json(folder / LOGGED, record)
 
 

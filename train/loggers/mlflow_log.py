@@ -12,7 +12,7 @@ from train.loggers.fold_log import PROJECT, LoggedFold
 
 KEY_TAG = "hist_cache.fold"
 AT_ONCE = 100  # parameters, or metrics, that a server takes in one request
-SETTINGS = {
+ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # else MLflow reports its use to its makers
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # 7 are minutes of waiting for a server that is away
     "MLFLOW_ALLOW_FILE_STORE": "true",  # versions from 3.13 on refuse ./mlruns without it
@@ -21,7 +21,7 @@ SETTINGS = {
 
 def prepare_mlflow() -> None:
     """Set what MLflow reads from the environment as it is imported, where the user has not."""
-    for name, value in SETTINGS.items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 

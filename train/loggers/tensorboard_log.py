@@ -10,7 +10,7 @@ import numpy as np
 
 from train.loggers.fold_log import LoggedFold
 
-FOLDER = "tensorboard"
+EVENTS_FOLDER = "tensorboard"
 
 
 class TensorBoardLog:
@@ -49,7 +49,7 @@ class TensorBoardLog:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._fold.folder / FOLDER), purge_step=first_epoch)
+            self._writer = SummaryWriter(str(self._fold.folder / EVENTS_FOLDER), purge_step=first_epoch)
             settings = "\n".join(f"    {name}: {value}" for name, value in self._fold.settings.items())
             self._writer.add_text("settings", settings, first_epoch or 0)
         return self._writer

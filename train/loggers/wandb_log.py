@@ -10,7 +10,7 @@ from typing import Any
 from hist_cache.errors import InputError
 from train.loggers.fold_log import PROJECT, LoggedFold
 
-WAIT_S = 120  # for a server that does not answer
+SERVER_WAIT_S = 120  # for a server that does not answer
 
 
 def import_wandb() -> Any:
@@ -52,8 +52,8 @@ class WandbLog:
             x_disable_stats=True,
             x_disable_machine_info=True,
             x_save_requirements=False,
-            init_timeout=WAIT_S,
-            finish_timeout=WAIT_S,
+            init_timeout=SERVER_WAIT_S,
+            finish_timeout=SERVER_WAIT_S,
             finish_timeout_raises=True,
         )
         self._run: Any = self._wandb.init(

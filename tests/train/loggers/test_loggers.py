@@ -194,5 +194,5 @@ def test_what_a_logger_needs_is_said_before_anything_runs(
 
 def test_a_fold_that_a_user_has_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "logged.json").write_text("{}")
-    with pytest.raises(logged_folds.InputError, match="logged.json: not what this program writes"):
-        logged_folds.read_record(tmp_path)
+    with pytest.raises(logged_folds.InputError, match=r"logged\.json: not what this program writes"):
+        logged_folds.read_logged(tmp_path)
