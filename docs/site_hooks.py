@@ -48,6 +48,8 @@ def cell_text(cell: dict[str, Any], notebook: str, pictures: dict[str, bytes]) -
         return source
     parts = [f"```python\n{source}\n```"]
     for output in cell["outputs"]:
+        if output.get("name") == "stderr":
+            continue
         data = output.get("data", {})
         if "image/png" in data:
             name = f"{notebook}-{len(pictures)}.png"
