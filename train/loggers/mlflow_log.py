@@ -38,7 +38,7 @@ class MlflowLog:
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._client.create_experiment(name)
         self.place = f"MLflow experiment {name} in {uri}"
-        found = []
+        found: list[Any] = []
         if fold.begun:
             found = self._client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{fold.key}'")
         if found:
