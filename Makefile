@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 INSTALL ?= $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-scverse gpu lint format clean
+.PHONY: demo test test-fast test-scverse docs gpu lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hist-extract --dataset demo
@@ -26,6 +26,9 @@ GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(or $(wildcard $(BIN)/python)
 
 gpu:
 	$(GPU_PYTHON) benchmarks/gpu.py --out $(OUT)
+
+docs: $(VENV)/.installed-dev  # the site, in site/
+	$(BIN)/mkdocs build --quiet
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -50,4 +53,4 @@ $(VENV)/scverse/.installed: $(VENV)/.installed-dev constraints-scverse.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

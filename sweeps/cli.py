@@ -84,6 +84,11 @@ def check_options(options: SweepOptions) -> None:
             f"--lora {options.lora}: hist-sweep searches on one cache; search on that of the plain encoder, or of one "
             "adapter (hist-extract --lora FOLD, then --encoder with the name of its folder, and --folds 1)"
         )
+    if options.logger:
+        raise InputError(
+            f"--logger {options.logger}: is for hist-train; hist-train --logger logs finished runs too, and "
+            "optuna-dashboard shows a study"
+        )
     if options.finetune_lora:
         raise InputError(
             "--finetune-lora: hist-sweep searches on the cache; search there, then hist-train --finetune-lora with "

@@ -20,6 +20,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from hist_cache.errors import InputError
+from hist_cache.extras import require
 from hist_cache.passwords import MASK, mask_passwords, names_secret
 from sweeps.waiting import StorageLost
 
@@ -155,7 +156,9 @@ def read_url(text: str) -> tuple[URL, dict[str, str]]:
 
     Raises:
         InputError: It is no such URL. What is wrong with it is said without a part of it, which may be of a password.
+            Or the package that talks to PostgreSQL is not installed.
     """
+    require("psycopg", "sweeps-postgres", "--storage")
     try:
         # The driver is named because versions of SQLAlchemy choose different ones for plain postgresql://.
         url = sqlalchemy.make_url(text).set(drivername="postgresql+psycopg")

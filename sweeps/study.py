@@ -25,7 +25,7 @@ from train.workspace import Workspace
 LIST_OPTIONS = (
     *("model", "ablation", "neighbors", "genes", "n_genes", "split", "protocol", "recipe", "transform", "lora_layers"),
 )
-NOT_IN_COMMAND = ("fold", "table", "resume", "jobs", "genes_to_plot", "dry_run", "debug")
+NOT_IN_COMMAND = ("fold", "table", "resume", "jobs", "genes_to_plot", "logger", "dry_run", "debug")
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ STAIRS = {
     "train": (
         *("distributed", "expression", "rings", "parts", "depth", "data", "assembly", "workspace", "leaks"),
         *("relative_values", "metrics", "pathways", "selection", "figures", "models", "recipes", "fit", "finetune"),
-        *("options", "experiments", "report", "predict", "export", "cli"),
+        *("loggers", "options", "experiments", "report", "predict", "export", "cli"),
     ),
     "train.models": (
         *("configs", "numerics", "lorentz", "exponential", "lorentz_losses", "alignment", "variants", "projection"),
@@ -89,8 +89,9 @@ STAIRS = {
             "controls",
             "fold",
         ),
-        *("announcements", "runner", "adapted"),
+        *("logged_folds", "announcements", "runner", "adapted"),
     ),
+    "train.loggers": ("fold_log", "tensorboard_log", "mlflow_log", "wandb_log"),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "results", "comparable", "selection", "alike"),
         *("significance", "analysis", "baseline_rows", "against_ridge", "checklist", "paper_tables", "ridge_table"),

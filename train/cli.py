@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from hist_cache.executor import Failure
     from train.experiments.jobs import Job
+    from train.experiments.logged_folds import FoldEvents
     from train.workspace import Workspace
 
 DESCRIPTION = """Phase two: train models on a dataset's cache, test them on held-out slides, print their metrics beside
@@ -40,6 +41,7 @@ def train(options: TrainOptions) -> int:
     from train.experiments.adapted import announce_adapters, with_adapters
     from train.experiments.grid import points, table_row, with_table
     from train.experiments.jobs import make_jobs
+    from train.experiments.logged_folds import check_logger, logging_to
     from train.experiments.precision import with_precision
     from train.experiments.runner import default_workers, describe_failure
 
@@ -52,6 +54,7 @@ def train(options: TrainOptions) -> int:
         say(f"table {options.table}: {table_row(options.table)['title']}")
     options = with_table(options)
     announcements.check_finetuning(options)
+    check_logger(options.logger)
     grid = points(options)
     workspace = announcements.open_workspace(options, sorted({p.neighbors for p in grid}))
     jobs = make_jobs(grid, options, workspace, folder_option(options.runs, "HIST_RUNS", "runs"))
@@ -77,15 +80,16 @@ def train(options: TrainOptions) -> int:
         return 0
     if left and distributed.rank() == 0:
         announcements.check_writable(left[0].folder.parents[1])
-    with keeping(lambda: kept(jobs)):
-        failures = run_left(left, options, workspace, device, workers)
-    for failure in failures:
-        if options.debug:
-            sys.stderr.writelines(traceback.format_exception(failure.error))
-        fail(describe_failure(failure))
-    if distributed.rank() == 0 and any(job.done for job in jobs):
-        remove_leftover_checkpoints(jobs)
-        print_results(jobs, genes_to_plot, options.table)
+    with logging_to(options.logger, jobs) as logged:
+        with keeping(lambda: kept(jobs)):
+            failures = run_left(left, options, workspace, device, workers, logged)
+        for failure in failures:
+            if options.debug:
+                sys.stderr.writelines(traceback.format_exception(failure.error))
+            fail(describe_failure(failure))
+        if distributed.rank() == 0 and any(job.done for job in jobs):
+            remove_leftover_checkpoints(jobs)
+            print_results(jobs, genes_to_plot, options.table)
     distributed.destroy()
     return 1 if failures else 0
 
@@ -105,7 +109,12 @@ def check_left(left: list[Job], options: TrainOptions, workspace: Workspace, dev
 
 
 def run_left(
-    left: list[Job], options: TrainOptions, workspace: Workspace, device: torch.device, workers: int
+    left: list[Job],
+    options: TrainOptions,
+    workspace: Workspace,
+    device: torch.device,
+    workers: int,
+    logged: FoldEvents,
 ) -> list[Failure[Job]]:
     """Run what is left, on the cache or with the encoder; returns what failed."""
     from train.experiments.adapted import run_adapted
@@ -113,10 +122,10 @@ def run_left(
 
     workspace.keep_panels()
     if options.lora is not None:
-        return run_adapted(left, options, workspace, device, workers)
+        return run_adapted(left, options, workspace, device, workers, logged)
     finetuned = [job for job in left if job.setting.finetuning]
     finetuner = make_finetuner(options, workspace, finetuned, device) if finetuned else None
-    return run_with_progress(left, workspace, device, workers, finetuner)
+    return run_with_progress(left, workspace, device, workers, finetuner, logged)
 
 
 def kept(jobs: list[Job]) -> str:

@@ -115,6 +115,9 @@ class TrainOptions(CommandOptions):
         None, "folds trained at once (default: one a CPU core, or one on a GPU)", "N", within=COUNT
     )
     genes_to_plot: str | None = option(None, "genes on maps.png, such as COL1A1,FN1 (default: the best)", "NAMES")
+    logger: Literal["wandb", "mlflow", "tensorboard"] | None = option(
+        None, "also log losses, geometry, metrics and figures there (pip install hist-cache[loggers])"
+    )
     dry_run: bool = option(False, "say what would be run, and run nothing")
     debug: bool = option(False, "show a traceback for every error")
 

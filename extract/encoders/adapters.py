@@ -23,6 +23,7 @@ from extract.encoders.weights import StateDict, digest_state, first_line, read_s
 from hist_cache.checked import check_fields
 from hist_cache.datasets import patient_names
 from hist_cache.errors import HistError, InputError, WriteError
+from hist_cache.extras import require
 from hist_cache.files import atomic_write, write_json
 from hist_cache.runs import CONFIG, METRICS
 from hist_cache.texts import read_json
@@ -92,6 +93,7 @@ def load_adapter(encoder: Encoder, folder: Path, trainable: bool = False) -> Ada
     Raises:
         InputError: The folder is incomplete or damaged, or the adapter belongs to another encoder.
     """
+    require("peft", "lora", f"{folder}: an adapter")
     import peft
 
     owner = read_owner(folder)

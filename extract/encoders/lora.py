@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from extract.encoders.encoder import Encoder, count_blocks
 from hist_cache.errors import HistError, InputError
+from hist_cache.extras import require
 
 ATTENTION_LAYERS = ("qkv", "proj")  # the linear layers of a block's attention, which are adapted
 
@@ -88,6 +89,7 @@ def target_names(blocks: int, layers: int) -> tuple[str, ...]:
 
 def adapted_names(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the modules that have an adapter, in the order of the model."""
+    require("peft", "lora", "LoRA")
     from peft.tuners.lora import LoraLayer
 
     return tuple(name for name, part in module.named_modules() if isinstance(part, LoraLayer))
@@ -103,6 +105,7 @@ def adapt(encoder: Encoder, config: LoraConfig) -> Adapted:
         InputError: The encoder is no vision transformer, or has fewer blocks than `config.layers`.
         HistError: The encoder has an adapter already.
     """
+    require("peft", "lora", "LoRA")
     import peft
 
     blocks = count_blocks(encoder)

@@ -16,6 +16,7 @@ from hist_cache.executor import Failure
 from hist_cache.fingerprint import is_tuned
 from hist_cache.runs import METRICS
 from train.experiments.jobs import Job
+from train.experiments.logged_folds import FoldEvents
 from train.experiments.run_folders import run_folder
 from train.experiments.runner import run_with_progress
 from train.finetune.encoder import find_data_root, load_cached_encoder
@@ -106,7 +107,12 @@ def check_adapters(jobs: Sequence[Job], options: TrainOptions, workspace: Worksp
 
 
 def run_adapted(
-    jobs: Sequence[Job], options: TrainOptions, workspace: Workspace, device: torch.device, workers: int
+    jobs: Sequence[Job],
+    options: TrainOptions,
+    workspace: Workspace,
+    device: torch.device,
+    workers: int,
+    logged: FoldEvents | None = None,
 ) -> list[Failure[Job]]:
     """Run jobs of `with_adapters`, fold by fold; embeddings that are missing are computed and kept in the cache.
 
@@ -116,6 +122,7 @@ def run_adapted(
         workspace: The plain cache.
         device: To train on.
         workers: How many run at once.
+        logged: Called with each epoch and each result too.
 
     Returns:
         The jobs that failed.
@@ -137,7 +144,7 @@ def run_adapted(
             if plain is not None
         ]
         own = Workspace(caches[0], workspace.sizes, caches[1] if len(caches) > 1 else None)
-        failures += run_with_progress(of_fold, own, device, workers)
+        failures += run_with_progress(of_fold, own, device, workers, logged=logged)
     return failures
 
 

@@ -23,6 +23,7 @@ from train.experiments.announcements import announce_result
 from train.experiments.controls import Controls
 from train.experiments.fold import FoldRunner
 from train.experiments.jobs import Job
+from train.experiments.logged_folds import FoldEvents
 from train.finetune.encoder import Finetuner, find_data_root, load_cached_encoder
 from train.fit.config import EncodingConfig
 from train.models.registry import ModelEntry, model_entries, register
@@ -191,9 +192,24 @@ def describe_failure(failure: Failure[Job]) -> str:
 
 
 def run_with_progress(
-    left: list[Job], workspace: Workspace, device: torch.device, workers: int, finetuner: Finetuner | None = None
+    left: list[Job],
+    workspace: Workspace,
+    device: torch.device,
+    workers: int,
+    finetuner: Finetuner | None = None,
+    logged: FoldEvents | None = None,
 ) -> list[Failure[Job]]:
-    """`run_jobs` with one progress display for all, and a line as each fold ends."""
+    """`run_jobs` with one progress display for all, and a line as each fold ends.
+
+    Args:
+        left: To run.
+        workspace: Their data.
+        device: To train on.
+        workers: How many run at once.
+        finetuner: For jobs that fine-tune the encoder.
+        logged: Called with each epoch and each result too.
+    """
+    logged = logged or FoldEvents()
     for job in left:
         if job.stopped:
             log.info(f"{job.title}: going on with the stopped run ({job.folder}; delete it to start over)")
@@ -206,6 +222,7 @@ def run_with_progress(
             shares[job.folder] = share
 
         def on_epoch(job: Job, row: dict[str, float]) -> None:
+            logged.on_message(job, row)
             epoch = int(row["epoch"]) + 1
             expected = sum(lengths) / len(lengths) if lengths else job.setting.fit.epochs
             note = f"{job.title}: epoch {epoch}, validation MSE {row['val_mse']:.4f}"
@@ -216,6 +233,7 @@ def run_with_progress(
                 lengths.append(metrics["epochs"])
             advance(job, 1.0)
             announce_result(job, metrics)
+            logged.on_result(job, metrics)
 
         try:
             return run_jobs(left, workspace, device, workers, on_epoch, on_done, finetuner)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from hist_cache.errors import InputError
+from hist_cache.extras import require
 from hist_cache.files import write_error
 from train.predict.predicted import SlidePicture, spot_diameter, stored_picture
 
@@ -102,7 +102,4 @@ def _elements(path: Path, table: anndata.AnnData, picture: SlidePicture) -> Any:
 
 def check_spatialdata() -> None:
     """`InputError` where the package that writes stores is not installed, before anything is computed."""
-    if find_spec("spatialdata") is None:
-        raise InputError(
-            "--spatialdata: the package spatialdata is not installed; pip install 'hist-cache[spatialdata]'"
-        )
+    require("spatialdata", "spatialdata", "--spatialdata")
