@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hist_cache.runs import GEOMETRY, MAPS, TRAINING, readable_file
+from hist_cache.runs import GEOMETRY, TRAINING, readable_file
 from train.report.against_ridge import AgainstRidge
 from train.report.alike import truth_differences
 from train.report.fold_result import FoldResult
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 MAX_PNG_BYTES = 120_000  # a larger PNG is embedded as WebP
 MAX_WIDTH = 1500  # px
-MAX_MAPS_WIDTH = 1100  # px; maps are many, as every run has them
+MAX_HEIGHT = 12_000  # px; WebP has 16,383 at most
 WEBP_QUALITY = 82
 N_GENES_DRAWN = 2  # the best predicted, where none are named
 BAR_METRICS = ("pcc@10", "pcc@50", "pcc@200", "mse", "mae")
@@ -54,8 +54,8 @@ CollapsedPictures = list[tuple[str, Sequence[Picture]]]
 """Pictures that the page shows on a click, by the line that is clicked; empty where there are none."""
 
 
-def picture(file: Path, title: str, caption: str, alt: str, name: str = "", max_width: int = MAX_WIDTH) -> Picture:
-    """Embed a figure: as the PNG that it is where that is small, else as WebP.
+def picture(file: Path, title: str, caption: str, alt: str, name: str = "") -> Picture:
+    """Embed a figure: as the PNG that it is where that is small, else as WebP of `MAX_WIDTH` and `MAX_HEIGHT` at most.
 
     Args:
         file: the PNG.
@@ -63,7 +63,6 @@ def picture(file: Path, title: str, caption: str, alt: str, name: str = "", max_
         caption: below the figure.
         alt: what the figure shows, for readers who do not see it.
         name: of the file when downloaded (default: the PNG's).
-        max_width: a wider figure is made smaller, in px.
     """
     from PIL import Image
 
@@ -71,8 +70,8 @@ def picture(file: Path, title: str, caption: str, alt: str, name: str = "", max_
         width, height = image.size
         data, kind = file.read_bytes(), "png"
         if len(data) > MAX_PNG_BYTES:
-            if width > max_width:
-                width, height = max_width, round(height * max_width / width)
+            share = min(1, MAX_WIDTH / width, MAX_HEIGHT / height)
+            width, height = max(1, round(width * share)), max(1, round(height * share))
             small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
             small.save(buffer, "WEBP", quality=WEBP_QUALITY, method=5)
@@ -103,8 +102,8 @@ class ReportFigures:
         column = [c.title for c in table.columns].index(metric)
         values = ", ".join(f"{r.label} {r.cells[column].text}" for r in table.rows if r.kind == "run")
         caption = (
-            "Mean over folds, whiskers of one standard deviation, the folds as points. Axes that do not start at 0 say "
-            "so: there the ends of the bars compare, their lengths do not. Orange: ridge on the same embeddings."
+            "Mean over folds, whiskers of one standard deviation, the folds as points. All bars start at 0, and the axes "
+            "of the correlations are the same. Orange: ridge on the same embeddings."
         )
         methods = "Variants" if all(run.variant for run in self.runs) else "Methods"
         alt = f"Bars of each metric by run. {metric}: {values}."
@@ -166,11 +165,6 @@ class ReportFigures:
                 alike[run.label] = own
         return {label: f.fold.predictions for label, f in alike.items()}
 
-    def maps(self) -> CollapsedPictures:
-        """Each run's maps of its best genes."""
-        text = "measured above predicted expression of its best genes"
-        return self._of_runs(self.runs, MAPS, "Maps of each run's best genes", text)
-
     def geometry_pair(self) -> list[Picture]:
         """The geometry of `full` above `no_hea` where they are there, else that of the first run that has one."""
         return [p for run in self._geometry_runs for p in self._of_run(run, GEOMETRY, GEOMETRY_TEXT)]
@@ -226,8 +220,7 @@ class ReportFigures:
         caption = f"{text[0].upper()}{text[1:]}, fold {number}{other_folds}"
         name = slug(f"{self.prefix} {run.label} {stem}")
         alt = f"{run.label}, fold {number}: {text}."
-        max_width = MAX_MAPS_WIDTH if file == MAPS else MAX_WIDTH
-        return [picture(path, f"{run.label}: {stem}", caption, alt, name, max_width)]
+        return [picture(path, f"{run.label}: {stem}", caption, alt, name)]
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{self.prefix}-{name}.png"
