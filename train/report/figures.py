@@ -7,6 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ MAX_PNG_BYTES = 120_000  # a larger PNG is embedded as WebP
 MAX_WIDTH = 1500  # px
 MAX_HEIGHT = 12_000  # px; WebP has 16,383 at most
 WEBP_QUALITY = 82
+MAX_RUNS_DRAWN = 11  # on the tissue, beside the H&E and what was measured
 N_GENES_DRAWN = 2  # the best predicted, where none are named
 BAR_METRICS = ("pcc@10", "pcc@50", "pcc@200", "mse", "mae")
 GEOMETRY_PAIR = (REFERENCE, "no_hea")  # with and without entailment
@@ -74,7 +76,7 @@ def picture(file: Path, title: str, caption: str, alt: str, name: str = "") -> P
             width, height = max(1, round(width * share)), max(1, round(height * share))
             small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
-            small.save(buffer, "WEBP", quality=WEBP_QUALITY, method=5)
+            small.save(buffer, "WEBP", quality=WEBP_QUALITY, method=3)
             data, kind = buffer.getvalue(), "webp"
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return Picture(name or file.stem, title, caption, alt, uri, width, height, kind)
@@ -140,7 +142,7 @@ class ReportFigures:
         fold = next((f for f in main.folds if slide in (None, *f.pictured)), None)
         if fold is None:
             return []
-        tables = self._comparable_predictions(main, fold)
+        tables, n_alike = self._comparable_predictions(main, fold)
         panel = set(tables[main.label].var_names)
         best = [g for g in correlations[main.label].sort_values(ascending=False).index if g in panel]
         slide = slide or str(tables[main.label].obs["slide"].iloc[0])
@@ -148,22 +150,27 @@ class ReportFigures:
         for gene in names or best[:N_GENES_DRAWN]:
             file = self._file(f"gene-{slug(gene)}")
             plot_gene(file, tables, gene, slide)
+            who = "each run" if len(tables) == n_alike else f"the first {len(tables)} of {n_alike} runs"
             caption = (
-                f"Measured, and predicted by each run, on test slide {slide} of fold {fold.number}. All maps share one "
+                f"Measured, and predicted by {who}, on test slide {slide} of fold {fold.number}. All maps share one "
                 "scale; PCC is over this slide's spots."
             )
             alt = f"Maps of {gene} on {slide}: the H&E, measured expression, predictions of {', '.join(tables)}."
             pictures.append(picture(file, f"{gene} on the tissue", caption, alt))
         return pictures
 
-    def _comparable_predictions(self, main: RunResult, fold: FoldResult) -> dict[str, anndata.AnnData]:
-        """Of a fold of `main`, which comes first, and of folds of others with the same genes and test slides."""
+    def _comparable_predictions(self, main: RunResult, fold: FoldResult) -> tuple[dict[str, anndata.AnnData], int]:
+        """Of a fold of `main`, which comes first, and of folds of others with the same genes and test slides.
+
+        Returns:
+            The predictions by label of the run, of `MAX_RUNS_DRAWN` runs at most, and of how many runs there are some.
+        """
         alike = {main.label: fold}
         for run in self.runs:
             same = (f for f in run.folds if f.test_slides == fold.test_slides and f.fold.panel == fold.fold.panel)
             if run is not main and not truth_differences(run, main) and (own := next(same, None)):
                 alike[run.label] = own
-        return {label: f.fold.predictions for label, f in alike.items()}
+        return {label: f.fold.predictions for label, f in islice(alike.items(), MAX_RUNS_DRAWN)}, len(alike)
 
     def geometry_pair(self) -> list[Picture]:
         """The geometry of `full` above `no_hea` where they are there, else that of the first run that has one."""

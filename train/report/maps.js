@@ -85,7 +85,7 @@ class Maps {
     this.values = [null, measured, predicted];
     const pcc = Number.isNaN(this.pcc[i]) ? "undefined, as one of both is constant" : this.pcc[i].toFixed(3);
     this.find(".said").textContent =
-      `${this.gene} ${place}, fold ${this.fold.number}, ${this.run.label}: PCC ${pcc} over ${n} spots, ${rank} of ${this.order.length} genes by PCC.`;
+      `${this.gene} ${place}, fold ${this.fold.number}, ${this.run.label}: PCC ${pcc} over ${n} spots, rank ${rank} of ${this.order.length} genes by PCC.`;
     const titles = [`${this.predicted.slide}, H&E`, `${this.gene}, measured`, `${this.gene}, predicted`];
     const span = (values) => `${short(values.reduce((a, b) => Math.min(a, b)))} to ${short(values.reduce((a, b) => Math.max(a, b)))}`;
     const alts = [`H&E of slide ${this.predicted.slide}`, ...[measured, predicted].map((v, k) => `Map: ${titles[k + 1]} ${place}, ${span(v)}`)];

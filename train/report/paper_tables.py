@@ -166,7 +166,9 @@ def metrics_table(
     doubts = [*results.incomplete, *results.meaningless]
     notes += [text for text in doubts if any(text.startswith(f"{run.label}: ") for run in runs)]
     group = group_name(runs[0])
-    return Table(slug(f"metrics {scope} {group}"), f"{title or 'Metrics'}, {group}", columns, tuple(rows), tuple(notes))
+    of_scope = "" if scope == "pooled" else f", {SCOPES[scope]}"
+    heading = f"{title or 'Metrics'}, {group}{of_scope}"
+    return Table(slug(f"metrics {scope} {group}"), heading, columns, tuple(rows), tuple(notes))
 
 
 def _all_centered(runs: list[RunResult]) -> bool:
