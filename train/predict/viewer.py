@@ -31,7 +31,7 @@ from train.predict.predicted import (
     um_per_px,
     value_range,
 )
-from train.report.map_codes import encode, map_script, palette, script_hash, to_base64
+from train.report.map_codes import map_script, palette, script_hash, to_base64, to_codes
 
 if TYPE_CHECKING:
     import anndata
@@ -143,7 +143,7 @@ def _gene_data(gene: str, values: dict[str, np.ndarray]) -> dict[str, Any]:
 
 def _codes(values: np.ndarray) -> dict[str, Any]:
     """Values `(N,)` in 16 bits, as the script reads them."""
-    (low,), (high,), codes = encode(values[:, None], 16)
+    (low,), (high,), codes = to_codes(values[:, None], 16)
     return {"low": float(low), "high": float(high), "codes": to_base64(codes)}
 
 

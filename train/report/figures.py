@@ -104,8 +104,8 @@ class ReportFigures:
         column = [c.title for c in table.columns].index(metric)
         values = ", ".join(f"{r.label} {r.cells[column].text}" for r in table.rows if r.kind == "run")
         caption = (
-            "Mean over folds, whiskers of one standard deviation, the folds as points. All bars start at 0, and the axes "
-            "of the correlations are the same. Orange: ridge on the same embeddings."
+            "Mean over folds, whiskers of one standard deviation, the folds as points. All bars start at 0, and "
+            "the axes of the correlations are the same. Orange: ridge on the same embeddings."
         )
         methods = "Variants" if all(run.variant for run in self.runs) else "Methods"
         alt = f"Bars of each metric by run. {metric}: {values}."

@@ -11,7 +11,7 @@ from hist_cache.errors import InputError
 from hist_cache.files import write_text
 from train.report.context import cache_fingerprints, descriptions
 from train.report.ensemble_tables import ensemble_tables
-from train.report.index_tables import index_table, index_warnings, settings_overview
+from train.report.index_tables import index_table, index_text, index_warnings, settings_overview
 from train.report.page import Origin, Section, Site, render_page
 from train.report.paper_tables import group_name, run_groups
 from train.report.results import Results, RunResult
@@ -24,7 +24,7 @@ MAX_RUNS = 24  # of a page
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """The runs of one page.
 
     Attributes:
@@ -83,7 +83,7 @@ def write_report(results: Results, folder: Path, request: ReportRequest) -> Path
     return _write_index(results, parts, [folder / file for file in files], ensembles)
 
 
-def _request_of(part: Part, request: ReportRequest) -> ReportRequest:
+def _request_of(part: ReportPart, request: ReportRequest) -> ReportRequest:
     """What one page is asked for; `--against` holds where the page has such a run."""
     has_own = any(_is(run, request.against) for run in part.results.runs)
     against = part.leader.label if part.leader else request.against if has_own else None
@@ -95,38 +95,41 @@ def _is(run: RunResult, name: str | None) -> bool:
     return name in (run.label, run.method)
 
 
-def page_parts(results: Results, against: str | None = None) -> list[Part]:
+def page_parts(results: Results, against: str | None = None) -> list[ReportPart]:
     """The runs in pages: groups that fit are kept together, and a larger one has pages of its own.
 
     Args:
         results: all runs.
         against: method or label of the run that the others are tested against (default: full).
     """
-    parts: list[Part] = []
+    parts: list[ReportPart] = []
     small: list[RunResult] = []
     for runs in run_groups(results):
         if len(runs) > MAX_RUNS:
             leader = next((run for run in runs if _is(run, against or REFERENCE)), None)
-            parts += [Part(tuple(runs[i : i + MAX_RUNS]), leader) for i in range(0, len(runs), MAX_RUNS)]
+            parts += [ReportPart(tuple(runs[i : i + MAX_RUNS]), leader) for i in range(0, len(runs), MAX_RUNS)]
         else:
             if len(small) + len(runs) > MAX_RUNS:
-                parts.append(Part(tuple(small)))
+                parts.append(ReportPart(tuple(small)))
                 small = []
             small += runs
-    return [*parts, Part(tuple(small))] if small else parts
+    return [*parts, ReportPart(tuple(small))] if small else parts
 
 
-def _write_index(results: Results, parts: Sequence[Part], files: Sequence[Path], ensembles: Sequence[Table]) -> Path:
+def _write_index(
+    results: Results, parts: Sequence[ReportPart], files: Sequence[Path], ensembles: Sequence[Table]
+) -> Path:
     """Write the page of all runs, with links to the pages that have more of them; returns its path."""
     groups = run_groups(results)
     text = (
-        f"{len(results.runs):,} runs are on {len(files)} pages of {MAX_RUNS} runs at most. The pages have p-values, maps, "
-        "figures and settings of their runs; a run that others are tested against is on each of their pages."
+        f"{len(results.runs):,} runs are on {len(files)} pages of {MAX_RUNS} runs at most, with p-values, maps and "
+        "figures; a run that others are tested against is on each of their pages."
     )
     sections = [Section("Pages", text, [_pages_table(parts, files)])]
     for runs in groups:
         title = f"Metrics, {group_name(runs[0])}" if len(groups) > 1 else "Metrics"
-        sections.append(Section(title, tables=[index_table(runs)]))
+        table = index_table(runs)
+        sections.append(Section(title, index_text(table), [table]))
     sections += [Section("Ensemble", tables=ensembles)] if ensembles else []
     page = files[0].parent / PAGE
     write_tables(sections, page.parent / "tables")
@@ -140,7 +143,7 @@ def _write_index(results: Results, parts: Sequence[Part], files: Sequence[Path],
     return page
 
 
-def _pages_table(parts: Sequence[Part], files: Sequence[Path]) -> Table:
+def _pages_table(parts: Sequence[ReportPart], files: Sequence[Path]) -> Table:
     rows = []
     for part, file in zip(parts, files, strict=True):
         n_bytes = file.stat().st_size

@@ -33,6 +33,8 @@ from train.report.table import (
 )
 
 MAX_BASELINES = 6  # rows of one baseline, whose numbers differ with the data that the runs read
+MAIN_TITLE = "PCC@50"  # of the column that the text is about, where there is one
+MAX_BEST = 3  # runs that are the best alike
 MAX_VALUES = 8  # of a setting that are named
 
 
@@ -54,6 +56,20 @@ def index_table(runs: list[RunResult]) -> Table:
     notes = (f"mean ± std over folds, {SCOPES['pooled']}", BEST_NOTE if marks else NO_BEST_NOTE)
     group = group_name(runs[0])
     return Table(slug(f"metrics pooled {group}"), f"Metrics, {group}", columns, tuple(rows), notes)
+
+
+def index_text(table: Table) -> str:
+    """Which run of an `index_table` is the best, or which baseline is; "" where none is marked."""
+    titles = [column.title for column in table.columns]
+    i = titles.index(MAIN_TITLE) if MAIN_TITLE in titles else 0
+    best = [row for row in table.rows if row.cells[i].best]
+    count = sum(row.kind == "run" for row in table.rows)
+    named = "; ".join(f"{row.label}, {row.cells[i].text}" for row in best[:MAX_BEST])
+    if not best:
+        return ""
+    if any(row.kind == "run" for row in best):
+        return f"Highest {titles[i]} of {count:,} runs: {named}."
+    return f"No run is above a baseline in {titles[i]}: {named}."
 
 
 def _cells(folds: Sequence[dict[str, float]], metrics: Sequence[str]) -> tuple[Cell, ...]:
@@ -91,16 +107,16 @@ def index_warnings(results: Results) -> list[str]:
     warnings = [*weight_warnings(results), *within_warnings(results), *patient_warnings(results)]
     leaking = [run.label for run in results.runs if run.leaks]
     if leaking:
-        warnings.insert(0, f"LEAK: {len(leaking)} runs are tested on slides that the adapter of their embeddings has seen")
+        warnings.insert(0, f"LEAK: {len(leaking)} runs are tested on slides that their embeddings' adapter has seen")
     own = {sentence.partition(": ")[0] for sentence in (*results.incomplete, *results.meaningless)}
     own |= {run.label for run in results.runs if run_warnings(run)}
     if own:
-        warnings.append(f"{len(own)} of {len(results.runs)} runs have warnings of their own, which stand on their pages")
+        warnings.append(f"{len(own)} of {len(results.runs)} runs have warnings of their own: on their pages")
     return list(dict.fromkeys([*warnings, *protocol_warnings(results)]))
 
 
 def settings_overview(results: Results) -> Table:
-    """The settings of many runs, a setting a row: its value, or the values that it has; those that differ come first."""
+    """The settings of many runs, a setting a row: its value, or several; those that differ come first."""
     texts = [setting_texts(run) for run in results.runs]
     values: dict[str, dict[str, int]] = {}
     for of_run in texts:

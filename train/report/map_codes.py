@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-SCRIPT = "map_codes.js"
+CODES_SCRIPT = "map_codes.js"
 COLOR_MAP = "viridis"
 
 
@@ -27,7 +27,7 @@ class Codes(NamedTuple):
     codes: np.ndarray
 
 
-def encode(values: np.ndarray, bits: Literal[8, 16]) -> Codes:
+def to_codes(values: np.ndarray, bits: Literal[8, 16]) -> Codes:
     """Divide what the values of each gene span into equal steps, 254 or 65,534 of them.
 
     Args:
@@ -67,4 +67,4 @@ def script_hash(text: str) -> str:
 
 def map_script() -> str:
     """The script that such pages begin with."""
-    return (Path(__file__).parent / SCRIPT).read_text(encoding="utf-8")
+    return (Path(__file__).parent / CODES_SCRIPT).read_text(encoding="utf-8")

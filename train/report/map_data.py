@@ -21,17 +21,17 @@ from train.figures import SPOT_ENLARGEMENT
 from train.metrics import gene_pcc
 from train.report.fold_result import FoldResult
 from train.report.fold_values import FoldValues, read_picture, read_values
-from train.report.map_codes import encode, palette, to_base64
+from train.report.map_codes import palette, to_base64, to_codes
 from train.report.results import RunResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MIN_GENES = 10  # folds are left out before fewer genes are shown
+FEWEST_GENES = 10  # folds are left out before fewer genes are shown
 SCALE_ENDS = 0.01, 0.99  # quantiles of the measured values between which the colours of both maps run
 PICTURE_PX = 640, 320, 160  # longer side of a slide's picture: the first of which all pictures fit
 PICTURES_SHARE = 0.3  # of the bytes, that pictures have at most
-PICTURE_QUALITY = 72
+WEBP_OF_MAPS = 72
 BASE64_BYTES = 4 / 3  # of text for a byte
 GENE_BYTES = 12 * BASE64_BYTES  # for each gene of a fold besides its values: two ends and a PCC
 
@@ -69,7 +69,7 @@ def map_picker(
     numbers = sorted({fold.number for run in runs for fold in run.folds})
     kept = list(numbers)
     room = (1 - PICTURES_SHARE) * max_bytes
-    while len(kept) > 1 and room < max(MIN_GENES, len(named)) * _bytes_a_gene(runs, kept):
+    while len(kept) > 1 and room < max(FEWEST_GENES, len(named)) * _bytes_a_gene(runs, kept):
         kept.pop()
     count = int(room // _bytes_a_gene(runs, kept))
     if count < 1:
@@ -172,9 +172,9 @@ class _MapData:
         rows = np.flatnonzero(values.slides == slide)
         truth, predicted = values.truth[np.ix_(rows, columns)], values.predicted[np.ix_(rows, columns)]
         coords = values.coords[rows].astype("<f4")
-        measured = encode(truth, 8)
+        measured = to_codes(truth, 8)
         parts = (slide, repr(genes), coords.tobytes(), measured.low.tobytes(), measured.codes.tobytes())
-        key = hashlib.sha256(b"|".join(p.encode() if isinstance(p, str) else p for p in parts)).hexdigest()
+        key = hashlib.sha256(b"|".join(p.to_codes() if isinstance(p, str) else p for p in parts)).hexdigest()
         if key not in self.places:
             self.places[key] = len(self.spots)
             low, high = np.quantile(truth, SCALE_ENDS, axis=0)
@@ -187,7 +187,7 @@ class _MapData:
             }
             self.spots.append(spots | _codes(measured))
         pcc = _floats(gene_pcc(predicted, truth))
-        return {"slide": slide, "spots": self.places[key], "pcc": pcc, **_codes(encode(predicted, 8))}
+        return {"slide": slide, "spots": self.places[key], "pcc": pcc, **_codes(to_codes(predicted, 8))}
 
     def content(self, max_picture_bytes: int) -> dict[str, Any]:
         """All of it for the script; its pictures take no more than so many bytes."""
@@ -236,5 +236,5 @@ def _webp(pixels: np.ndarray, longer_side: int) -> str:
     image = Image.fromarray(pixels).convert("RGB")
     image.thumbnail((longer_side, longer_side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=PICTURE_QUALITY, method=4)
+    image.save(buffer, "WEBP", quality=WEBP_OF_MAPS, method=4)
     return f"data:image/webp;base64,{to_base64(buffer.getvalue())}"

@@ -83,7 +83,7 @@ class Site:
     folder: str = ""
 
 
-ALONE = Site()
+ONE_PAGE = Site()
 
 
 def render(
@@ -91,7 +91,7 @@ def render(
     sections: Sequence[Section],
     title: str = "",
     warnings: Sequence[str] = (),
-    site: Site = ALONE,
+    site: Site = ONE_PAGE,
 ) -> str:
     """The page of finished runs as HTML, as by `render_page`.
 
@@ -121,7 +121,7 @@ def render_page(
     sections: Sequence[Section],
     warnings: Sequence[str],
     made: Origin,
-    site: Site = ALONE,
+    site: Site = ONE_PAGE,
 ) -> str:
     """A page as HTML, whose security policy allows nothing but its own style, script and pictures.
 

@@ -255,7 +255,8 @@ def read_run(folder: Path) -> RunResult:
                 f"{fold.fold.folder / CONFIG}: another setting than that of {folds[0].fold.folder.name} beside it; "
                 "move the fold to a folder of its own"
             )
-    folds = tuple(replace(f, setting=folds[0].setting) if f.setting == folds[0].setting else f for f in folds)  # is large
+    first = folds[0].setting  # equal ones are kept once, as they are large
+    folds = tuple(replace(fold, setting=first) if fold.setting == first else fold for fold in folds)
     unfinished = [path.name for path in folders if (path / CONFIG).exists() and not Fold(path).finished]
     return RunResult(folder, folds, tuple(unfinished))
 

@@ -27,7 +27,7 @@ from train.report.ensemble_tables import ensemble_tables
 from train.report.figures import ReportFigures
 from train.report.map_data import map_picker
 from train.report.model_table import model_table
-from train.report.page import ALONE, Section, Site, render
+from train.report.page import ONE_PAGE, Section, Site, render
 from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups, status_table
 from train.report.pathway_tables import pathway_tables
 from train.report.results import Results, RunResult
@@ -35,7 +35,7 @@ from train.report.ridge_table import ridge_table, ridge_text
 from train.report.significance import references
 from train.report.table import Table, mean_cells, slug, to_csv, to_latex
 
-MAX_PAGE_BYTES = 20_000_000  # that a page has with its maps, of which there are fewer where its figures are larger
+MAX_REPORT_BYTES = 20_000_000  # that a page has with its maps, of which there are fewer where its figures are larger
 TEXT_BYTES = 1_500_000  # left for a page's tables and texts
 MAPS_TITLE = "Maps"
 STATUS_DATASET = "colorectum"  # that table 2's models were trained on
@@ -64,7 +64,7 @@ class ReportRequest:
     """Test slide on which genes are drawn; the first where none is named."""
 
 
-def write_page(results: Results, page: Path, request: ReportRequest, site: Site = ALONE) -> Path:
+def write_page(results: Results, page: Path, request: ReportRequest, site: Site = ONE_PAGE) -> Path:
     """Write a page of runs, and beside it `tables/` and `figures/`.
 
     Args:
@@ -122,14 +122,14 @@ def with_maps(
     """The sections of maps with those of all genes and folds, as many as the figures leave room for on the page."""
     groups = run_groups(results)
     used = sum(len(picture.uri) for section in sections for picture in section.every_picture)
-    room = (MAX_PAGE_BYTES - TEXT_BYTES - used) / len(groups)
+    room = (MAX_REPORT_BYTES - TEXT_BYTES - used) / len(groups)
     pickers = {}
     for runs in groups:
         main = main_run(results, runs, request.against)
         pickers[f"{MAPS_TITLE}{_suffix(results, runs)}"] = map_picker(
             runs, main, summaries[main.label].correlations, request.genes, room
         )
-    no_room = f"There is no room for maps of further genes: this page has {size(MAX_PAGE_BYTES)} at most."
+    no_room = f"There is no room for maps of further genes: this page has {size(MAX_REPORT_BYTES)} at most."
     filled = []
     for section in sections:
         picker = pickers.get(section.title)
