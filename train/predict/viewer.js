@@ -1,22 +1,15 @@
-"use strict";
 // Both panels show the same part of the slide: `view` is its centre in level-0 px, and how many px of the page (CSS px)
 // a level-0 px has. Spots are painted pixel by pixel into an image of their own, which lies on the picture: that
 // stays quick with 50,000 of them, and one opacity holds for all.
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const MISSING = 65535, GREY = 0x00999999; // a colour is blue, green, red from the highest byte down, as in ImageData
+const GREY = 0x00999999; // a colour is blue, green, red from the highest byte down, as in ImageData
 const SMALL = 12; // spots with a smaller radius, in px of the screen, are stamped from a mask
 const PHASES = 4; // places within a px, each way, that a stamped spot can have
 const CLOSEST = 8; // px of the page for a level-0 px
 const MOST_KEPT = 12; // layers whose numbers are kept decoded
 const at = (id) => document.getElementById(id);
 
-function bytes(text) {
-  const raw = atob(text), result = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) result[i] = raw.charCodeAt(i);
-  return result;
-}
-
-const X = new Float32Array(bytes(DATA.x).buffer), Y = new Float32Array(bytes(DATA.y).buffer);
+const X = floats(DATA.x), Y = floats(DATA.y);
 const PALETTE = bytes(DATA.palette), OUTSIDE = DATA.outside && bytes(DATA.outside);
 const N = X.length, LAYERS = Object.fromEntries(DATA.layers.map((layer) => [layer.id, layer]));
 const view = { x: 0, y: 0, scale: 1 };
@@ -37,8 +30,7 @@ function numbers(layer, gene) { // of a layer and, where it has one, of a gene
   const stored = LAYERS[layer].ofGene ? DATA.genes[gene].layers[layer] : DATA.spots[layer];
   let values = decoded.get(stored);
   if (!values) {
-    const codes = new Uint16Array(bytes(stored.codes).buffer), step = (stored.high - stored.low) / (MISSING - 1);
-    values = Float32Array.from(codes, (code) => (code === MISSING ? NaN : stored.low + code * step));
+    values = decode(new Uint16Array(bytes(stored.codes).buffer), stored.low, stored.high);
     decoded.set(stored, values);
     if (decoded.size > MOST_KEPT) decoded.delete(decoded.keys().next().value);
   }
@@ -46,16 +38,11 @@ function numbers(layer, gene) { // of a layer and, where it has one, of a gene
 }
 
 function colorSpots() {
-  const { values, from, to } = numbers(chosen.layer, chosen.gene), span = to - from || Infinity;
+  const { values, from, to } = numbers(chosen.layer, chosen.gene);
   for (let i = 0; i < N; i++) {
-    const k = 3 * Math.min(Math.max(Math.floor((256 * (values[i] - from)) / span), 0), 255);
+    const k = colorPlace(values[i], from, to);
     colors[i] = Number.isNaN(k) ? GREY : (PALETTE[k + 2] << 16) | (PALETTE[k + 1] << 8) | PALETTE[k];
   }
-}
-
-function short(value) {
-  if (!Number.isFinite(value)) return "none";
-  return value !== 0 && Math.abs(value) < 0.01 ? value.toExponential(1) : value.toFixed(Math.abs(value) < 100 ? 2 : 0);
 }
 
 // ---- drawing
@@ -376,7 +363,7 @@ function recall() {
 window.addEventListener("hashchange", () => { if (location.hash !== written) recall(); });
 
 async function start() {
-  const picture = new Image(), palette = at("colors").getContext("2d");
+  const picture = new Image();
   picture.src = DATA.picture.uri;
   await picture.decode();
   levels = [picture];
@@ -386,10 +373,7 @@ async function start() {
     half.getContext("2d").drawImage(last, 0, 0, half.width, half.height);
     levels.push((last = half));
   }
-  for (let k = 0; k < 256; k++) {
-    palette.fillStyle = `rgb(${PALETTE[3 * k]} ${PALETTE[3 * k + 1]} ${PALETTE[3 * k + 2]})`;
-    palette.fillRect(k, 0, 1, 1);
-  }
+  paintScale(at("colors"), PALETTE);
   search();
   recall();
   options[chosen.gene].scrollIntoView({ block: "nearest" });

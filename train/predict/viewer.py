@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import json
 import logging
@@ -33,6 +31,7 @@ from train.predict.predicted import (
     um_per_px,
     value_range,
 )
+from train.report.map_codes import map_script, palette, script_hash, to_base64, to_codes
 
 if TYPE_CHECKING:
     import anndata
@@ -43,12 +42,10 @@ VIEWER_TEMPLATE, VIEWER_STYLE, VIEWER_SCRIPT = "viewer.html.jinja", "viewer.css"
 MAX_PAGE_BYTES = 30_000_000  # as many genes are embedded as fit, unless genes are named
 MAX_PICTURE_PX = 4096  # longer side of the picture
 PICTURE_QUALITY = 85  # of the JPEG
-MISSING = 65535  # the code of a value that is not there; 0 to 65534 are from the lowest to the highest value
 PREDICTED = "predicted"
 GENE_LAYERS = {PREDICTED: "Predicted", MEASURED: "Measured", DISAGREEMENT: "Disagreement of models"}
 DISTANCE_LABEL = "Distance to the training data"
 SPOT_DISAGREEMENT = "mean-disagreement"
-COLOR_MAP = "viridis"
 
 
 def write_viewer(
@@ -72,9 +69,9 @@ def write_viewer(
     """
     layers = [name for name in GENE_LAYERS if name == PREDICTED or name in table.layers]
     slide = _slide_data(table, picture or stored_picture(table), layers)
-    style, script = _own_file(VIEWER_STYLE), _own_file(VIEWER_SCRIPT)
+    style, script = _own_file(VIEWER_STYLE), map_script() + _own_file(VIEWER_SCRIPT)
     n_bytes = len(json.dumps(slide)) + len(style) + len(script)
-    bytes_a_gene = len(layers) * len(_base64(bytes(2 * table.n_obs))) + 100
+    bytes_a_gene = len(layers) * len(to_base64(bytes(2 * table.n_obs))) + 100
     if genes is None:
         columns = np.argsort(-spatial_variance(table), kind="stable").tolist()
         columns = columns[: max(1, int((MAX_PAGE_BYTES - n_bytes) // bytes_a_gene))]
@@ -123,11 +120,11 @@ def _slide_data(table: anndata.AnnData, picture: SlidePicture, layers: list[str]
         "diameter": spot_diameter(table),
         "pitch": nearest_distance(coords) or spot_diameter(table),
         "picture": _picture_data(picture),
-        "palette": _base64(_palette()),
-        "x": _base64(coords[:, 0].astype("<f4")),
-        "y": _base64(coords[:, 1].astype("<f4")),
+        "palette": to_base64(palette()),
+        "x": to_base64(coords[:, 0].astype("<f4")),
+        "y": to_base64(coords[:, 1].astype("<f4")),
         "names": [str(name) for name in table.obs_names],
-        "outside": None if outside is None else _base64(outside.astype(np.uint8)),
+        "outside": None if outside is None else to_base64(outside.astype(np.uint8)),
         "layers": choices,
         "spots": {name: _codes(values) | {"range": value_range(values)} for name, values in of_spots.items()},
     }
@@ -145,13 +142,9 @@ def _gene_data(gene: str, values: dict[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _codes(values: np.ndarray) -> dict[str, Any]:
-    """Values in 16 bits: 1/65,534 of their span is the largest error but for rounding."""
-    there = np.isfinite(values)
-    low = float(values[there].min()) if there.any() else 0.0
-    high = float(values[there].max()) if there.any() else 0.0
-    share = (np.where(there, values, low).astype(np.float64) - low) / ((high - low) or 1)
-    codes = np.where(there, np.rint(share * (MISSING - 1)), MISSING)
-    return {"low": low, "high": high, "codes": _base64(codes.astype("<u2"))}
+    """Values `(N,)` in 16 bits, as the script reads them."""
+    (low,), (high,), codes = to_codes(values[:, None], 16)
+    return {"low": float(low), "high": float(high), "codes": to_base64(codes)}
 
 
 def _picture_data(picture: SlidePicture) -> dict[str, Any]:
@@ -167,17 +160,10 @@ def _picture_data(picture: SlidePicture) -> dict[str, Any]:
     image.save(buffer, "JPEG", quality=PICTURE_QUALITY)
     h, w = picture.pixels.shape[:2]
     return {
-        "uri": f"data:image/jpeg;base64,{_base64(buffer.getvalue())}",
+        "uri": f"data:image/jpeg;base64,{to_base64(buffer.getvalue())}",
         "width": w * picture.downsample,  # in level-0 px
         "height": h * picture.downsample,
     }
-
-
-def _palette() -> bytes:
-    """256 colours, RGB."""
-    from matplotlib import colormaps
-
-    return np.ascontiguousarray(colormaps[COLOR_MAP](np.arange(256), bytes=True)[:, :3]).tobytes()
 
 
 def _page(table: anndata.AnnData, data: dict[str, Any], note: str, style: str, script: str) -> str:
@@ -207,18 +193,10 @@ def _page(table: anndata.AnnData, data: dict[str, Any], note: str, style: str, s
         data=Markup(numbers),
         style=Markup(style),
         script=Markup(script),
-        style_hash=_sha256(style),
-        script_hash=_sha256(script),
+        style_hash=script_hash(style),
+        script_hash=script_hash(script),
     )
 
 
 def _own_file(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
-
-
-def _base64(data: bytes | np.ndarray) -> str:
-    return base64.b64encode(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()).decode()
-
-
-def _sha256(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

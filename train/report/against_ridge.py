@@ -166,14 +166,15 @@ def common_metric(folds: Sequence[FoldResult]) -> str | None:
 
 def seed_groups(runs: Sequence[RunResult]) -> list[list[RunResult]]:
     """Runs under several seeds whose settings are equal in all else, each seed once."""
-    groups: list[dict[int, RunResult]] = []
+    groups: list[tuple[Setting, dict[int, RunResult]]] = []
     for run in runs:
-        group = next((g for g in groups if _without_seed(next(iter(g.values()))) == _without_seed(run)), None)
+        own = _without_seed(run)
+        group = next((group for setting, group in groups if setting == own), None)
         if group is None:
-            groups.append({run.setting.fit.seed: run})
+            groups.append((own, {run.setting.fit.seed: run}))
         else:
             group.setdefault(run.setting.fit.seed, run)
-    return [list(group.values()) for group in groups if len(group) > 1]
+    return [list(group.values()) for _, group in groups if len(group) > 1]
 
 
 def _without_seed(run: RunResult) -> Setting:

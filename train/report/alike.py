@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
-from itertools import combinations
 from typing import Any
 
 from hist_cache.datasets import dataset_named
@@ -50,8 +49,8 @@ def _pair_key(fold: FoldResult) -> tuple[object, ...]:
 
 def same_tests(runs: Sequence[RunResult]) -> bool:
     """Whether all runs are tested on the same slides, spots and genes, so that the best of them can be named."""
-    same_truth = not any(truth_differences(one, other) for one, other in combinations(runs, 2))
-    return same_truth and all(_tests(run) == _tests(runs[0]) for run in runs)
+    recorded = ({run.settings[key] for run in runs} - {NOT_RECORDED} for key in TRUTH)
+    return all(len(values) < 2 for values in recorded) and all(_tests(run) == _tests(runs[0]) for run in runs)
 
 
 def truth_differences(run: RunResult, other: RunResult) -> list[str]:

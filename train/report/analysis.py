@@ -13,6 +13,7 @@ from hist_cache.errors import InputError
 from hist_cache.h5ad import open_parts, table_part
 from hist_cache.slides import TABLE_FOLDERS
 from train.metrics import MIN_SPOTS, gene_pcc
+from train.report.fold_values import read_values
 from train.report.results import RunResult
 from train.report.significance import paired
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALL_GENES = "all genes"
-RADIUS_PREFIX = "radius_"
 MAX_REGIONS = 50  # a column with more values than this is a measurement, not a region
 
 
@@ -48,18 +48,14 @@ def summarize_run(run: RunResult) -> RunSummary:
 
     pcc, radii = {}, []
     for fold in run.folds:
-        table = fold.fold.predictions
-        pcc[fold.number] = _correlations(table)
-        columns = [c for c in table.obs if c.startswith(RADIUS_PREFIX)]
-        radii.append(table.obs[columns].mean().rename(lambda c: c.removeprefix(RADIUS_PREFIX)))
+        values = read_values(fold.fold)
+        pcc[fold.number] = pd.Series(_correlations(values.predicted, values.truth), index=values.genes)
+        radii.append(values.radii)
     return RunSummary(pd.concat(pcc, axis=1), pd.DataFrame(radii))
 
 
-def _correlations(table: anndata.AnnData) -> pd.Series:
-    import pandas as pd
-
-    values = np.nan_to_num(gene_pcc(np.asarray(table.X), np.asarray(table.layers["truth"])), nan=0.0)
-    return pd.Series(values, index=table.var_names.astype(str))
+def _correlations(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(gene_pcc(predicted, truth), nan=0.0)
 
 
 def summarize_regions(run: RunResult, column: str, data_root: Path | None) -> dict[str, RunSummary]:
@@ -85,7 +81,8 @@ def summarize_regions(run: RunResult, column: str, data_root: Path | None) -> di
         for name in sorted(region.dropna().unique()):
             spots = (region == name).to_numpy()
             if spots.sum() >= MIN_SPOTS:
-                pcc.setdefault(name, {})[fold.number] = _correlations(table[spots])
+                own = _correlations(np.asarray(table.X)[spots], np.asarray(table.layers["truth"])[spots])
+                pcc.setdefault(name, {})[fold.number] = pd.Series(own, index=table.var_names.astype(str))
     return {name: RunSummary(pd.concat(of_region, axis=1), pd.DataFrame()) for name, of_region in pcc.items()}
 
 

@@ -13,6 +13,7 @@ PERMUTED = "permuted"  # the one baseline that depends on the run's own predicti
 RIDGE = "ridge"
 INTERPOLATED = "interpolated"  # within slices only: the nearest train spots, without images
 RIDGE_TUNED = "ridge_tuned"  # reads what the model beside it reads, and learns what it learns
+LEAK = "LEAK"  # in the label of a baseline that shares the leak of its runs
 BASELINE_TITLES = {
     RIDGE: "ridge, PCA-256",
     RIDGE_TUNED: "ridge, same inputs",
@@ -78,7 +79,12 @@ def _groups(runs: list[RunResult], keys: Sequence[str]) -> list[list[RunResult]]
 def _title(baseline: str, runs: list[RunResult]) -> str:
     """What a baseline is called; ridge reads the runs' embeddings, so it shares their leaks."""
     title = BASELINE_TITLES[baseline]
-    return f"{title}, LEAK" if baseline in (RIDGE, RIDGE_TUNED) and any(run.leaks for run in runs) else title
+    return f"{title}, {LEAK}" if baseline in (RIDGE, RIDGE_TUNED) and any(run.leaks for run in runs) else title
+
+
+def has_leak(row: Row) -> bool:
+    """Whether a row of a baseline is of embeddings that have seen test slides."""
+    return LEAK in row.label.split(", ")
 
 
 def _run_with_baseline(group: list[RunResult], baseline: str) -> RunResult:

@@ -74,8 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def make_report(options: ReportOptions) -> int:
     """Print the tables and warnings, and write the report; returns the exit code."""
     from train.report.context import result_warnings
+    from train.report.index import is_paged, write_report
+    from train.report.index_tables import index_warnings
     from train.report.results import read_results
-    from train.report.sections import write_run_report
     from train.report.selection import runs_of_table
 
     check_report_options(options)
@@ -86,11 +87,11 @@ def make_report(options: ReportOptions) -> int:
         results = runs_of_table(results, int(options.table or 0))
     request = report_request(options)
     print_tables(terminal_tables(results, request), options.format)
-    for sentence in result_warnings(results):
+    for sentence in index_warnings(results) if is_paged(results) else result_warnings(results):
         warn(sentence)
     folder = Path(options.out) if options.out else results.runs[0].folder.parent / "report"
     with output_beside_tables(options.format), keeping(lambda: "all runs"):
-        page = write_run_report(results, folder, request)
+        page = write_report(results, folder, request)
         say(f"{page} ({page.stat().st_size / 1e6:.1f} MB); {folder / 'tables'}: the same as CSV and LaTeX")
     return 0
 
@@ -165,7 +166,9 @@ def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
         InputError: The table needs another option, or runs that are not there.
     """
     from train.report.ensemble_tables import ensemble_tables
-    from train.report.paper_tables import cost_table, results_tables, status_table
+    from train.report.index import is_paged
+    from train.report.index_tables import index_table
+    from train.report.paper_tables import cost_table, results_tables, run_groups, status_table
     from train.report.pathway_tables import pathway_tables
     from train.report.ridge_table import ridge_tables
 
@@ -177,9 +180,12 @@ def terminal_tables(results: Results, request: ReportRequest) -> list[Table]:
         tables = []
     elif request.table == P_VALUE_TABLE:
         tables = significance_tables(results, request)
+    elif is_paged(results):
+        tables = [index_table(runs) for runs in run_groups(results)]
     else:
         tables = results_tables(results, request.against, request.table)
-    tables += [*ridge_tables(results), cost_table(results)] if request.table is None else []
+    if request.table is None and not is_paged(results):
+        tables += [*ridge_tables(results), cost_table(results)]
     tables += ensemble_tables(results) if request.ensemble else []
     tables += pathway_tables(results, request.pathways) if request.pathways is not None else []
     return tables + (region_tables(results, request) if request.region is not None else [])

@@ -109,7 +109,7 @@ def _fold_names(numbers: list[int]) -> str:
 
 def configuration_table(results: Results) -> Table:
     """A setting a row; one column where the runs share all settings, else one for each run, differences first."""
-    texts = [_setting_texts(run) for run in results.runs]
+    texts = [setting_texts(run) for run in results.runs]
     rows = {key: [of_run.get(key, ABSENT) for of_run in texts] for key in dict.fromkeys(k for t in texts for k in t)}
     differing = [key for key, values in rows.items() if len(set(values)) > 1]
     columns = tuple(Column(run.label) for run in results.runs) if differing else (Column("all runs"),)
@@ -118,7 +118,8 @@ def configuration_table(results: Results) -> Table:
     return Table("configuration", "Settings", columns, tuple(table_rows), (), "setting")
 
 
-def _setting_texts(run: RunResult) -> dict[str, str]:
+def setting_texts(run: RunResult) -> dict[str, str]:
+    """The settings of a run as texts, by name."""
     settings = run.settings | {
         "slides": f"{len(run.setting.slides)}",
         "panel": run.setting.panel[:8] or "each fold's",

@@ -7,10 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hist_cache.runs import GEOMETRY, MAPS, TRAINING, readable_file
+from hist_cache.runs import GEOMETRY, TRAINING, readable_file
 from train.report.against_ridge import AgainstRidge
 from train.report.alike import truth_differences
 from train.report.fold_result import FoldResult
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 
 MAX_PNG_BYTES = 120_000  # a larger PNG is embedded as WebP
 MAX_WIDTH = 1500  # px
-MAX_MAPS_WIDTH = 1100  # px; maps are many, as every run has them
+MAX_HEIGHT = 12_000  # px; WebP has 16,383 at most
 WEBP_QUALITY = 82
+MAX_RUNS_DRAWN = 11  # on the tissue, beside the H&E and what was measured
 N_GENES_DRAWN = 2  # the best predicted, where none are named
 BAR_METRICS = ("pcc@10", "pcc@50", "pcc@200", "mse", "mae")
 GEOMETRY_PAIR = (REFERENCE, "no_hea")  # with and without entailment
@@ -54,8 +56,8 @@ CollapsedPictures = list[tuple[str, Sequence[Picture]]]
 """Pictures that the page shows on a click, by the line that is clicked; empty where there are none."""
 
 
-def picture(file: Path, title: str, caption: str, alt: str, name: str = "", max_width: int = MAX_WIDTH) -> Picture:
-    """Embed a figure: as the PNG that it is where that is small, else as WebP.
+def picture(file: Path, title: str, caption: str, alt: str, name: str = "") -> Picture:
+    """Embed a figure: as the PNG that it is where that is small, else as WebP of `MAX_WIDTH` and `MAX_HEIGHT` at most.
 
     Args:
         file: the PNG.
@@ -63,7 +65,6 @@ def picture(file: Path, title: str, caption: str, alt: str, name: str = "", max_
         caption: below the figure.
         alt: what the figure shows, for readers who do not see it.
         name: of the file when downloaded (default: the PNG's).
-        max_width: a wider figure is made smaller, in px.
     """
     from PIL import Image
 
@@ -71,11 +72,11 @@ def picture(file: Path, title: str, caption: str, alt: str, name: str = "", max_
         width, height = image.size
         data, kind = file.read_bytes(), "png"
         if len(data) > MAX_PNG_BYTES:
-            if width > max_width:
-                width, height = max_width, round(height * max_width / width)
+            share = min(1, MAX_WIDTH / width, MAX_HEIGHT / height)
+            width, height = max(1, round(width * share)), max(1, round(height * share))
             small = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
             buffer = io.BytesIO()
-            small.save(buffer, "WEBP", quality=WEBP_QUALITY, method=5)
+            small.save(buffer, "WEBP", quality=WEBP_QUALITY, method=3)
             data, kind = buffer.getvalue(), "webp"
     uri = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     return Picture(name or file.stem, title, caption, alt, uri, width, height, kind)
@@ -103,8 +104,8 @@ class ReportFigures:
         column = [c.title for c in table.columns].index(metric)
         values = ", ".join(f"{r.label} {r.cells[column].text}" for r in table.rows if r.kind == "run")
         caption = (
-            "Mean over folds, whiskers of one standard deviation, the folds as points. Axes that do not start at 0 say "
-            "so: there the ends of the bars compare, their lengths do not. Orange: ridge on the same embeddings."
+            "Mean over folds, whiskers of one standard deviation, the folds as points. All bars start at 0, and "
+            "the axes of the correlations are the same. Orange: ridge on the same embeddings."
         )
         methods = "Variants" if all(run.variant for run in self.runs) else "Methods"
         alt = f"Bars of each metric by run. {metric}: {values}."
@@ -141,7 +142,7 @@ class ReportFigures:
         fold = next((f for f in main.folds if slide in (None, *f.pictured)), None)
         if fold is None:
             return []
-        tables = self._comparable_predictions(main, fold)
+        tables, n_alike = self._comparable_predictions(main, fold)
         panel = set(tables[main.label].var_names)
         best = [g for g in correlations[main.label].sort_values(ascending=False).index if g in panel]
         slide = slide or str(tables[main.label].obs["slide"].iloc[0])
@@ -149,27 +150,27 @@ class ReportFigures:
         for gene in names or best[:N_GENES_DRAWN]:
             file = self._file(f"gene-{slug(gene)}")
             plot_gene(file, tables, gene, slide)
+            who = "each run" if len(tables) == n_alike else f"the first {len(tables)} of {n_alike} runs"
             caption = (
-                f"Measured, and predicted by each run, on test slide {slide} of fold {fold.number}. All maps share one "
+                f"Measured, and predicted by {who}, on test slide {slide} of fold {fold.number}. All maps share one "
                 "scale; PCC is over this slide's spots."
             )
             alt = f"Maps of {gene} on {slide}: the H&E, measured expression, predictions of {', '.join(tables)}."
             pictures.append(picture(file, f"{gene} on the tissue", caption, alt))
         return pictures
 
-    def _comparable_predictions(self, main: RunResult, fold: FoldResult) -> dict[str, anndata.AnnData]:
-        """Of a fold of `main`, which comes first, and of folds of others with the same genes and test slides."""
+    def _comparable_predictions(self, main: RunResult, fold: FoldResult) -> tuple[dict[str, anndata.AnnData], int]:
+        """Of a fold of `main`, which comes first, and of folds of others with the same genes and test slides.
+
+        Returns:
+            The predictions by label of the run, of `MAX_RUNS_DRAWN` runs at most, and of how many runs there are some.
+        """
         alike = {main.label: fold}
         for run in self.runs:
             same = (f for f in run.folds if f.test_slides == fold.test_slides and f.fold.panel == fold.fold.panel)
             if run is not main and not truth_differences(run, main) and (own := next(same, None)):
                 alike[run.label] = own
-        return {label: f.fold.predictions for label, f in alike.items()}
-
-    def maps(self) -> CollapsedPictures:
-        """Each run's maps of its best genes."""
-        text = "measured above predicted expression of its best genes"
-        return self._of_runs(self.runs, MAPS, "Maps of each run's best genes", text)
+        return {label: f.fold.predictions for label, f in islice(alike.items(), MAX_RUNS_DRAWN)}, len(alike)
 
     def geometry_pair(self) -> list[Picture]:
         """The geometry of `full` above `no_hea` where they are there, else that of the first run that has one."""
@@ -226,8 +227,7 @@ class ReportFigures:
         caption = f"{text[0].upper()}{text[1:]}, fold {number}{other_folds}"
         name = slug(f"{self.prefix} {run.label} {stem}")
         alt = f"{run.label}, fold {number}: {text}."
-        max_width = MAX_MAPS_WIDTH if file == MAPS else MAX_WIDTH
-        return [picture(path, f"{run.label}: {stem}", caption, alt, name, max_width)]
+        return [picture(path, f"{run.label}: {stem}", caption, alt, name)]
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{self.prefix}-{name}.png"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,7 +82,7 @@ class FoldResult:
     @cached_property
     def tested_on(self) -> tuple[Any, ...]:
         """Test slides, number of test spots, and genes: numbers of folds in which these differ do not compare."""
-        return self.test_slides, self.metrics.get("n_spots"), tuple(self.fold.panel)
+        return self.test_slides, self.metrics.get("n_spots"), tuple(map(sys.intern, self.fold.panel))
 
 
 def read_fold(folder: Path) -> FoldResult:

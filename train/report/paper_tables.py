@@ -8,7 +8,7 @@ from train.experiments.grid import table_row
 from train.expression import UNITS
 from train.models.registry import DEFAULT_MODEL
 from train.report.alike import comparison_label, comparison_notes, same_tests
-from train.report.baseline_rows import baseline_rows
+from train.report.baseline_rows import baseline_rows, has_leak
 from train.report.comparable import layers_of, may_compare, published_notes
 from train.report.published import (
     END_TO_END,
@@ -53,6 +53,7 @@ CENTERED_NOTE = (
     "MSE, centred: of prediction and truth less each gene's mean over the slide: the error that remains where a "
     "slide's level is known. The MSE beside it counts the level too"
 )
+BEST_NOTE = "bold: the best of the column, runs and baselines alike"
 NO_BEST_NOTE = "no best is marked: the runs are tested on other slides, spots or genes"
 NOT_COMPARABLE = "not comparable"  # in the label of a published row whose setting is not the run's
 PUBLISHED_NOTE = (
@@ -145,14 +146,17 @@ def metrics_table(
         if scope == "pooled":
             rows += _published_rows(run, metrics, table)
     p_cells = [cell for row in rows if row.kind == "p" for cell in row.cells]
+    baselines = baseline_rows(results, runs, metrics) if scope == "pooled" else []
+    rows += baselines
     if marks := same_tests(runs):
-        rows = mark_best(rows, columns, [run.label for run in runs if run.leaks])
-    if scope == "pooled":
-        rows += [*baseline_rows(results, runs, metrics), *_method_rows(runs, metrics, table)]
+        leaking = [run.label for run in runs if run.leaks] + [row.label for row in baselines if has_leak(row)]
+        rows = mark_best(rows, columns, leaking)
+    rows += _method_rows(runs, metrics, table) if scope == "pooled" else []
     notes = [f"mean ± std over {_fold_counts(runs)} folds, {SCOPES[scope]}; MSE and MAE in {_unit(runs[0])}"]
     notes += [CENTERED_NOTE] if CENTERED_MSE in metrics else []
     notes += [P_NOTE] if any(cell.value is not None for cell in p_cells) else []
     notes += without_reference(results, runs, reference)
+    notes += [BEST_NOTE] if any(cell.best for row in rows for cell in row.cells) else []
     notes += [] if marks else [NO_BEST_NOTE]
     notes += dict.fromkeys(n for run in runs if run.label in chosen for n in comparison_notes(run, chosen[run.label]))
     notes += [PUBLISHED_NOTE] if any(row.kind in ("published", METHOD) for row in rows) else []
@@ -162,7 +166,9 @@ def metrics_table(
     doubts = [*results.incomplete, *results.meaningless]
     notes += [text for text in doubts if any(text.startswith(f"{run.label}: ") for run in runs)]
     group = group_name(runs[0])
-    return Table(slug(f"metrics {scope} {group}"), f"{title or 'Metrics'}, {group}", columns, tuple(rows), tuple(notes))
+    of_scope = "" if scope == "pooled" else f", {SCOPES[scope]}"
+    heading = f"{title or 'Metrics'}, {group}{of_scope}"
+    return Table(slug(f"metrics {scope} {group}"), heading, columns, tuple(rows), tuple(notes))
 
 
 def _all_centered(runs: list[RunResult]) -> bool:

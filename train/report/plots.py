@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -43,8 +43,8 @@ VERTICAL = {1: "bottom", 0: "center", -1: "top"}
 def plot_ablation(path: Path, results: Results, runs: Sequence[RunResult], metrics: Sequence[str]) -> None:
     """Draw bars of each metric's mean, with whiskers of one standard deviation and the folds as points.
 
-    A line across each bar is ridge on the same data. A bar starts at 0, unless all values lie so close together that
-    no difference could be seen; the label below the axis then says where it starts.
+    A line across each bar is ridge on the same data. All bars start at 0, and correlations share one axis, so that
+    lengths compare. The label below an axis says what it spans.
 
     Args:
         path: the PNG to write.
@@ -53,47 +53,65 @@ def plot_ablation(path: Path, results: Results, runs: Sequence[RunResult], metri
         metrics: drawn from left to right, such as `pcc@50`.
     """
     figure, axes = new_figure(len(metrics), 1, 2.5 if len(metrics) > 2 else 4.0, 1.1 + RUN_HEIGHT * len(runs))
+    values = {metric: _bar_values(results, runs, metric) for metric in metrics}
+    together = [of_metric for metric, of_metric in values.items() if metric.startswith("pcc")]
     for ax, metric in zip(axes[0], metrics, strict=True):
-        _draw_bars(ax, results, runs, metric)
+        _draw_bars(ax, values[metric], runs, metric)
+        _set_range(ax, together if metric.startswith("pcc") else [values[metric]])
         rows = np.arange(len(runs))[::-1]
-        ax.set_yticks(rows, [run.label for run in runs] if ax is axes[0][0] else [])
+        ax.set_yticks(rows, [run.label for run in runs] if ax is axes[0][0] else [], parse_math=False)
         ax.tick_params(axis="y", length=0, labelsize=10)
     figure.suptitle("mean ± std over folds, points are folds; orange: ridge on the same data", fontsize=9, color=GREY)
     save_figure(figure, path)
 
 
-def _draw_bars(ax: Axes, results: Results, runs: Sequence[RunResult], metric: str) -> None:
+class BarValues(NamedTuple):
+    """One metric of several runs, `(runs,)` each; NaN where a run has none."""
+
+    folds: list[np.ndarray]
+    """Of each run: its folds' values."""
+    means: np.ndarray
+    stds: np.ndarray
+    """0 of a single fold."""
+    ridge: np.ndarray
+
+
+def _bar_values(results: Results, runs: Sequence[RunResult], metric: str) -> BarValues:
     frame = results.metrics[(results.metrics["scope"] == "pooled") & (results.metrics["metric"] == metric)]
     ridge_rows = (results.baselines["baseline"] == "ridge") & (results.baselines["metric"] == metric)
     baseline = results.baselines[ridge_rows]
-    values = [frame.loc[frame["run"] == run.label, "value"].to_numpy() for run in runs]
-    means = np.array([v.mean() if len(v) else np.nan for v in values])
-    stds = np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in values])
-    ridge = np.array([baseline.loc[baseline["run"] == run.label, "value"].mean() for run in runs])
+    folds = [frame.loc[frame["run"] == run.label, "value"].to_numpy() for run in runs]
+    return BarValues(
+        folds,
+        np.array([v.mean() if len(v) else np.nan for v in folds]),
+        np.array([v.std(ddof=1) if len(v) > 1 else 0.0 for v in folds]),
+        np.array([baseline.loc[baseline["run"] == run.label, "value"].mean() for run in runs]),
+    )
+
+
+def _draw_bars(ax: Axes, values: BarValues, runs: Sequence[RunResult], metric: str) -> None:
     rows = np.arange(len(runs))[::-1]
     colors = [BLUE if run.method == REFERENCE else PALE_BLUE for run in runs]
-    ax.barh(rows, means, height=0.66, color=colors, xerr=stds, error_kw={"elinewidth": 1, "ecolor": "0.25"})
-    for y, v in zip(rows, values, strict=True):
-        ax.plot(v, np.full(len(v), y), "o", markersize=3.2, color="white", markeredgecolor="0.2", markeredgewidth=0.7)
-    ax.vlines(ridge, rows - 0.42, rows + 0.42, color=ORANGE, linewidth=1.6)
-    every = np.concatenate([*values, means - stds, means + stds, ridge])
-    start = _set_start(ax, every[np.isfinite(every)])
+    whiskers = {"elinewidth": 1, "ecolor": "0.25"}
+    ax.barh(rows, values.means, height=0.66, color=colors, xerr=values.stds, error_kw=whiskers)
+    places = np.repeat(rows, [len(v) for v in values.folds])
+    point = {"markersize": 3.2, "color": "white", "markeredgecolor": "0.2", "markeredgewidth": 0.7}
+    ax.plot(np.concatenate(values.folds), places, "o", **point)
+    ax.vlines(values.ridge, rows - 0.42, rows + 0.42, color=ORANGE, linewidth=1.6)
     ax.set_title(metric.upper() + (" ↑" if metric.startswith("pcc") else " ↓"), fontsize=11)
-    ax.set_xlabel(f"axis starts at {start:g}" if start else " ", fontsize=8, color=GREY)
     quiet_axes(ax, grid="x")
 
 
-def _set_start(ax: Axes, values: np.ndarray) -> float:
-    """Set the range of a bar's axis; returns where it starts."""
-    low, high = float(values.min()), float(values.max())
-    room = 0.08 * (high - low or abs(high) or 1)
-    start = 0.0
-    if low > 0 and high - low < 0.35 * high:
-        step = 10.0 ** math.floor(math.log10(max(high - low, 1e-6)))
-        start = max(round(math.floor((low - room) / step) * step, 6), 0.0)
-    ax.set_xlim(min(start, low - room) if low < 0 else start, high + room)
+def _set_range(ax: Axes, drawn: Sequence[BarValues]) -> None:
+    """Let an axis span 0 and all that is drawn on it and on those that share it, and say so below it."""
+    every = np.concatenate([part for v in drawn for part in (*v.folds, v.means - v.stds, v.means + v.stds, v.ridge)])
+    every = every[np.isfinite(every)]
+    low, high = min(float(every.min()), 0.0), max(float(every.max()), 0.0)
+    room = 0.04 * (high - low or 1)
+    ax.set_xlim(low - room if low < 0 else 0.0, high + room if high > 0 else 0.0)
     ax.locator_params(axis="x", nbins=4)
-    return start
+    ax.axvline(0, color="0.7", linewidth=0.8, zorder=0)
+    ax.set_xlabel(f"{ax.get_xlim()[0]:.2g} to {ax.get_xlim()[1]:.2g}", fontsize=8, color=GREY)
 
 
 def plot_gene_distributions(path: Path, correlations: Mapping[str, pd.Series]) -> None:

@@ -91,6 +91,11 @@ class RunResult:
         """All settings but the method, by name."""
         return settings_of(self.setting)
 
+    @property
+    def splits(self) -> tuple[Any, ...]:
+        """What runs have in common that should have the same folds."""
+        return tuple(self.settings.get(key) for key in ("dataset", "test_dataset", "split"))
+
     def shares(self, other: RunResult, keys: Sequence[str]) -> bool:
         """Whether two runs have the same values of these settings."""
         return all(self.settings.get(k) == other.settings.get(k) for k in keys)
@@ -155,9 +160,11 @@ class Results:
     def incomplete(self) -> list[str]:
         """A sentence for each run with fewer folds than others of the same splits, or with unfinished ones."""
         sentences = []
+        folds_by_split: dict[tuple[Any, ...], set[int]] = {}
         for run in self.runs:
-            alike = [r for r in self.runs if run.shares(r, ("dataset", "test_dataset", "split"))]
-            every = {fold.number for r in alike for fold in r.folds}
+            folds_by_split.setdefault(run.splits, set()).update(fold.number for fold in run.folds)
+        for run in self.runs:
+            every = folds_by_split[run.splits]
             missing = sorted(every - {fold.number for fold in run.folds})
             if missing:
                 names = ", ".join(f"fold{i}" for i in missing)
@@ -181,6 +188,20 @@ class Results:
                     f"{run.label}: genes without a PCC (constant in truth or prediction), counted as 0: {text}"
                 )
         return sentences
+
+    def fold_values(self, label: str, metric: str, scope: str) -> dict[int, float]:
+        """A metric of each fold of a run, by number of the fold; {} where it has none."""
+        return self._fold_values.get((label, metric, scope), {})
+
+    @cached_property
+    def _fold_values(self) -> dict[tuple[str, str, str], dict[int, float]]:
+        """All of `metrics`, by label of the run, metric and scope."""
+        found: dict[tuple[str, str, str], dict[int, float]] = {}
+        table = self.metrics
+        columns = (table[name].tolist() for name in ("run", "fold", "scope", "metric", "value"))
+        for label, fold, scope, metric, value in zip(*columns, strict=True):
+            found.setdefault((label, metric, scope), {})[fold] = value
+        return found
 
     def subset(self, runs: Iterable[RunResult]) -> Results:
         """Some of the runs, with labels as short as they can be."""
@@ -234,6 +255,8 @@ def read_run(folder: Path) -> RunResult:
                 f"{fold.fold.folder / CONFIG}: another setting than that of {folds[0].fold.folder.name} beside it; "
                 "move the fold to a folder of its own"
             )
+    first = folds[0].setting  # equal ones are kept once, as they are large
+    folds = tuple(replace(fold, setting=first) if fold.setting == first else fold for fold in folds)
     unfinished = [path.name for path in folders if (path / CONFIG).exists() and not Fold(path).finished]
     return RunResult(folder, folds, tuple(unfinished))
 

@@ -1,11 +1,12 @@
-"""The report of several runs: a page that needs no other file, with its tables and figures as files beside it."""
+"""The page of several runs, which needs no other file; its tables and figures are also files beside it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hist_cache.console import progress
+from hist_cache.console import progress, size
 from hist_cache.errors import InputError
 from hist_cache.files import write_text
 from train.report.against_ridge import RIDGE_NAMES, against_ridge
@@ -24,8 +25,9 @@ from train.report.baseline_rows import RIDGE_TUNED
 from train.report.checklist import checklist_table
 from train.report.ensemble_tables import ensemble_tables
 from train.report.figures import ReportFigures
+from train.report.map_data import map_picker
 from train.report.model_table import model_table
-from train.report.page import Section, render
+from train.report.page import ONE_PAGE, Section, Site, render
 from train.report.paper_tables import cost_table, group_name, metrics_table, run_groups, status_table
 from train.report.pathway_tables import pathway_tables
 from train.report.results import Results, RunResult
@@ -33,7 +35,9 @@ from train.report.ridge_table import ridge_table, ridge_text
 from train.report.significance import references
 from train.report.table import Table, mean_cells, slug, to_csv, to_latex
 
-PAGE = "report.html"
+MAX_REPORT_BYTES = 20_000_000  # that a page has with its maps, of which there are fewer where its figures are larger
+TEXT_BYTES = 1_500_000  # left for a page's tables and texts
+MAPS_TITLE = "Maps"
 STATUS_DATASET = "colorectum"  # that table 2's models were trained on
 MAIN_METRIC = "pcc@50"  # of the summary and of the slides, where the panel is large enough
 
@@ -60,13 +64,14 @@ class ReportRequest:
     """Test slide on which genes are drawn; the first where none is named."""
 
 
-def write_run_report(results: Results, folder: Path, request: ReportRequest) -> Path:
-    """Write `report.html`, `tables/` and `figures/` into a folder.
+def write_page(results: Results, page: Path, request: ReportRequest, site: Site = ONE_PAGE) -> Path:
+    """Write a page of runs, and beside it `tables/` and `figures/`.
 
     Args:
         results: the runs.
-        folder: made if it is not there.
-        request: what the report shows.
+        page: the HTML file, whose folder is made if it is not there.
+        request: what the page shows.
+        site: the pages beside it.
 
     Returns:
         Path of the page.
@@ -86,7 +91,7 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
     sections = [
         section
         for runs in run_groups(results)
-        for section in group_sections(results, runs, summaries, folder / "figures", request)
+        for section in group_sections(results, runs, summaries, page.parent / "figures" / site.folder, request)
     ]
     sections += [Section("Ensemble", tables=ensembles)] if ensembles else []
     sections += [Section("Pathways", tables=pathways)] if pathways else []
@@ -97,24 +102,61 @@ def write_run_report(results: Results, folder: Path, request: ReportRequest) -> 
     sections += [*regions, Section("Memory and time", tables=[cost_table(results, request.table)])]
     if any(run.setting.dataset == STATUS_DATASET for run in results.runs):
         sections.append(Section("Published only", tables=[status_table()]))
+    write_tables(sections, page.parent / "tables" / site.folder)
+    sections = with_maps(results, sections, summaries, request)
+    write_text(page, render(results, sections, site=site))
+    return page
+
+
+def write_tables(sections: Sequence[Section], folder: Path) -> None:
+    """Write the tables of a page's sections as CSV and LaTeX."""
     for section in sections:
         for table in _all_tables(section):
-            write_text(folder / "tables" / f"{table.name}.csv", to_csv(table))
-            write_text(folder / "tables" / f"{table.name}.tex", to_latex(table))
-    page = folder / PAGE
-    write_text(page, render(results, sections))
-    return page
+            write_text(folder / f"{table.name}.csv", to_csv(table))
+            write_text(folder / f"{table.name}.tex", to_latex(table))
+
+
+def with_maps(
+    results: Results, sections: Sequence[Section], summaries: dict[str, RunSummary], request: ReportRequest
+) -> list[Section]:
+    """The sections of maps with those of all genes and folds, as many as the figures leave room for on the page."""
+    groups = run_groups(results)
+    used = sum(len(picture.uri) for section in sections for picture in section.every_picture)
+    room = (MAX_REPORT_BYTES - TEXT_BYTES - used) / len(groups)
+    pickers = {}
+    for runs in groups:
+        main = main_run(results, runs, request.against)
+        pickers[f"{MAPS_TITLE}{_suffix(results, runs)}"] = map_picker(
+            runs, main, summaries[main.label].correlations, request.genes, room
+        )
+    no_room = f"There is no room for maps of further genes: this page has {size(MAX_REPORT_BYTES)} at most."
+    filled = []
+    for section in sections:
+        picker = pickers.get(section.title)
+        is_short = section.title in pickers and picker is None
+        filled.append(replace(section, maps=picker, text=no_room if is_short else section.text))
+    return filled
+
+
+def _suffix(results: Results, runs: list[RunResult]) -> str:
+    """After the titles of a group's sections, where the page has several groups."""
+    return f", {group_name(runs[0])}" if len(run_groups(results)) > 1 else ""
 
 
 def check_gene_names(results: Results, request: ReportRequest) -> None:
     """Check that the genes and the slide to draw are there; `InputError` names what is not."""
-    tested = {slide for run in results.runs for fold in run.folds for slide in fold.pictured}
+    tested = tested_slides(results)
     if request.slide is not None and request.slide not in tested:
         raise InputError(f"--slide {request.slide}: no run tests it; they test {', '.join(sorted(tested))}")
     for runs in run_groups(results):
         main = main_run(results, runs, request.against)
         if missing := [gene for gene in request.genes if gene not in main.folds[0].fold.panel]:
             raise InputError(f"--genes-to-plot {', '.join(missing)}: not in the gene panel of {main.label}")
+
+
+def tested_slides(results: Results) -> set[str]:
+    """IDs of all slides that a run tests."""
+    return {slide for run in results.runs for fold in run.folds for slide in fold.pictured}
 
 
 def main_run(results: Results, runs: list[RunResult], against: str | None) -> RunResult:
@@ -136,7 +178,7 @@ def group_sections(
         request: what the report shows.
     """
     group = group_name(runs[0])
-    suffix = f", {group}" if len(run_groups(results)) > 1 else ""
+    suffix = _suffix(results, runs)
     figures = ReportFigures(results, runs, folder, slug(group))
     main = main_run(results, runs, request.against)
     metrics = main.folds[0].metrics["pooled"]
@@ -147,7 +189,7 @@ def group_sections(
         _metrics_section(results, runs, metric, figures, request),
         _ridge_section(runs, figures),
         Section("Significance", tables=[significance] if significance else []),
-        Section("Maps", pictures=figures.genes(main, request.genes, correlations, request.slide), more=figures.maps()),
+        Section(MAPS_TITLE, pictures=figures.genes(main, request.genes, correlations, request.slide)),
         _geometry_section({run.label: summaries[run.label] for run in runs}, group, figures),
         _genes_section(main, runs, summaries, group, figures),
         Section("Slides", tables=[slide_table(results, runs, metric)]),

@@ -82,9 +82,7 @@ def compare(results: Results, run: RunResult, reference: RunResult, metric: str,
         metric: such as `pcc@50`.
         scope: one of the scopes of `Results.metrics`.
     """
-    table = results.metrics
-    table = table[(table["scope"] == scope) & (table["metric"] == metric)]
-    own, others = (dict(table[table["run"] == r.label][["fold", "value"]].to_numpy()) for r in (run, reference))
+    own, others = (results.fold_values(r.label, metric, scope) for r in (run, reference))
     both = [(own[i], others[j]) for i, j in fold_pairs(run, reference).items() if i in own and j in others]
     return paired(np.array([a for a, _ in both]), np.array([b for _, b in both]))
 

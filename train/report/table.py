@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 import textwrap
 from collections.abc import Collection
@@ -20,6 +21,7 @@ METHOD = "method"  # kind of the row of a method that others have published
 SUBROW_KINDS = ("p", "published")  # kinds of rows that belong to the run above them
 CENTERED_MSE = "centered_mse"  # MSE after each gene's mean over a slide is taken from prediction and truth
 METRIC_TITLES = {CENTERED_MSE: "MSE, centred"}  # of others the name in capitals
+ROUNDING = 1e-6  # values that differ by a smaller share are equal: the same model in another order of sums
 NOTE_WIDTH = 110  # characters, on the terminal
 LABEL_WIDTH = 12  # characters of a label in one line at least, on the terminal
 ARROWS = {HIGHER: "↑", LOWER: "↓"}
@@ -117,24 +119,27 @@ def p_text(p: float | None) -> str:
 
 
 def mark_best(rows: list[Row], columns: tuple[Column, ...], without: Collection[str] = ()) -> list[Row]:
-    """The rows with the best run of each column marked; several where they are equal, none where there is one run.
+    """The rows with the best of each column marked, among runs and baselines alike.
 
-    Runs whose labels are in `without` do not take part.
+    Several are marked where they are equal but for rounding, and none where there is a single row. Rows whose labels
+    are in `without` do not take part.
     """
-    runs = [row for row in rows if row.kind == "run" and row.label not in without]
-    if len(runs) < 2:
+    rivals = [row for row in rows if row.kind in ("run", BASELINE) and row.label not in without]
+    if len(rivals) < 2:
         return rows
     best: dict[int, float] = {}
     for i, column in enumerate(columns):
-        values = [v for v in (row.cells[i].value for row in runs) if v is not None]
+        values = [v for v in (row.cells[i].value for row in rivals) if v is not None]
         if values and column.better != NEITHER:
             best[i] = max(values) if column.better == HIGHER else min(values)
 
-    def marked(row: Row) -> Row:
-        cells = (replace(c, best=i in best and c.value == best[i]) for i, c in enumerate(row.cells))
-        return replace(row, cells=tuple(cells))
+    def is_best(i: int, cell: Cell) -> bool:
+        return i in best and cell.value is not None and math.isclose(cell.value, best[i], rel_tol=ROUNDING)
 
-    return [marked(row) if row in runs else row for row in rows]
+    def marked(row: Row) -> Row:
+        return replace(row, cells=tuple(replace(cell, best=is_best(i, cell)) for i, cell in enumerate(row.cells)))
+
+    return [marked(row) if row in rivals else row for row in rows]
 
 
 def ordered_metrics(metrics: set[str]) -> list[str]:

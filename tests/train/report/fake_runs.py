@@ -127,7 +127,7 @@ def write_run(
         }
         if predictions:
             fake_predictions(test, value, seed + i, is_hist).write_h5ad(fold / "predictions.h5ad")
-            sizes = {"maps": (900, 500)} | ({"training": (600, 300), "geometry": (500, 250)} if is_hist else {})
+            sizes = {"maps": (90, 50)} | ({"training": (300, 150), "geometry": (100, 50)} if is_hist else {})
             for figure, size in sizes.items():
                 noise = np.random.default_rng(i).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
                 Image.fromarray(noise).save(fold / f"{figure}.png")

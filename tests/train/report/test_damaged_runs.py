@@ -105,14 +105,14 @@ def test_a_file_that_is_none(run_command: Run, tmp_path: Path, name: str, conten
     assert text.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["config.json", "predictions.h5ad", "panel.txt", "maps.png"])
+@pytest.mark.parametrize("name", ["config.json", "predictions.h5ad", "panel.txt", "training.png"])
 def test_a_file_that_is_missing_or_damaged(run_command: Run, tmp_path: Path, name: str) -> None:
     for content in (None, b"\x89PNG\r\n\x1a\n" + bytes(100), b"\x89HDF\r\n\x1a\n" + bytes(200), b"\xff"):
         root = tmp_path / str(content is None) / str(len(content or b""))
         file = write_run(root, (0.7,), predictions=True) / "fold0" / name
         file.unlink() if content is None else file.write_bytes(content)
         code, text = run_command(main, root)
-        assert code == 2 or (name == "maps.png" and content is None), text
+        assert code == 2 or (name == "training.png" and content is None), text
         assert "Traceback" not in text
         assert code == 0 or f"fold0/{name}" in text.replace("\n", "")
 
