@@ -77,10 +77,10 @@ def slides_on_disk(root: Path) -> list[str]:
 def is_absent(root: Path, slide: str) -> bool:
     """Tell whether `root` has no file of the slide, so that the slide is not downloaded rather than damaged."""
     files = [table_folder(root) / f"{slide}.h5ad", root / "metadata" / f"{slide}.json"]
-    return not any(file.exists() for file in [*files, *_images(root, slide)])
+    return not any(file.exists() for file in [*files, *image_places(root, slide)])
 
 
-def _images(root: Path, slide: str) -> list[Path]:
+def image_places(root: Path, slide: str) -> list[Path]:
     """List what the image of a slide may be called; the last one is a folder of DICOM files."""
     suffixes = (*IMAGE_SUFFIXES, *OME_TIFF_SUFFIXES, *ZARR_SUFFIXES, DICOM_SUFFIX, "")
     return [root / "wsis" / f"{slide}{suffix}" for suffix in suffixes]
@@ -108,7 +108,7 @@ def find_slide(root: Path, slide: str, any_scale: bool = False) -> SlideFiles:
     table = table_folder(root) / f"{slide}.h5ad"
     if not table.exists():
         raise missing_file(slide, table, "no such file")
-    images = _images(root, slide)
+    images = image_places(root, slide)
     image = next((p for p in images if p.exists()), None)
     if image is None:
         raise missing_file(slide, images[0], "no image")

@@ -11,7 +11,7 @@ from extract.imports.pseudo_spots import pool_sample
 from extract.imports.sample import Sample
 from hist_cache.errors import SlideError
 from hist_cache.metadata import estimated_pixel_size, missing_file, read_metadata
-from hist_cache.slides import IMAGE_SUFFIXES, TABLE_FOLDERS, SlideFiles, find_slide
+from hist_cache.slides import TABLE_FOLDERS, SlideFiles, find_slide, image_places
 from hist_cache.spots import read_places, read_spots
 
 
@@ -40,8 +40,8 @@ class HestSlideReader:
 
 def _without_spot_sizes(root: Path, slide: str, table: Path) -> SlideFiles:
     """Find a slide whose metadata may say anything of its spots: these are as large as they are apart."""
-    images = [root / "wsis" / f"{slide}{suffix}" for suffix in IMAGE_SUFFIXES]
-    image = next((path for path in images if path.is_file()), None)
+    images = image_places(root, slide)
+    image = next((path for path in images if path.exists()), None)
     if image is None:
         raise missing_file(slide, images[0], "no image")
     file, metadata = read_metadata(root, slide)
