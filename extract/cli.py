@@ -39,6 +39,7 @@ def extract(options: ExtractOptions) -> int:
     """
     from hist_cache.datasets import custom_dataset, get_dataset
     from hist_cache.id_files import read_ids
+    from hist_cache.own_file import use_own_tables
 
     if options.dataset is None and options.ids is None:
         raise InputError("which slides? give --dataset NAME or --ids ID,ID")
@@ -46,12 +47,13 @@ def extract(options: ExtractOptions) -> int:
         raise InputError(
             "--lora and --tokens-at exclude each other: tokens are those of the encoder without an adapter"
         )
+    data_root = folder_option(options.data_root, "HIST_DATA", "data")
+    use_own_tables(options.own, data_root)
     if options.ids is not None:
         dataset = custom_dataset(read_ids(options.ids), options.dataset or "custom")
     else:
         dataset = get_dataset(options.dataset or "")
     cache_root = folder_option(options.cache, "HIST_CACHE", "cache")
-    data_root = folder_option(options.data_root, "HIST_DATA", "data")
     if options.status or options.verify:
         from extract.status import show_caches
 
@@ -97,6 +99,7 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     from extract.identity import common_identity, folder_name
     from extract.plan import Request, mention_other_caches
     from hist_cache.cache import Cache, remember_last
+    from hist_cache.cached_dataset import keep_dataset
     from hist_cache.metadata import HEST_ID
     from hist_cache.slides import is_absent
     from hist_cache.sources import HestFolder
@@ -124,6 +127,7 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     cache = Cache(folder)
     if cache.slides and not options.dry_run:
         remember_last(cache_root, cache)
+        keep_dataset(cache_root, dataset.name)
         chosen = "" if encoder.lora is None else f"; hist-train --encoder {folder.name} takes it"
         say(f"{len(cache.slides)} slides in {folder}{chosen}")
     return report_failures(failed, options.debug)

@@ -23,8 +23,10 @@ def common_identity(encoder: Encoder, precision: str, min_spot_um: float) -> dic
         min_spot_um: Spot crops are at least this wide, um; 0 for the spot's diameter.
     """
     slides = {} if encoder.adapter_slides is None else {"adapter": encoder.adapter_slides.as_dict()}
+    own = {} if encoder.entry is None else {"entry": encoder.entry}
     return {
         "encoder": encoder.name,
+        **own,
         "weights": encoder.digest,
         "pretrained": encoder.pretrained,
         "lora": encoder.lora,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hist_cache.options import CommandOptions, option
+from hist_cache.own_file import OWN_HELP
 from hist_cache.values import INDEX, Interval
 
 
@@ -15,15 +16,18 @@ class ExtractOptions(CommandOptions):
 
     dataset: str | None = option(
         None,
-        "kidney, colorectum, skin, lung, kidney_papilla, her2st, demo; with --ids a name of your own",
+        "kidney, colorectum, skin, lung, kidney_papilla, her2st, demo, yours in hist.toml; with --ids any name",
         "NAME",
     )
     ids: str | None = option(
         None, "slides instead of the dataset's own: SPA138,SPA139 or NCBI692-714, or a file with one a line", "IDS"
     )
     data_root: str | None = option(None, "folder with st/, wsis/ and metadata/ (default: $HIST_DATA or ./data)", "D")
+    own: str | None = option(None, OWN_HELP, "FILE")
     cache: str | None = option(None, "folder of the cache (default: $HIST_CACHE or ./cache)", "D")
-    encoder: str | None = option(None, "uni, uni2-h, virchow2, ..., timm:NAME, demo (default: the dataset's)", "NAME")
+    encoder: str | None = option(
+        None, "uni, uni2-h, virchow2, ..., timm:NAME, demo, one of your hist.toml (default: the dataset's)", "NAME"
+    )
     weights: str | None = option(None, "file or folder with the encoder's weights", "F")
     random_weights: bool = option(False, "run the encoder with seeded random weights (recorded in the cache)")
     neighbors: str = option("6", "neighbourhood sizes: any of 6, 18, 36 (rings 1, 2, 3)", "K,K")

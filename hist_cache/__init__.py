@@ -1,6 +1,6 @@
 """What extraction, training and sweeps share: slides, spots and rings, gene panels, splits and the HDF5 cache.
 
-In a notebook, `open_cache(path)` reads embeddings and `load_run(path)` reads a trained run.
+In a notebook, `open_cache(path)` reads embeddings, `load_run(path)` reads a trained run, and its `model()` predicts.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hist_cache.cache import Cache, open_cache
     from hist_cache.cached_slide import CachedSlide
-    from hist_cache.runs import Run, load_run
+    from hist_cache.runs import Fold, Run, RunModel, load_run
 
-__all__ = ["Cache", "CachedSlide", "Run", "load_run", "open_cache"]
+__all__ = ["Cache", "CachedSlide", "Fold", "Run", "RunModel", "load_run", "open_cache"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,5 +25,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the public names, also those that are not imported yet."""
-    return sorted(__all__)
+    """List the public names, also those that are not imported yet, and what every module has."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -37,6 +37,12 @@ class Cache:
 
     folder: Path
 
+    def __repr__(self) -> str:
+        try:
+            return f"{_describe(self)}\n  {self.folder}"
+        except (HistError, KeyError, TypeError, ValueError):
+            return f"Cache({str(self.folder)!r}), which cannot be read"
+
     @property
     def dataset(self) -> str:
         """Name of the dataset."""
@@ -91,6 +97,17 @@ class Cache:
                 f"{self.folder}: its files were made as {identity}; was the folder renamed, or a file copied in?"
             )
         return first
+
+
+def _describe(cache: Cache) -> str:
+    """A cache in one line: whose embeddings, and of how much."""
+    headers = [cache.headers.header(cache.path(slide)) for slide in cache.slides]
+    common = headers[0].fingerprint.common if headers else {"encoder": "no slides", "precision": "-"}
+    sizes = sorted(set.intersection(*(set(header.sizes) for header in headers))) if headers else []
+    return (
+        f"Cache of {cache.dataset}: {common['encoder']} ({common['precision']}), {len(headers)} slides, "
+        f"{sum(header.spots for header in headers):,} spots, niches of {', '.join(map(str, sizes)) or 'no size'}"
+    )
 
 
 def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None = None) -> Cache:

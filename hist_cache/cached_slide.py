@@ -53,6 +53,12 @@ class CachedSlide:
     def __len__(self) -> int:
         return len(self.barcodes)
 
+    def __repr__(self) -> str:
+        name, niches = self.attributes.get("slide", "CachedSlide"), ", ".join(map(str, sorted(self.niches)))
+        width = self.embeddings.shape[-1] if self.embeddings.ndim else 0
+        what = f"embeddings of {width}, niches of {niches or 'no size'}, {len(self.genes):,} genes"
+        return f"{name}: {len(self):,} spots, {what}"
+
 
 def find_problem(slide: CachedSlide) -> str | None:
     """Return what is wrong with a slide: arrays that do not fit together, or values that cannot be what they should.

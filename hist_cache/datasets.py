@@ -1,10 +1,14 @@
-"""Datasets by name: their slides, the patients of these, and default options (the facts are in datasets.toml)."""
+"""Datasets by name: their slides, the patients of these, and default options.
+
+The facts are in datasets.toml, and in a file of the user's own (`hist_cache.own_file`).
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -12,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from hist_cache.errors import InputError
-from hist_cache.texts import shortened
+from hist_cache.own_tables import own_rows
+from hist_cache.texts import first_names, shortened
 
 PRESETS = Path(__file__).with_name("datasets.toml")
 RANGE = re.compile(r"([A-Za-z_]+)([0-9]+)-([A-Za-z_]*)([0-9]+)")
 MAX_NAME_BYTES = 120  # of 255 in most file systems: endings such as that of a file being written come after it
 MAX_RANGE_LENGTH = 1_000_000  # no collection has more slides, so a longer range is a typing error
+HEST_RANGE = re.compile(r"(INT|MEND|MISC|NCBI|SPA|TENX|ZEN)[0-9]+-([A-Z]*)[0-9]+")
 MAX_DIGITS = 100  # of both ends; Python refuses to read numbers of thousands
 
 
@@ -58,32 +64,84 @@ def _dataset(name: str, row: dict[str, Any]) -> Dataset:
     return Dataset(**(row | {"name": name, "ids": tuple(_expand(row["ids"])), "patients": patients}))
 
 
+def check_own_dataset(name: str, row: Mapping[str, Any], place: str) -> None:
+    """Check a dataset of the user's own, whose keys have the right types.
+
+    Args:
+        name: Its name.
+        row: In the form of datasets.toml.
+        place: Where it stands, for messages.
+
+    Raises:
+        InputError: A slide's name cannot name files, or the patients are not those of its slides.
+    """
+    try:
+        check_dataset_name(name)
+        slides = _own_ids(row["ids"])
+        for slide in slides:
+            check_slide_name(slide)
+        listed = [slide for ids in row.get("patients", {}).values() for slide in _own_ids(ids)]
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
+    if not slides:
+        raise InputError(f"{place}: ids is empty")
+    for problem, wrong in (
+        ("patients has slides that ids lacks", set(listed) - set(slides)),
+        ("patients has slides twice", {slide for slide, count in Counter(listed).items() if count > 1}),
+        ("patients lacks slides of ids", set(slides) - set(listed) if listed else set()),
+    ):
+        if wrong:
+            raise InputError(f"{place}: {problem}: {first_names(sorted(wrong))}")
+
+
+def _own_ids(ids: list[str]) -> list[str]:
+    """Slide IDs of a user's dataset. Only slides of HEST-1k are read as ranges: another may be called `A1-2`."""
+    return [slide for part in ids for slide in (_expand([part]) if HEST_RANGE.fullmatch(part) else [part])]
+
+
+def _own_datasets() -> dict[str, Dataset]:
+    """The user's datasets. One of slides of presets has their patients where it names none."""
+    default = tomllib.loads(PRESETS.read_text(encoding="utf-8"))["default"] | {"training": {}}
+    datasets = {}
+    for name, row in own_rows("datasets").items():
+        slides = list(dict.fromkeys(_own_ids(row["ids"])))
+        patients = {slide: patient for patient, ids in row.get("patients", {}).items() for slide in _own_ids(ids)}
+        known = _patients_of_presets()
+        if not patients and all(slide in known for slide in slides):
+            patients = {slide: known[slide] for slide in slides}
+        datasets[name] = Dataset(**(default | row | {"name": name, "ids": tuple(slides), "patients": patients}))
+    return datasets
+
+
+def _all_datasets() -> dict[str, Dataset]:
+    return _presets() | _own_datasets()
+
+
 def dataset_names() -> list[str]:
-    """List the names of the preset datasets in the order of datasets.toml."""
-    return list(_presets())
+    """List the names of the datasets: those of datasets.toml in its order, then the user's own."""
+    return list(_all_datasets())
 
 
 def get_dataset(name: str) -> Dataset:
-    """Return a copy of the preset dataset of that name.
+    """Return a copy of the dataset of that name.
 
     Raises:
-        InputError: There is no such preset. The message lists all names and the most similar one.
+        InputError: There is no such dataset. The message lists all names and the most similar one.
     """
-    if name in _presets():
-        preset = _presets()[name]
-        return replace(preset, patients=dict(preset.patients), training=dict(preset.training))
+    if dataset := _all_datasets().get(name):
+        return replace(dataset, patients=dict(dataset.patients), training=dict(dataset.training))
     matches = difflib.get_close_matches(name.lower(), dataset_names(), n=1)
     raise InputError(
         f"no dataset {name!r}"
         + (f", did you mean {matches[0]}?" if matches else ";")
         + f" there are {', '.join(dataset_names())};"
-        " other slides are named by --ids"
+        " other slides are named by --ids, or by a dataset of your own in hist.toml"
     )
 
 
 def dataset_named(name: str) -> Dataset:
-    """Return the preset of that name, or an empty dataset: no slides, no patients, general defaults."""
-    return get_dataset(name) if name in _presets() else Dataset(name, ())
+    """Return the dataset of that name, or an empty one: no slides, no patients, general defaults."""
+    return get_dataset(name) if name in dataset_names() else Dataset(name, ())
 
 
 def custom_dataset(ids: Iterable[str], name: str = "custom") -> Dataset:

@@ -135,6 +135,16 @@ def table_names(file: h5py.File, frame: str, n: int) -> list[str]:
     return names
 
 
+def name_pictures(file: h5py.File) -> None:
+    """Give the pictures in `uns/spatial` the name that squidpy and scanpy look for, without storing them twice.
+
+    Args:
+        file: An h5ad, open for writing. A slide's `images/lowres` is then its `images/hires` too.
+    """
+    for slide in file["uns/spatial"].values() if "uns/spatial" in file else ():
+        slide["images/hires"] = slide["images/lowres"]  # a link within the file
+
+
 def write_h5ad(path: Path, table: anndata.AnnData) -> None:
     """Write a table of anndata, compressed, as its own `write_h5ad` does, with `atomic_file`. Interrupts wait.
 
@@ -146,3 +156,4 @@ def write_h5ad(path: Path, table: anndata.AnnData) -> None:
     with held_interrupts(), atomic_file(path) as raw, h5py.File(raw, "w") as file:
         write_elem(file, "/", table, dataset_kwargs={"compression": "gzip"})
         file.pop("raw", None)  # new versions of anndata write that there is none, which old ones cannot read
+        name_pictures(file)

@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from hist_cache.errors import InputError, kind_and_text
+from hist_cache.commands import claimed
+from hist_cache.errors import HistError, InputError, kind_and_text
 from hist_cache.passwords import clean_files
 from hist_cache.texts import read_text
 
@@ -53,6 +55,21 @@ def checkpoint_files(folder: Path) -> list[Path]:
     return [path for path in (*sorted(folder.glob(MEMBER_CHECKPOINTS)), folder / CHECKPOINT) if path.exists()]
 
 
+class RunModel(Protocol):
+    """A fold's model, as `Run.model` returns it: `train.predict.fold_model.FoldModel`, which says more."""
+
+    @property
+    def genes(self) -> list[str]:
+        """Names of the G genes that it predicts."""
+
+    @property
+    def unit(self) -> str:
+        """The unit of the predictions."""
+
+    def predict(self, embeddings: ArrayLike, niche: ArrayLike) -> NDArray[np.float32]:
+        """Predict the expression `(N, G)` of spots from embeddings `(N, D)` of their crops and of their niches."""
+
+
 @dataclass(frozen=True)
 class Fold:
     """One fold of a run, with its files.
@@ -62,6 +79,13 @@ class Fold:
     """
 
     folder: Path
+
+    def __repr__(self) -> str:
+        try:
+            tested = "tests " + ", ".join(self.config["split"]["test"]) if self.finished else "not finished"
+            return f"Fold {fold_number(self.folder)} of {self.folder.parent.name}: {tested}"
+        except (HistError, KeyError, TypeError, ValueError):
+            return f"Fold({str(self.folder)!r}), which cannot be read"
 
     @property
     def finished(self) -> bool:
@@ -129,6 +153,28 @@ class Run:
 
     folder: Path
 
+    def __repr__(self) -> str:
+        try:
+            return f"{_describe(self)}\n  {self.folder}"
+        except (HistError, KeyError, TypeError, ValueError, IndexError):
+            return f"Run({str(self.folder)!r}), which cannot be read"
+
+    def model(self, fold: int = 0) -> RunModel:
+        """Load the model of a finished fold, ready to predict.
+
+        Args:
+            fold: Its number.
+
+        Raises:
+            InputError: There is no such finished fold, or a file of it is damaged.
+        """
+        chosen = Fold(self.folder / f"fold{fold}")
+        if not chosen.finished:
+            numbers = ", ".join(str(fold_number(f.folder)) for f in self.folds)
+            raise InputError(f"{self.folder}: no finished fold {fold}; there are {numbers}")
+        predictor: RunModel = claimed("train.predict.fold_model").load_fold_model(chosen)
+        return predictor
+
     @property
     def folds(self) -> list[Fold]:
         """Finished folds, sorted by number. Folders not named `fold<number>`, such as `fold0_old`, are ignored."""
@@ -138,6 +184,21 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Means and standard deviations of the metrics over the finished folds."""
         return read_object(self.folder / SUMMARY)
+
+
+def _describe(run: Run) -> str:
+    """A run in one line: what it is, and its PCC."""
+    folds = run.folds
+    config = folds[0].config
+    pooled = [fold.metrics["pooled"] for fold in folds]
+    keys = [key for key in pooled[0] if key.startswith("pcc@")]
+    key = "pcc@50" if "pcc@50" in keys else keys[-1]
+    scores = np.array([metrics[key] for metrics in pooled], dtype=float)
+    what = f"{config['dataset']}, {config['cache']['encoder']}, {config['n_genes']} genes"
+    if len(folds) == 1:
+        return f"Run {run.folder.name}: {what}, 1 fold, {key.upper()} {scores[0]:.3f}"
+    mean_std = f"{scores.mean():.3f} ± {scores.std(ddof=1):.3f}"
+    return f"Run {run.folder.name}: {what}, {len(folds)} folds, {key.upper()} {mean_std}"
 
 
 def load_run(path: str | Path) -> Run:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import tomllib
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -51,6 +52,21 @@ def read_json(file: Path) -> Any:
         raise ValueError("not JSON that can be read (nested too deep)") from error
     except ValueError as error:
         raise ValueError(f"not JSON ({error})") from error
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        ValueError: It cannot be read, is not TOML, or is nested too deep.
+    """
+    text = read_text(file)
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    except ValueError as error:
+        raise ValueError(f"not TOML ({error})") from error
 
 
 def read_csv(file: Path) -> tuple[list[str], list[dict[str, str]]]:

@@ -1,4 +1,4 @@
-"""The search space: rows of spaces.toml, or of a file like it, read as parameters with a range or choices."""
+"""The search space: rows of spaces.toml, of a file like it or of a space in the user's own file, read as parameters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError, one_line
 from hist_cache.options import all_option_names, option_fields
+from hist_cache.own_tables import own_rows, own_tables
 from hist_cache.texts import read_text
 from hist_cache.values import LARGEST
 from sweeps.options import PEER_SPACE, SPACE, SweepOptions
@@ -78,7 +79,11 @@ def read_space(options: SweepOptions) -> tuple[Parameter, ...]:
         InputError: For an unknown name or key, an empty range, an option that is given and also named in --space, and
             where nothing is left to search.
     """
-    source = "--space" if options.space is None or not _is_file(options.space) else options.space
+    source = "--space"
+    if options.space in own_rows("spaces"):
+        source = own_tables().place("spaces", options.space)
+    elif options.space is not None and _is_file(options.space):
+        source = options.space
     default = SPACE if options.model == DEFAULT_MODEL else PEER_SPACE
     rows, named = _space_rows(default if options.space is None else options.space, source)
     parameters = [_parameter(name, row, source) for name, row in rows.items()]
@@ -94,11 +99,23 @@ def read_space(options: SweepOptions) -> tuple[Parameter, ...]:
     return searched
 
 
+def check_own_spaces() -> None:
+    """Check the parameters of all spaces in the user's own file, so that an error is found before one is used.
+
+    Raises:
+        InputError: A parameter has no range and no choices, or an option cannot be searched.
+    """
+    for name in own_rows("spaces"):
+        place = own_tables().place("spaces", name)
+        for parameter, row in _space_rows(name, place)[0].items():
+            _parameter(parameter, row, place)
+
+
 def _space_rows(space: str, source: str) -> tuple[dict[str, dict[str, Any]], set[str]]:
     """Read the rows of a space.
 
     Args:
-        space: Names of parameters, or a file.
+        space: Names of parameters, a space of the user's own, or a file.
         source: What error messages call it.
 
     Returns:
@@ -106,14 +123,15 @@ def _space_rows(space: str, source: str) -> tuple[dict[str, dict[str, Any]], set
         options; and the names in `space` itself.
     """
     all_rows = _read(SPACES_FILE)
-    if _is_file(space):
-        rows = _read(Path(space))
+    is_own = space in own_rows("spaces") or _is_file(space)
+    if is_own:
+        rows = own_rows("spaces")[space] if space in own_rows("spaces") else _read(Path(space))
         named = set(rows)
     else:
         named = {name.strip() for name in space.split(",") if name.strip()}
         rows = {name: all_rows.get(name, {}) for name in named}
     own = {f.name for _, kind in TrainOptions.config_groups() for f in option_fields(kind)} & set(rows) - {*all_rows}
-    if unknown := sorted(named - set(all_rows) - (own if _is_file(space) else set())):
+    if unknown := sorted(named - set(all_rows) - (own if is_own else set())):
         raise InputError(f"{source}: {', '.join(unknown)} cannot be searched; there are {', '.join(all_rows)}")
     for name in named:
         companions = rows[name].get("also", ())

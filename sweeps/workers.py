@@ -21,11 +21,12 @@ from sweeps.objective import TENSORS_KEPT, run_trial
 from sweeps.opening import open_study
 from sweeps.options import SweepOptions
 from sweeps.precision import settle_precision
-from sweeps.space import read_space, searchable_names
+from sweeps.space import check_own_spaces, read_space, searchable_names
 from sweeps.storage import StudyStorage
 from sweeps.study import StudyPlan, check_single, make_study_plan
 from train.experiments.announcements import open_workspace
 from train.experiments.grid import points
+from train.experiments.own_rows import use_own_rows
 from train.models.registry import ModelEntry, get_model, model_entries, register
 from train.workspace import Workspace
 
@@ -131,6 +132,8 @@ def prepare(options: SweepOptions) -> tuple[StudyPlan, Workspace]:
     Raises:
         InputError: Something is wrong; nothing has been written.
     """
+    use_own_rows(options)
+    check_own_spaces()
     space = read_space(options)
     check_single(options, searchable_names())
     sizes = {p.neighbors for p in points(options)}

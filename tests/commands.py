@@ -42,7 +42,7 @@ def fork_server() -> ForkServerContext:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(REPOSITORY))
         patch.setenv("OMP_NUM_THREADS", "1")  # a process must have one thread when it is forked
-        for name in ("HIST_CACHE", "HIST_RUNS", "HIST_DATA"):
+        for name in ("HIST_CACHE", "HIST_RUNS", "HIST_DATA", "HIST_TOML"):
             patch.delenv(name, raising=False)
         multiprocessing.forkserver.ensure_running()
     return context

@@ -19,6 +19,7 @@ from hypothesis import settings
 from scipy.sparse import csr_matrix
 
 from hist_cache.options import UNEXPECTED
+from hist_cache.own_tables import OwnTables
 from tests.commands import REPOSITORY, Command, make_quick
 
 settings.register_profile("any speed", deadline=None)  # a busy machine is no fault of the code
@@ -218,7 +219,8 @@ def run_command(
 ) -> Callable[..., tuple[int, str]]:
     """Call a command's main in this process, in a folder of its own: (exit code, all it printed)."""
     monkeypatch.chdir(tmp_path)
-    for name in ("HIST_CACHE", "HIST_RUNS", "HIST_DATA"):
+    monkeypatch.setattr("hist_cache.own_tables._current", [OwnTables()])  # those before the test are back after it
+    for name in ("HIST_CACHE", "HIST_RUNS", "HIST_DATA", "HIST_TOML"):
         monkeypatch.delenv(name, raising=False)
 
     def call(main: Callable[[list[str]], int], *argv: object) -> tuple[int, str]:

@@ -77,7 +77,18 @@ STAIRS = {
     "train.fit": ("config", "allocation", "adamw", "average", "batches", "step", "graph", "checkpoints", "loop"),
     "train.finetune": ("memory", "inputs", "token_inputs", "crop_inputs", "encoder"),
     "train.experiments": (
-        *("protocols", "grid", "setting", "within", "fold_files", "run_folders", "claims", "jobs", "precision"),
+        *(
+            "protocols",
+            "own_rows",
+            "grid",
+            "setting",
+            "within",
+            "fold_files",
+            "run_folders",
+            "claims",
+            "jobs",
+            "precision",
+        ),
         *(
             "quick_axes",
             "fold_maps",
@@ -103,7 +114,19 @@ STAIRS = {
     ),
     "train.predict": (
         *("predicted", "viewer", "gene_maps", "geojson", "spatialdata", "options", "folds", "inputs", "embedding"),
-        *("slide_data", "models", "reference", "truth", "outputs", "slides", "extras", "work", "summary", "cli"),
+        *(
+            "slide_data",
+            "models",
+            "fold_model",
+            "reference",
+            "truth",
+            "outputs",
+            "slides",
+            "extras",
+            "work",
+            "summary",
+            "cli",
+        ),
     ),
     "train.export": ("names", "bundle", "card", "cli"),
     "sweeps": (

@@ -42,6 +42,7 @@ def train(options: TrainOptions) -> int:
     from train.experiments.grid import points, table_row, with_table
     from train.experiments.jobs import make_jobs
     from train.experiments.logged_folds import check_logger, logging_to
+    from train.experiments.own_rows import use_own_rows
     from train.experiments.precision import with_precision
     from train.experiments.runner import default_workers, describe_failure
 
@@ -50,6 +51,7 @@ def train(options: TrainOptions) -> int:
         raise InputError("several processes on one batch are for --finetune-lora; on a cache one is enough (--jobs N)")
     if distributed.rank() > 0:
         hush()
+    use_own_rows(options)
     if options.table is not None:
         say(f"table {options.table}: {table_row(options.table)['title']}")
     options = with_table(options)

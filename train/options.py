@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from hist_cache.options import CommandOptions, option
+from hist_cache.own_file import OWN_HELP
 from hist_cache.values import COUNT, FRACTION, INDEX, POSITIVE, Interval
 from train.fit.config import SEEDS, FitConfig
 from train.models.registry import model_entries
@@ -44,6 +45,7 @@ class TrainOptions(CommandOptions):
     cache: str | None = option(None, "folder of the cache (default: $HIST_CACHE or ./cache)", "D")
     runs: str | None = option(None, "folder of the runs (default: $HIST_RUNS or ./runs)", "D")
     encoder: str | None = option(None, "whose cache, where the dataset has several", "NAME")
+    own: str | None = option(None, OWN_HELP, "FILE")
     test_dataset: str | None = option(None, "test on all slides of this dataset instead of the split's own", "NAME")
     table: int | None = option(
         None,

@@ -86,6 +86,8 @@ class Encoder:
     """Digest of the adapter that was merged into the weights after loading."""
     adapter_slides: AdapterSlides | None = None
     """The slides that this adapter was trained with; None without one, or where they are unknown."""
+    entry: dict[str, Any] | None = None
+    """The row of an encoder of the user's own, as far as it decides the embeddings; None for those of this program."""
 
     @property
     def slug(self) -> str:

@@ -1,4 +1,4 @@
-"""Encoders by name: the table in registry.toml, and loading an encoder so that it is ready to run."""
+"""Encoders by name: the table in registry.toml and the user's own; and loading an encoder, ready to run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import logging
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -22,7 +22,9 @@ from extract.encoders.weights import (
     read_state,
     weights_digest,
 )
-from hist_cache.errors import InputError
+from hist_cache.errors import InputError, one_line
+from hist_cache.own_file import check_own_row
+from hist_cache.own_tables import add_own_row, own_rows, own_tables
 
 if TYPE_CHECKING:  # the table can be read without torch
     from torch import nn
@@ -32,6 +34,8 @@ if TYPE_CHECKING:  # the table can be read without torch
 log = logging.getLogger(__name__)
 
 SEED = 0  # of random weights
+# What decides the embeddings of an encoder of the user's own, whose name alone does not say it.
+DECIDING = ("architecture", "arguments", "pooling", "layout", "weights", "input_size", "mean", "std", "interpolation")
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,16 @@ class EncoderEntry:
     gated: bool = False
     weights: Literal["pretrained", "random"] = "pretrained"
     unsupported: str = ""
+    place: str = ""
+    """Where the row stands, if it is the user's own."""
+
+    @property
+    def recorded(self) -> dict[str, Any] | None:
+        """What a cache records of an encoder of the user's own, so that it can be built without his file."""
+        if not self.place:
+            return None
+        values = {name: getattr(self, name) for name in DECIDING}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     @property
     def terms(self) -> str:
@@ -61,11 +75,34 @@ class EncoderEntry:
 
 
 @cache
-def encoder_entries() -> dict[str, EncoderEntry]:
-    """Return the entries of registry.toml by name."""
+def _rows() -> dict[str, dict[str, Any]]:
+    rows: dict[str, dict[str, Any]]
     rows = tomllib.loads((files("extract") / "encoders/registry.toml").read_text(encoding="utf-8"))
-    default = rows.pop("default")
-    return {name: EncoderEntry(**{**default, **row}) for name, row in rows.items()}
+    return rows
+
+
+def encoder_entries() -> dict[str, EncoderEntry]:
+    """Return the entries of registry.toml, then the user's own, by name."""
+    default = _rows()["default"]
+    entries = {name: EncoderEntry(**{**default, **row}) for name, row in _rows().items() if name != "default"}
+    for name, row in own_rows("encoders").items():
+        entries[name] = EncoderEntry(**{**default, **row}, place=own_tables().place("encoders", name))
+    return entries
+
+
+def use_recorded_encoder(common: Mapping[str, Any]) -> None:
+    """Know the encoder of a cache by what its fingerprint records, where it is one of a user's own.
+
+    Args:
+        common: The common part of the fingerprint.
+
+    Raises:
+        InputError: What it records is no row of a table of encoders.
+    """
+    if (row := common.get("entry")) is not None:
+        source = "the cache's fingerprint"
+        check_own_row("encoders", str(common["encoder"]), row, f"{source}: encoder {common['encoder']}")
+        add_own_row("encoders", str(common["encoder"]), row, source)
 
 
 def encoder_names() -> list[str]:
@@ -96,7 +133,8 @@ def load_encoder(name: str, weights: Path | None = None, random_weights: bool = 
     if random_weights:
         backbone, source = _seeded(entry), f"random, seed {SEED}"
     else:
-        file = find_weights(name, entry.repo, entry.files, weights, entry.terms)
+        names = entry.files or (["model.safetensors", "pytorch_model.bin"] if entry.repo else [])
+        file = find_weights(name, entry.repo, names, weights, entry.terms)
         state = read_state(file.path)
         backbone, source = _uninitialised(entry), file.source
         if entry.pooling == "timm":
@@ -176,16 +214,31 @@ def count_blocks_of(name: str) -> int:
 
 
 def build(entry: EncoderEntry) -> Any:
-    """Build the timm model of an entry, with the weights that timm initialises it with."""
+    """Build the timm model of an entry, with the weights that timm initialises it with.
+
+    Raises:
+        InputError: An entry of the user's own is one that timm cannot build.
+    """
+    if not entry.place:
+        return _build(entry)
+    try:
+        return _build(entry)
+    except Exception as error:  # of any type: timm checks no argument
+        raise InputError(f"{entry.place}: timm cannot build it ({one_line(error)})") from error
+
+
+def _build(entry: EncoderEntry) -> Any:
     import timm
     import timm.layers
     from torch import nn
 
     arguments = dict(entry.arguments)
-    if "mlp_layer" in arguments:
-        arguments["mlp_layer"] = getattr(timm.layers, arguments["mlp_layer"])
-    if "act_layer" in arguments:
-        arguments["act_layer"] = getattr(nn, arguments["act_layer"])
+    for key, place in (("mlp_layer", timm.layers), ("act_layer", nn)):
+        if key in arguments:
+            layer = arguments[key] = getattr(place, arguments[key])
+            kind = getattr(layer, "func", layer)  # timm has some of them with arguments filled in
+            if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+                raise TypeError(f"{key} {entry.arguments[key]} is no layer")
     return timm.create_model(entry.architecture, pretrained=False, **arguments)
 
 
@@ -207,7 +260,7 @@ def _uninitialised(entry: EncoderEntry) -> Any:
     try:
         with torch.device("meta"):
             return build(entry).to_empty(device="cpu")
-    except RuntimeError:  # older timm reads the value of a tensor, which has none on this device
+    except (RuntimeError, InputError):  # older timm reads the value of a tensor, which has none on this device
         return _seeded(entry)
 
 
@@ -237,11 +290,13 @@ def _finish(name: str, entry: EncoderEntry, backbone: nn.Module, pretrained: boo
 
     module = PooledEncoder(backbone, entry.pooling).eval().requires_grad_(False)
     width = entry.width
-    if not width:  # timm states it for some models only
+    if not width or entry.place:  # timm states it for some models only
         with torch.inference_mode():
             shape = tuple(module(torch.zeros(1, 3, entry.input_size, entry.input_size)).shape)
         if len(shape) != 2:
             raise InputError(f"encoder {name} gives {shape} for one crop instead of one vector; choose another")
+        if entry.width not in (0, shape[1]):
+            raise InputError(f"{entry.place}: width is {entry.width}, and the model gives {shape[1]}")
         width = shape[1]
     return Encoder(
         name=name,
@@ -254,6 +309,7 @@ def _finish(name: str, entry: EncoderEntry, backbone: nn.Module, pretrained: boo
         pretrained=pretrained,
         source=source,
         digest=weights_digest(backbone),
+        entry=entry.recorded,
     )
 
 

@@ -11,7 +11,10 @@ import hist_cache.runs
 
 
 def test_public_names_are_listed_and_come_from_their_modules() -> None:
-    assert dir(hist_cache) == ["Cache", "CachedSlide", "Run", "load_run", "open_cache"]
+    public = ["Cache", "CachedSlide", "Fold", "Run", "RunModel", "load_run", "open_cache"]
+    assert [name for name in dir(hist_cache) if not name.startswith("_")] == public
+    assert {"__doc__", "__file__", "__path__"} <= set(dir(hist_cache))
+    assert all(getattr(hist_cache, name) is not None for name in dir(hist_cache))
     assert hist_cache.open_cache is hist_cache.cache.open_cache
     assert hist_cache.load_run is hist_cache.runs.load_run
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):

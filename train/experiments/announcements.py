@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from extract.encoders.registry import use_recorded_encoder
 from hist_cache.cache import Cache, cache_folders, has_adapter, last_dataset, open_cache
-from hist_cache.datasets import dataset_named
+from hist_cache.cached_dataset import use_kept_dataset
+from hist_cache.datasets import check_dataset_name, dataset_named
 from hist_cache.errors import InputError
 from hist_cache.files import FULL, write_error
 from hist_cache.fingerprint import CropRule, is_tuned
@@ -52,11 +54,15 @@ def open_workspace(options: TrainOptions, sizes: list[int], tensors_kept: int = 
     name = options.dataset or last_dataset(root)
     if options.dataset is None:
         log.info(f"dataset {name} (the one extracted last)")
+    for dataset in (name, options.test_dataset):
+        if dataset is not None:
+            use_kept_dataset(root, check_dataset_name(dataset))
     cache = open_cache(root, name, options.encoder)
     announce_choice(cache, options.encoder)
     test_cache = open_cache(root, options.test_dataset, cache.folder.name) if options.test_dataset else None
     workspace = Workspace(cache, sizes, test_cache, tensors_kept)
     common, slides = workspace.common, workspace.slides
+    use_recorded_encoder(common)
     log.info(
         f"{cache.folder}: {len(slides)} slides, {sum(map(len, slides.values())):,} spots, "
         f"embeddings of {common['encoder']} ({common['precision']})"

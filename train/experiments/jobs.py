@@ -16,6 +16,7 @@ from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import is_tuned
 from hist_cache.options import option_fields
+from hist_cache.own_tables import own_rows
 from hist_cache.runs import CHECKPOINT, CONFIG, Fold, member_checkpoint
 from hist_cache.slide_parts import WITHIN
 from hist_cache.splits import LOSO_ALIKE, SPLIT_PARTS, Split, kind_in_use, make_splits
@@ -196,7 +197,10 @@ def split_name(point: Point, protocol: Protocol, workspace: Workspace) -> str:
     """What `Setting.split` records: the kind of the splits as it was given, or `LOSO_ALIKE`."""
     kind = point.split or protocol.split or None
     in_use = kind_in_use(workspace.dataset, list(workspace.slides), workspace.patients, kind)
-    return LOSO_ALIKE if in_use == "loso" and protocol.validate_on == "alike" else kind or "default"
+    if in_use == "loso" and protocol.validate_on == "alike":
+        return LOSO_ALIKE
+    is_own = workspace.dataset in own_rows("datasets")  # its default may change, and runs are told apart by the name
+    return kind or (str(in_use) if is_own else "default")
 
 
 def check_validate_on(asked: ValidateOn | None, split_names: Collection[str]) -> None:

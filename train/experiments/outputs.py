@@ -164,12 +164,17 @@ def prediction_table(
 
 
 def squidpy_picture(slide: CachedSlide) -> dict[str, Any]:
-    """A slide's thumbnail and scale, as squidpy keeps them in `uns["spatial"]`."""
-    scale = {
-        "tissue_lowres_scalef": 1 / float(slide.attributes["thumbnail_downsample"]),
+    """A slide's thumbnail and scale, as squidpy keeps them in `uns["spatial"]`.
+
+    `hist_cache.h5ad.name_pictures` gives the thumbnail in the file the name `hires` too.
+    """
+    scale = 1 / float(slide.attributes["thumbnail_downsample"])
+    factors = {
+        "tissue_lowres_scalef": scale,
+        "tissue_hires_scalef": scale,
         "spot_diameter_fullres": float(slide.attributes["spot_um"]) / float(slide.attributes["um_per_px"]),
     }
-    return {"images": {"lowres": slide.thumbnail}, "scalefactors": scale}
+    return {"images": {"lowres": slide.thumbnail}, "scalefactors": factors}
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

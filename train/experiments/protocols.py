@@ -1,4 +1,7 @@
-"""Protocols: what the published sources disagree on, as named sets of defaults (rows of protocols.toml)."""
+"""Protocols: what the published sources disagree on, as named sets of defaults.
+
+They are rows of protocols.toml and of the user's own file.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any, Literal, Self
 
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import CropRule
+from hist_cache.own_tables import own_rows
 from hist_cache.validation_slides import ValidateOn
 from train.expression import NicheProfile
 from train.fit.config import FitConfig, Tested
@@ -60,8 +64,12 @@ class Protocol:
 
 
 @cache
-def _rows() -> dict[str, Any]:
+def _program_rows() -> dict[str, Any]:
     return tomllib.loads(PROTOCOLS_FILE.read_text("utf-8"))
+
+
+def _rows() -> dict[str, Any]:
+    return _program_rows() | own_rows("protocols")
 
 
 def get_protocol(name: str) -> Protocol:
@@ -70,7 +78,9 @@ def get_protocol(name: str) -> Protocol:
     if name not in rows:
         raise InputError(f"--protocol {name}: there are {', '.join(rows)}")
     row = {k: v for k, v in rows[name].items() if k not in ("description", "options")}
-    return Protocol(name=name, **(row | {"etas": tuple(map(float, row["etas"]))}))
+    for key in ("entail_scale", "min_spot_um"):
+        row |= {key: float(row[key])} if name in own_rows("protocols") and key in row else {}
+    return Protocol(name=name, **(row | ({"etas": tuple(map(float, row["etas"]))} if "etas" in row else {})))
 
 
 def protocol_options(name: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from extract.encoders.registry import find_entry
+from extract.encoders.registry import find_entry, use_recorded_encoder
 from hist_cache.console import size
 from train.metrics import mean_of, std_of
 from train.models.registry import get_model
@@ -24,6 +24,7 @@ def model_card(folds: Sequence[TrainedFold], metrics: Sequence[dict[str, Any]], 
         n_bytes: Size of all files.
     """
     setting, scale = folds[0].setting, folds[0].scale
+    use_recorded_encoder(setting.cache)
     entry = get_model(setting.model_name)
     encoder, pretrained = setting.cache["encoder"], setting.cache["pretrained"]
     weights = "" if pretrained else ", with random weights: what it predicts is for testing programs only"

@@ -14,7 +14,7 @@ from extract.encoders.adapter_slides import AdapterSlides
 from extract.encoders.adapters import ADAPTER, save_adapter
 from extract.encoders.encoder import Encoder, count_blocks
 from extract.encoders.lora import Adapted, LoraConfig, adapt, freeze_in_bf16, remove_adapters
-from extract.encoders.registry import count_blocks_of, load_encoder
+from extract.encoders.registry import count_blocks_of, load_encoder, use_recorded_encoder
 from extract.plan import Request, plan_extraction
 from extract.scheduler import check_plan
 from extract.tokens import make_tokens, plan_cache_tokens
@@ -207,6 +207,7 @@ def load_cached_encoder(common: dict[str, Any], weights: Path | None) -> Encoder
         raise InputError(
             "this cache holds embeddings of an encoder that is fine-tuned already; give the cache of the plain encoder"
         )
+    use_recorded_encoder(common)
     encoder = load_encoder(common["encoder"], weights, random_weights=not common["pretrained"])
     if encoder.digest != common["weights"]:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Variants (ablations) of the model: rows of coefficients, read from variants.toml."""
+"""Variants (ablations) of the model: rows of coefficients, read from variants.toml and from the user's own file."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hist_cache.errors import InputError
+from hist_cache.own_tables import own_rows, own_tables
 from train.models.alignment import FourFlags, FourWeights, Geometry, Level, Terms
 
 Decoder = Literal["both", "spot", "niche"]
@@ -66,8 +67,14 @@ def load_variants(table: Path = VARIANTS_FILE) -> dict[str, Variant]:
     return {name: _variant(f"{table}: [{name}]", name, row) for name, row in rows.items()}
 
 
+def all_variants() -> dict[str, Variant]:
+    """The variants of this program, then the user's own, by name; `InputError` where a row of his is wrong."""
+    place = own_tables().place
+    return load_variants() | {k: _variant(place("variants", k), k, row) for k, row in own_rows("variants").items()}
+
+
 def named_variants(text: str) -> list[Variant]:
-    """The variants that a text such as `no_hea,clip` names, in that order, or all of them for `all`.
+    """The variants that a text such as `no_hea,clip` names, in that order, or all of the program's for `all`.
 
     Raises:
         InputError: a name is unknown; the message lists the known ones.
@@ -83,7 +90,7 @@ def get_variant(name: str) -> Variant:
     Raises:
         InputError: the name is unknown; the message lists the known ones.
     """
-    variants = load_variants()
+    variants = all_variants()
     if name not in variants:
         raise InputError(f"unknown variant {name!r}; known are {', '.join(variants)}")
     return variants[name]

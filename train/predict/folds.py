@@ -93,11 +93,15 @@ class TrainedFold:
         return load_model(self.folder).to(device), tensors
 
 
+def looks_around(model: Model) -> bool:
+    """Whether a model, or a member of an ensemble, looks at the other spots of a slide."""
+    members = [model.member(i) for i in range(len(model.members))] if isinstance(model, EnsembleModel) else [model]
+    return any(type(member).look_around is not Model.look_around for member in members)
+
+
 def needs_surroundings(model: Model, fold: TrainedFold) -> bool:
     """Whether predictions of a spot depend on the other spots of its slide."""
-    members = [model.member(i) for i in range(len(model.members))] if isinstance(model, EnsembleModel) else [model]
-    looks_around = any(type(member).look_around is not Model.look_around for member in members)
-    return looks_around or fold.n_rings > 0 or needs_whole_slides(fold.setting.recipe)
+    return looks_around(model) or fold.n_rings > 0 or needs_whole_slides(fold.setting.recipe)
 
 
 def read_recipe_tensors(folder: Path) -> dict[str, Tensor]:

@@ -17,9 +17,27 @@ from train.fit.loop import add_offset, predict_embedded
 from train.models.base import Model
 from train.predict.folds import TrainedFold, needs_surroundings
 from train.predict.slide_data import SlideFile, embedding_parts, parts_of, spot_data
+from train.recipes.config import RecipeConfig
 from train.recipes.restored import restore_recipe
 
 Values = NDArray[np.float32]
+
+
+@torch.no_grad()
+def predict_spots(model: Model, config: RecipeConfig, tensors: Mapping[str, Tensor], data: SpotData) -> Tensor:
+    """Expression `(n, G)` float32 of all spots of the data, as hist-train predicts its test spots.
+
+    Args:
+        model: Of a fold.
+        config: Its recipe.
+        tensors: What the recipe has fitted.
+        data: The spots; their expression is not read.
+    """
+    recipe = restore_recipe(config, tensors, data)
+    rows = torch.arange(len(data.slide), device=data.slide.device)
+    model.look_around(recipe.data.surroundings)
+    output = predict_embedded(model, encode_rows(recipe.data, rows), rows)
+    return recipe.complete(add_offset(recipe.data, rows, output), rows).float()
 
 
 @dataclass(frozen=True)
@@ -35,14 +53,9 @@ class LoadedFold:
         """Whether it must see all spots of a slide at once."""
         return needs_surroundings(self.model, self.fold)
 
-    @torch.no_grad()
     def predict(self, data: SpotData) -> Tensor:
         """Expression `(n, G)` float32 of all spots of the data, as hist-train predicts its test spots."""
-        recipe = restore_recipe(self.fold.setting.recipe, self.tensors, data)
-        rows = torch.arange(len(data.slide), device=data.slide.device)
-        self.model.look_around(recipe.data.surroundings)
-        output = predict_embedded(self.model, encode_rows(recipe.data, rows), rows)
-        return recipe.complete(add_offset(recipe.data, rows, output), rows).float()
+        return predict_spots(self.model, self.fold.setting.recipe, self.tensors, data)
 
 
 @dataclass(frozen=True)

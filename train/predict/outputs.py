@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.files import atomic_file
+from hist_cache.h5ad import name_pictures
 from hist_cache.interrupts import held_interrupts
 from train.experiments.outputs import squidpy_picture
 
@@ -109,6 +110,7 @@ def write_table(path: Path, table: SlideTable, layers: Sequence[str]) -> Iterato
     with held_interrupts(), atomic_file(path) as raw, h5py.File(raw, "w") as file:
         write_elem(file, "/", content, dataset_kwargs={"compression": "gzip"})
         file.pop("raw", None)  # new versions of anndata write that there is none, which old ones cannot read
+        name_pictures(file)
         yield TableWriter(file, content, layers)
 
 

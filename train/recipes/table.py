@@ -1,4 +1,4 @@
-"""Recipes by name: rows of recipes.toml."""
+"""Recipes by name: rows of recipes.toml, of the user's own file, and of `--recipe-file`."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from hist_cache.errors import InputError, one_line
-from hist_cache.texts import bad_name, read_text, shortened
+from hist_cache.errors import InputError
+from hist_cache.own_tables import own_rows
+from hist_cache.texts import bad_name, read_toml, shortened
 
 RECIPES_FILE = Path(__file__).with_name("recipes.toml")
 ROW_KEYS = ("description", "options")
 
 
 @cache
-def _own_rows() -> dict[str, Any]:
+def _program_rows() -> dict[str, Any]:
     return tomllib.loads(RECIPES_FILE.read_text("utf-8"))
 
 
 def recipe_names() -> list[str]:
     """The recipes of this program, in the order of their table."""
-    return list(_own_rows())
+    return list(_program_rows())
 
 
 def recipe_options(name: str, file: Path | None = None) -> dict[str, Any]:
@@ -29,12 +30,12 @@ def recipe_options(name: str, file: Path | None = None) -> dict[str, Any]:
 
     Args:
         name: Of the recipe.
-        file: Of further recipes.
+        file: Of further recipes, beside those of the user's own file.
 
     Raises:
         InputError: There is no recipe of this name, or the file is not one of recipes.
     """
-    rows = _own_rows() | (read_rows(file) if file else {})
+    rows = _program_rows() | own_rows("recipes") | (read_rows(file) if file else {})
     if name not in rows:
         raise InputError(f"--recipe {name}: there are {', '.join(rows)}")
     return dict(rows[name].get("options", {}))
@@ -43,11 +44,9 @@ def recipe_options(name: str, file: Path | None = None) -> dict[str, Any]:
 def read_rows(file: Path) -> dict[str, Any]:
     """Recipes that a user wrote; `InputError` in one line where the file is not like recipes.toml."""
     try:
-        rows = tomllib.loads(read_text(file))
-    except RecursionError:
-        raise InputError(f"--recipe-file {file}: nested too deep") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"--recipe-file {file}: {one_line(error)}") from error
+        rows = read_toml(file)
+    except ValueError as error:
+        raise InputError(f"--recipe-file {file}: {error}") from error
     for name, row in rows.items():
         if problem := _problem(name, row):
             raise InputError(
@@ -59,8 +58,10 @@ def read_rows(file: Path) -> dict[str, Any]:
 
 def _problem(name: str, row: object) -> str | None:
     """What keeps an entry of a user's file from being a recipe."""
-    if name in _own_rows():
+    if name in _program_rows():
         return "has the name of a recipe of this program"
+    if name in own_rows("recipes"):
+        return "has the name of a recipe in hist.toml"
     if not name.strip() or "," in name or bad_name([name]):
         return "cannot be given as --recipe"
     if not isinstance(row, dict) or not isinstance(row.get("options", {}), dict):

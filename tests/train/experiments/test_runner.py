@@ -337,7 +337,7 @@ def test_workers_import_our_packages_beside_the_users_own_train(cache: Path, tmp
         [sys.executable, "hist-train.py", "--cache", str(cache), "--split", "loso", "--folds", "2", "--jobs", "2",
          "--model", "ridge", "--n-genes", "20"],
         cwd=tmp_path, capture_output=True, text=True, timeout=200,
-        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{REPOSITORY}", "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"PYTHONPATH": f".:{REPOSITORY}", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(finished(tmp_path)) == 2
