@@ -18,6 +18,7 @@ from matplotlib import colormaps
 from PIL import Image
 
 from hist_cache.errors import InputError
+from tests.accessibility import serious_faults
 from tests.train.predict.predicted_tables import DIAMETER, DOWNSAMPLE, PITCH, UM_PER_PX, predicted_table
 from train.metrics import gene_pcc
 from train.predict import viewer
@@ -379,6 +380,8 @@ def test_on_a_phone(visit: Callable[..., Any], table: anndata.AnnData) -> None:
 
 def test_everything_has_a_label(visit: Callable[..., Any]) -> None:
     page = visit()
+    assert serious_faults(page) == []
+    assert serious_faults(visit(color_scheme="dark"), ["color-contrast"]) == []
     unnamed = page.evaluate(
         "[...document.querySelectorAll('input, button, canvas:not([aria-hidden]), ul[role]')]"
         ".filter(e => !(e.labels?.length || e.ariaLabel || e.textContent.trim())).map(e => e.outerHTML)"

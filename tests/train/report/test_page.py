@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import csv
+import io
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from matplotlib import colormaps
+from PIL import Image
 
 import extract.cli
 import train.cli
+from hist_cache.runs import load_run
+from tests.accessibility import serious_faults
+from tests.commands import make_quick
 from tests.conftest import TINY_ENCODER, write_slide
 from tests.train.report.fake_runs import RIDGE, write_run
 from train.report.cli import main
+from train.report.results import Results
+from train.report.sections import ReportRequest
 
 Run = Callable[..., tuple[int, str]]
 VALUES = {"full": (0.7, 0.72, 0.74), "no_hea": (0.68, 0.75, 0.79), "clip": (0.5, 0.52, 0.51), "meru": (0.6, 0.6, 0.6)}
@@ -32,8 +42,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def page_file(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("report")
-    assert main([str(runs), "--out", str(out), "--region", "region", "--genes-to-plot", "GENE3,GENE5"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        make_quick(patch)
+        assert main([str(runs), "--out", str(out), "--region", "region", "--genes-to-plot", "GENE3,GENE5"]) == 0
     return out / "report.html"
+
+
+@pytest.fixture
+def no_page(monkeypatch: pytest.MonkeyPatch, quick: None) -> None:
+    """Write an empty page, for tests of what is printed."""
+
+    def write(results: Results, folder: Path, request: ReportRequest) -> Path:
+        folder.mkdir(exist_ok=True)
+        (folder / "report.html").touch()
+        return folder / "report.html"
+
+    monkeypatch.setattr("train.report.index.write_report", write)
 
 
 @pytest.mark.slow
@@ -65,7 +89,7 @@ def test_the_page_needs_nothing_else(page_file: Path) -> None:
     assert "url(" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_page")
 def test_it_prints_the_tables_and_says_where_the_page_is(runs: Path, run_command: Run) -> None:
     code, text = run_command(main, runs)
     assert code == 0, text
@@ -77,8 +101,7 @@ def test_it_prints_the_tables_and_says_where_the_page_is(runs: Path, run_command
     shutil.rmtree(runs / "tiny/report")
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("no_page")
 def test_csv_and_latex_alone_on_standard_output(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(runs), "--out", str(tmp_path), "--format", "csv", "--table", "3"]) == 0
     printed = capsys.readouterr()
@@ -89,7 +112,7 @@ def test_csv_and_latex_alone_on_standard_output(runs: Path, tmp_path: Path, caps
     assert capsys.readouterr().out.startswith(r"\begin{table}")
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("no_page")
 def test_tables_of_the_analysis(runs: Path, tmp_path: Path, run_command: Run) -> None:
     code, text = run_command(main, runs, "--out", tmp_path, "--table", 11, "--against", "clip", "--region", "region")
     assert code == 0, text
@@ -153,6 +176,7 @@ def test_on_what_hist_train_leaves(run_command: Run, tmp_path: Path) -> None:
     page = (tmp_path / "runs/custom/report/report.html").read_text()
     assert "without entailment" in page
     assert page.count("<img ") >= 8
+    assert "All 20 genes of all folds." in page
 
 
 @pytest.fixture
@@ -184,7 +208,7 @@ def test_every_picture_is_there(visit: Callable[..., Any]) -> None:
     page = visit()
     page.evaluate("for (const box of document.querySelectorAll('details')) box.open = true")
     widths = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
-    assert len(widths) >= 15
+    assert len(widths) == 14
     assert min(widths) > 0
     assert page.evaluate("[...document.images].every(i => i.alt.length > 10)")
     links = page.evaluate("[...document.querySelectorAll('a.download')].map(a => a.href.slice(0, 11))")
@@ -234,19 +258,75 @@ def test_sorting_by_keyboard_and_names_as_people_count(visit: Callable[..., Any]
     assert values == sorted(values, reverse=True)
 
 
-def test_light_and_dark(visit: Callable[..., Any]) -> None:
-    def colours(scheme: str) -> list[list[int]]:
-        page = visit(color_scheme=scheme)
-        style = "(e, p) => getComputedStyle(e)[p].match(/[\\d.]+/g).slice(0, 3).map(Number)"
-        return [
-            page.locator(what).first.evaluate(f"e => ({style})(e, '{value}')")
-            for what, value in (("body", "backgroundColor"), ("body", "color"), (".card", "backgroundColor"))
-        ]
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_light_and_dark_and_what_axe_says(visit: Callable[..., Any], scheme: str) -> None:
+    page = visit(color_scheme=scheme)
+    style = "(e, p) => getComputedStyle(e)[p].match(/[\\d.]+/g).slice(0, 3).map(Number)"
+    ground, text, card = (
+        page.locator(what).first.evaluate(f"e => ({style})(e, '{value}')")
+        for what, value in (("body", "backgroundColor"), ("body", "color"), (".card", "backgroundColor"))
+    )
+    if scheme == "light":
+        assert min(ground) > 240 > 90 > max(text)
+    else:
+        assert max(ground) < 60 < 180 < min(text)
+    assert card == [255, 255, 255]  # figures keep their white
+    assert serious_faults(page, ["color-contrast"] if scheme == "dark" else []) == []
 
-    light, dark = colours("light"), colours("dark")
-    assert min(light[0]) > 240 > 90 > max(light[1])
-    assert max(dark[0]) < 60 < 180 < min(dark[1])
-    assert light[2] == dark[2] == [255, 255, 255]  # figures keep their white
+
+def shown_map(page: Any, values: np.ndarray, scale: np.ndarray, canvas: int, coords: np.ndarray) -> None:
+    """The map has the colours of matplotlib at its spots, but for its opacity over white or tissue."""
+    page.wait_for_function("document.querySelector('.maps').dataset.drawn.endsWith('with picture')")
+    low, high = np.quantile(scale, [0.01, 0.99])
+    colors = colormaps["viridis"]((values - low) / (high - low), bytes=True)[:, :3].astype(int)
+    box = page.locator(".trio canvas").nth(canvas)
+    width, height = box.evaluate("c => [c.width, c.height]")
+    margin = 0.08 * np.ptp(coords, axis=0).max() + 1.25 * 150 / 2
+    first, last = coords.min(0) - margin, coords.max(0) + margin
+    zoom = min(width / (last - first)[0], height / (last - first)[1])
+    places = np.array([width, height]) / 2 + (coords - (first + last) / 2) * zoom
+    png = base64.b64decode(box.evaluate("c => c.toDataURL().split(',')[1]"))
+    x, y = places.round().astype(int).T
+    drawn = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=int)[y, x]
+    assert np.abs(drawn - colors).max() <= 0.08 * 255 + 2
+
+
+def test_a_map_of_any_gene_fold_and_run(visit: Callable[..., Any], runs: Path) -> None:
+    page = visit()
+    assert page.locator(".said").inner_text().startswith("GENE3 on slide S0, fold 0, full: PCC ")  # the one named first
+    page.locator(".pick-run").select_option("clip")
+    page.get_by_label("Fold", exact=True).select_option("2")
+    page.get_by_label("Gene", exact=True).fill("gene17")
+    assert page.get_by_label("Slide", exact=True).input_value() == "S2"
+    [folder] = (runs / "tiny").glob("clip-*")
+    table = load_run(folder).folds[2].predictions[:, "GENE17"]
+    predicted, truth = np.asarray(table.X)[:, 0], table.layers["truth"][:, 0]
+    pcc = np.corrcoef(predicted, truth)[0, 1]
+    assert f"GENE17 on slide S2, fold 2, clip: PCC {pcc:.3f} over 20 spots, rank " in page.locator(".said").inner_text()
+    shown_map(page, truth, truth, 1, table.obsm["spatial"])
+    shown_map(page, predicted, truth, 2, table.obsm["spatial"])
+    assert [float(page.locator(f".legend .{end}").inner_text()) for end in ("low", "high")] == pytest.approx(
+        np.quantile(truth, [0.01, 0.99]), abs=0.006
+    )
+    page.locator(".pick-gene").fill("NOGENE")
+    page.keyboard.press("Enter")
+    assert page.locator(".said").inner_text() == "No gene NOGENE here; 60 genes can be chosen."
+    for _ in range(60):
+        page.get_by_text("Better predicted").click()
+    best = page.locator("datalist option").first
+    assert page.locator(".pick-gene").input_value() == best.get_attribute("value")
+    assert "rank 1 of 60 genes" in page.locator(".said").inner_text()
+    page.get_by_text("Worse predicted").press("Enter")
+    assert "rank 2 of 60 genes" in page.locator(".said").inner_text()
+
+
+def test_without_scripts_there_are_figures(browser: Any, page_file: Path) -> None:
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(page_file.as_uri())
+    assert not page.locator(".maps").is_visible()
+    assert page.locator("noscript p").is_visible()
+    assert page.get_by_alt_text("Maps of GENE3 on S0").is_visible()
+    page.close()
 
 
 @pytest.mark.parametrize("width", [375, 768, 1280])
@@ -280,7 +360,8 @@ def test_a_model_that_does_not_learn_beside_hist(visit: Callable[..., Any], runs
     assert "ridge" in first_column(page, "cost")
     assert first_column(page, "radii-tiny") == ["full", "no_hea", "meru", "clip"]
     captions = page.locator("figcaption strong").all_inner_texts()
-    assert {"ridge: maps.", "meru: training.", "Methods side by side."} <= set(captions)
+    assert {"meru: training.", "Methods side by side."} <= set(captions)
+    assert "ridge" in page.locator(".pick-run option").all_inner_texts()
     assert not {"ridge: training.", "ridge: geometry."} & set(captions)
     widths = page.evaluate("Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth)))")
     assert min(widths) > 0

@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from hist_cache.errors import InputError
 from tests.train.report.fake_runs import RIDGE, numbers, write_run
 from train.report.context import configuration_table
 from train.report.paper_tables import cost_table, results_tables
+from train.report.plots import plot_ablation
 from train.report.results import read_results
 from train.report.selection import runs_of_table
 from train.report.table import escape_latex, to_csv, to_latex, to_rich
@@ -380,3 +382,29 @@ def test_the_runs_of_a_table(tmp_path: Path) -> None:
     assert [r.label for r in runs_of_table(results, 15).runs] == ["full", "spot_only"]
     with pytest.raises(InputError, match="run hist-train --table 8"):
         runs_of_table(results, 8)
+
+
+def test_a_baseline_above_all_runs_is_the_best(tmp_path: Path) -> None:
+    write_run(tmp_path, (0.3, 0.3))
+    [table] = results_tables(read_results([tmp_path]))
+    best = {
+        (row.label, column.title)
+        for row in table.rows
+        for column, c in zip(table.columns, row.cells, strict=True)
+        if c.best
+    }
+    assert best == {("ridge, PCA-256", title) for title in ("PCC@10", "PCC@50", "MSE", "MAE")}
+
+
+def test_bars_start_at_0_and_correlations_share_an_axis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variant, value in (("full", 0.7), ("clip", 0.71)):  # so close that a cut axis would show a large difference
+        write_run(tmp_path, (value, value + 0.01), change={"variant.name": variant})
+    drawn: list[Any] = []
+    monkeypatch.setattr("train.report.plots.save_figure", lambda figure, path: drawn.append(figure))
+    results = read_results([tmp_path])
+    plot_ablation(tmp_path / "a.png", results, results.runs, ["pcc@10", "pcc@50", "mse"])
+    limits = [ax.get_xlim() for ax in drawn[0].axes]
+    assert [low for low, _ in limits] == [0, 0, 0]
+    assert limits[0] == limits[1]
+    assert 0.72 < limits[0][1] < 0.8
+    assert drawn[0].axes[0].get_xlabel() == f"0 to {limits[0][1]:.2g}"
