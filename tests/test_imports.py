@@ -105,13 +105,13 @@ STAIRS = {
     "train.loggers": ("fold_log", "tensorboard_log", "mlflow_log", "wandb_log"),
     "train.report": (
         *("table", "published", "run_settings", "fold_result", "fold_values", "results", "comparable", "selection"),
-        "alike",
-        *("significance", "analysis", "baseline_rows", "against_ridge", "checklist", "paper_tables", "ridge_table"),
-        *("analysis_tables", "pathway_tables", "ensemble_tables", "plots", "forest", "map_codes", "map_data"),
-        *("figures", "context", "page"),
+        *("alike", "significance", "resampling", "analysis", "baseline_rows", "against_ridge", "checklist"),
+        *("paper_tables", "ridge_table", "analysis_tables", "effects_table", "pathway_tables", "ensemble_tables"),
+        *("plots", "forest", "map_codes", "map_data", "figures", "context", "page"),
         *("auroc", "classify_labels", "classify_data", "classify", "classify_tables", "classify_plots"),
-        *("classify_output", "model_table", "sections", "index_tables", "index", "cli"),
+        *("classify_output", "model_table", "paper_figures", "sections", "index_tables", "index", "cli"),
     ),
+    "train.report.paper_figures": ("style", "tissue_maps", "scatter", "comparison", "gene_spread", "written"),
     "train.predict": (
         *("predicted", "viewer", "gene_maps", "geojson", "spatialdata", "options", "folds", "inputs", "embedding"),
         *(
