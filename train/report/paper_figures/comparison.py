@@ -13,6 +13,7 @@ from train.figures import BLUE, ORANGE
 from train.models.registry import get_model
 from train.report.baseline_rows import BASELINE_TITLES, INTERPOLATED, RIDGE, RIDGE_TUNED
 from train.report.paper_figures.style import (
+    EDGE,
     LINE,
     LINE_HEIGHT,
     MIDDLE,
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 ROW_HEIGHT = 3.6  # mm, for a label of one line
-TOP, BOTTOM, BETWEEN, LEGEND = 4.5, 8.0, 4.0, 4.5  # mm above and below the axes, between them, and for the legend
+TOP, BOTTOM, BETWEEN, LEGEND = 4.5, 10.5, 4.0, 3.5  # mm above and below the axes, between them, and for the legend
 LABEL_WIDTH = 34  # characters of a label in one line
+FOLD_SHIFT = 1.1  # mm from the middle of a row down to the points of its folds
+FOLD_STYLE: dict[str, Any] = {"linestyle": "", "marker": ".", "markersize": 2.4, "markeredgewidth": 0, "color": "0.5"}
 STRONG_BASELINES = (RIDGE_TUNED, RIDGE, INTERPOLATED)  # the others have a PCC near 0, which would hide all differences
 STYLES = {  # marker and colour of a trained model and of a baseline; the latter is open
     False: {"marker": "o", "color": BLUE, "markerfacecolor": BLUE},
@@ -114,7 +117,7 @@ def draw_comparison(by_metric: dict[str, list[Compared]], reference: str | None)
     middles = np.cumsum(heights) - heights / 2
     panels = [(metric, kind) for metric in by_metric for kind in (False, True) if reference is not None or not kind]
     figure = paper_figure(TWO_COLUMNS, TOP + heights.sum() + BOTTOM + LEGEND)
-    left = 1.5 + max(text_width(figure, label, fontsize=TEXT) for label in wrapped)
+    left = EDGE + 1.5 + max(text_width(figure, label, fontsize=TEXT) for label in wrapped)
     width = (TWO_COLUMNS - left - 2 - BETWEEN * (len(panels) - 1)) / len(panels)
     for label, middle in zip(wrapped, middles, strict=True):
         style: dict[str, Any] = {"fontweight": "bold"} if label.replace("\n", " ") == reference else {}
@@ -143,9 +146,7 @@ def _draw_row(ax: Axes, row: Compared, middle: float, is_difference: bool) -> No
         return
     style = STYLES[row.is_baseline]
     if not is_difference:
-        ax.plot(
-            row.folds, np.full(len(row.folds), middle), ".", color="0.65", markersize=2.5, markeredgewidth=0, zorder=1
-        )
+        ax.plot(row.folds, np.full(len(row.folds), middle + FOLD_SHIFT), zorder=1, **FOLD_STYLE)
     if effect.low is not None and effect.high is not None:
         ax.plot([effect.low, effect.high], [middle, middle], color=style["color"], linewidth=2 * LINE, zorder=2)
     ax.plot(effect.difference, middle, markersize=3.2, markeredgewidth=1.5 * LINE, zorder=3, **style)
@@ -169,7 +170,7 @@ def _draw_legend(figure: Figure, left: float) -> None:
     handles = [
         Line2D([], [], linestyle="", markersize=3.2, label="trained model", **STYLES[False]),
         Line2D([], [], linestyle="", markersize=3.2, label="baseline", **STYLES[True]),
-        Line2D([], [], linestyle="", marker=".", markersize=2.5, color="0.65", label="fold"),
+        Line2D([], [], label="fold", **FOLD_STYLE),
         Line2D([], [], color=MIDDLE, linewidth=2 * LINE, label="95 % interval"),
     ]
     place = (left / TWO_COLUMNS, 0.0)

@@ -10,6 +10,7 @@ import numpy as np
 
 from train.figures import BLUE
 from train.report.paper_figures.style import (
+    EDGE,
     LINE,
     LINE_HEIGHT,
     MIDDLE,
@@ -44,7 +45,7 @@ def draw_gene_spread(correlations: Mapping[str, pd.Series]) -> Figure:
     heights = np.array([ROW_HEIGHT_OF_GENES + LINE_HEIGHT * label.count("\n") for label in wrapped])
     middles = np.cumsum(heights) - heights / 2
     figure = paper_figure(ONE_COLUMN, ABOVE + heights.sum() + BELOW)
-    left = 1.5 + max(text_width(figure, label, fontsize=TEXT) for label in wrapped)
+    left = EDGE + 1.5 + max(text_width(figure, label, fontsize=TEXT) for label in wrapped)
     ax = axes_at(figure, left, ABOVE, ONE_COLUMN - left - AT_RIGHT, heights.sum())
     for label, (_, series), middle in zip(wrapped, ordered, middles, strict=True):
         values = series.to_numpy()

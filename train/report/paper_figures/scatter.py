@@ -22,7 +22,7 @@ from train.report.paper_figures.style import (
     plain_axes,
     text_at,
 )
-from train.report.paper_figures.tissue_maps import COLORS, NAME_SHIFT, pcc_text
+from train.report.paper_figures.tissue_maps import NAME_SHIFT, pcc_text, spot_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 MAX_POINTS = 1500  # more spots are counted in hexagons
 HEXAGONS = 40  # along an axis
 ROOM = 0.04  # beyond the outermost values, as a share of the axes
-LEFT, RIGHT, TOP, BOTTOM = 8.0, 2.0, 5.0, 8.5  # mm around the axes of a panel
+LEFT, RIGHT, TOP, BOTTOM = 8.0, 2.0, 5.0, 7.5  # mm around the axes of a panel
 PANELS_IN_ROW = {ONE_COLUMN: 2, TWO_COLUMNS: 4}
 COUNT_BAR = (9.0, 1.2)  # mm
 
@@ -79,7 +79,7 @@ def _draw_spots(ax: Axes, measured: np.ndarray, predicted: np.ndarray) -> Any:
     counted = None
     if len(measured) > MAX_POINTS:
         grid: dict[str, Any] = {"gridsize": HEXAGONS, "extent": (*limits, *limits), "mincnt": 1, "bins": "log"}
-        counted = ax.hexbin(measured, predicted, cmap=COLORS, linewidths=0, rasterized=True, zorder=2, **grid)
+        counted = ax.hexbin(measured, predicted, cmap=spot_colors(), linewidths=0, rasterized=True, zorder=2, **grid)
     else:
         ax.scatter(measured, predicted, s=3, color=BLUE, alpha=0.5, linewidths=0, zorder=2)
     ax.set(xlim=limits, ylim=limits)

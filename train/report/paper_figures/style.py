@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hist_cache.errors import InputError
 from hist_cache.files import atomic_write
+from train.figures import PNG_LEVEL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,11 +27,12 @@ TEXT, SMALL, HEAD, LETTER = 6.0, 5.5, 7.0, 8.0  # sizes of type, in points
 LINE, HAIRLINE = 0.5, 0.25  # widths of lines, in points
 MM_PER_POINT = MM_PER_INCH / 72
 LINE_HEIGHT = 1.2 * SMALL * MM_PER_POINT  # of small type, in mm
+EDGE = 0.4  # mm that stay free at the left and at the right of a figure
 DARK, MIDDLE = "0.15", "0.45"
-NO_DATE: dict[Format, dict[str, None]] = {  # the same figure is the same file, whenever it is written
-    "svg": {"Date": None},
-    "pdf": {"CreationDate": None, "ModDate": None},
-    "png": {},
+SAVED: dict[Format, dict[str, Any]] = {  # without a date: the same figure is the same file, whenever it is written
+    "svg": {"metadata": {"Date": None}},
+    "pdf": {"metadata": {"CreationDate": None, "ModDate": None}},
+    "png": {"pil_kwargs": {"compress_level": PNG_LEVEL}},
 }
 RC: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -163,5 +165,5 @@ def save_paper_figure(figure: Figure, folder: Path, name: str, formats: Sequence
     paths = [folder / f"{name}.{format}" for format in formats]
     for path, format in zip(paths, formats, strict=True):
         with atomic_write(path) as aside:
-            figure.savefig(aside, format=format, dpi=dpi, metadata=NO_DATE[format])
+            figure.savefig(aside, format=format, dpi=dpi, **SAVED[format])
     return paths

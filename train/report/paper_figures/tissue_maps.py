@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from train.figures import SPOT_ENLARGEMENT, round_length
 from train.report.paper_figures.style import (
+    EDGE,
     HAIRLINE,
     HEAD,
     LINE_HEIGHT,
     MAX_HEIGHT,
+    MM_PER_INCH,
     SMALL,
     TEXT,
     axes_at,
@@ -26,10 +29,11 @@ from train.report.paper_figures.style import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.collections import EllipseCollection
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-COLORS = "cividis"  # rises evenly in lightness, for readers of all kinds of colour vision
-PALEST, WHITE = 0.78, 1.0  # greys that the tissue is drawn in: no colour of a spot comes near them
+COLORS, LIGHTEST = "plasma", 0.9  # evenly rising in lightness; its yellow end, which is left out, is near white
+DARKEST_GREY = 0.78  # of the tissue, where white is 1: no colour of a spot comes near, for all kinds of colour vision
 CLIPPED = (0.01, 0.99)  # quantiles of each map that the colour scale covers
 MARGIN = 0.06  # around the outermost spots, as a share of what they span
 ASPECTS = (0.5, 1.6)  # height over width that a map may have
@@ -97,7 +101,7 @@ class _Grid:
     """Where everything stands in a figure `width` mm wide with `cells` maps in a row; all lengths in mm."""
 
     def __init__(self, maps: SlideMaps, width: float, cells: int) -> None:
-        self.side = (width - GAP * (cells - 1)) / cells
+        self.side = (width - 2 * EDGE - GAP * (cells - 1)) / cells
         low, high = maps.spots.min(0), maps.spots.max(0)
         margin = MARGIN * max(*(high - low), 1)
         self.window = np.stack([low - margin, high + margin])
@@ -117,7 +121,15 @@ class _Grid:
 
     def place(self, cell: _Cell) -> tuple[float, float]:
         """Left and top of a cell: of its map's title, which stands above the map and below its gene's header."""
-        return cell.column * (self.side + GAP), self.tops[cell.row]
+        return EDGE + cell.column * (self.side + GAP), self.tops[cell.row]
+
+    def picture(self, thumbnail: np.ndarray, dpi: int) -> tuple[np.ndarray, tuple[float, ...]]:
+        """The part of a thumbnail that is seen, at a resolution, and where it is: left, right, bottom and top in px."""
+        low, high = np.maximum(self.window[0], 0), np.minimum(self.window[1], thumbnail.shape[1::-1])
+        size = np.maximum(np.round((high - low) * self.mm_per_px * dpi / MM_PER_INCH), 1).astype(int)
+        image = Image.fromarray(thumbnail).convert("RGB")
+        part = image.resize((int(size[0]), int(size[1])), Image.Resampling.BICUBIC, box=(*low, *high))
+        return np.asarray(part), (low[0], high[0], high[1], low[1])
 
     def header_width(self, gene: int) -> float:
         """Width of a gene's maps in the row where they begin."""
@@ -152,21 +164,22 @@ def fitting_parts(maps: SlideMaps, width: float, cells: int) -> list[SlideMaps]:
     return parts
 
 
-def draw_maps(maps: SlideMaps, width: float, cells: int) -> Figure:
+def draw_maps(maps: SlideMaps, width: float, cells: int, dpi: int) -> Figure:
     """Draw the H&E with a scale bar, then for each gene the measured and the predicted expression.
 
     Args:
         maps: what is drawn.
         width: of the figure, in mm.
         cells: maps in a row.
+        dpi: of the picture of the tissue.
     """
     grid = _Grid(maps, width, cells)
     figure = paper_figure(width, grid.total_height)
-    grey = grey_tissue(maps.thumbnail)
+    pictures = [grid.picture(picture, dpi) for picture in (maps.thumbnail, grey_tissue(maps.thumbnail))]
     for cell in grid.cells:
         left, top = grid.place(cell)
         ax = axes_at(figure, left, top + grid.title_height, grid.side, grid.height)
-        _draw_background(ax, maps.thumbnail if cell.gene is None else grey, grid.window)
+        _draw_background(ax, *pictures[cell.gene is not None], grid.window)
         if cell.gene is None:
             title = "H&E"
             text_at(figure, left + NAME_SHIFT, top - HEADER + 0.5, maps.slide, fontsize=HEAD, va="top")
@@ -179,9 +192,17 @@ def draw_maps(maps: SlideMaps, width: float, cells: int) -> Figure:
                 _draw_header(figure, maps, cell.gene, discs, (left, top - HEADER, grid.header_width(cell.gene)))
         if cell.number == 0:
             panel_letter(figure, 0 if cell.gene is None else 1 + cell.gene, left, top - HEADER + 0.3)
-        bottom = top + grid.title_height - 0.6
-        text_at(figure, left, bottom, title, fontsize=SMALL, va="bottom", linespacing=1.1)
+        for i, line in enumerate(reversed(title.split("\n"))):
+            text_at(figure, left, top + grid.title_height - 1.0 - i * LINE_HEIGHT, line, fontsize=SMALL)
     return figure
+
+
+def spot_colors() -> Colormap:
+    """The colours of expression, from low to high."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    return ListedColormap(colormaps[COLORS](np.linspace(0, LIGHTEST, 256)), name="expression")
 
 
 def grey_tissue(thumbnail: np.ndarray) -> np.ndarray:
@@ -189,7 +210,7 @@ def grey_tissue(thumbnail: np.ndarray) -> np.ndarray:
     light = thumbnail.astype(np.float64) @ (0.299, 0.587, 0.114)
     low, high = np.quantile(light, CLIPPED)
     share = np.clip((light - low) / max(high - low, 1.0), 0, 1)
-    grey = np.round(255 * (PALEST + (WHITE - PALEST) * share)).astype(np.uint8)
+    grey = np.round(255 * (DARKEST_GREY + (1 - DARKEST_GREY) * share)).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
 
@@ -204,9 +225,9 @@ def pcc_text(pcc: float) -> str:
     return f"PCC {pcc:.2f}".replace("-", "−") if np.isfinite(pcc) else "PCC undefined"
 
 
-def _draw_background(ax: Axes, picture: np.ndarray, window: np.ndarray) -> None:
+def _draw_background(ax: Axes, picture: np.ndarray, extent: tuple[float, ...], window: np.ndarray) -> None:
     (left, top), (right, bottom) = window
-    ax.imshow(picture, interpolation="bilinear")
+    ax.imshow(picture, interpolation="none", extent=extent)
     ax.set_xlim(left, right)
     ax.set_ylim(bottom, top)
     ax.set_anchor("NW")
@@ -226,7 +247,7 @@ def _draw_spots(ax: Axes, maps: SlideMaps, gene: int, number: int) -> EllipseCol
         offsets=maps.spots,
         offset_transform=ax.transData,
         array=maps.expression(gene)[number],
-        cmap=COLORS,
+        cmap=spot_colors(),
         linewidths=0,
         rasterized=len(size) > MAX_VECTOR_SPOTS,
     )
@@ -268,9 +289,9 @@ def _draw_scale_bar(figure: Figure, maps: SlideMaps, grid: _Grid) -> None:
     um_per_mm = maps.um_per_px / grid.mm_per_px
     um = round_length(BAR_SHARE * grid.side * um_per_mm)
     top = grid.tops[0] + grid.title_height + grid.height + 1.0
-    ax = axes_at(figure, 0, top, um / um_per_mm, BAR_HEIGHT)
+    ax = axes_at(figure, EDGE, top, um / um_per_mm, BAR_HEIGHT)
     ax.set(facecolor="k", xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
     label = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
-    text_at(figure, um / um_per_mm + 1, top + BAR_HEIGHT / 2, label, fontsize=TEXT, va="center_baseline")
+    text_at(figure, EDGE + um / um_per_mm + 1, top + BAR_HEIGHT / 2, label, fontsize=TEXT, va="center_baseline")

@@ -125,10 +125,10 @@ class PaperGroup:
         parts = fitting_parts(maps, TWO_COLUMNS, CELLS)
         for i, part in enumerate(parts):
             number = f"-{i + 1}" if len(parts) > 1 else ""
-            yield PaperFigure(f"maps{number}-183mm", draw_maps(part, TWO_COLUMNS, CELLS), text)
+            yield PaperFigure(f"maps{number}-183mm", draw_maps(part, TWO_COLUMNS, CELLS, self.request.dpi), text)
         for k, gene in enumerate(genes):
             alone = maps.some_genes(k, k + 1).some_runs(1)
-            drawn = draw_maps(alone, ONE_COLUMN, CELLS // 2)
+            drawn = draw_maps(alone, ONE_COLUMN, CELLS // 2, self.request.dpi)
             yield PaperFigure(f"map-{slug(gene)}-89mm", drawn, f"{gene}. {text}")
         yield self._scatter(fold, table, genes)
 
