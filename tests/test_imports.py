@@ -111,7 +111,15 @@ STAIRS = {
         *("auroc", "classify_labels", "classify_data", "classify", "classify_tables", "classify_plots"),
         *("classify_output", "model_table", "paper_figures", "sections", "index_tables", "index", "cli"),
     ),
-    "train.report.paper_figures": ("style", "tissue_maps", "scatter", "comparison", "gene_spread", "written"),
+    "train.report.paper_figures": (
+        "style",
+        "map_grid",
+        "tissue_maps",
+        "scatter",
+        "comparison",
+        "gene_spread",
+        "written",
+    ),
     "train.predict": (
         *("predicted", "viewer", "gene_maps", "geojson", "spatialdata", "options", "folds", "inputs", "embedding"),
         *(

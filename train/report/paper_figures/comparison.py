@@ -41,7 +41,7 @@ LABEL_WIDTH = 34  # characters of a label in one line
 FOLD_SHIFT = 1.1  # mm from the middle of a row down to the points of its folds
 FOLD_STYLE: dict[str, Any] = {"linestyle": "", "marker": ".", "markersize": 2.4, "markeredgewidth": 0, "color": "0.5"}
 STRONG_BASELINES = (RIDGE_TUNED, RIDGE, INTERPOLATED)  # the others have a PCC near 0, which would hide all differences
-STYLES = {  # marker and colour of a trained model and of a baseline; the latter is open
+STYLES: dict[bool, dict[str, Any]] = {  # marker and colour of a trained model and of a baseline; the latter is open
     False: {"marker": "o", "color": BLUE, "markerfacecolor": BLUE},
     True: {"marker": "s", "color": ORANGE, "markerfacecolor": "white"},
 }

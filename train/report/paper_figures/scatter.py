@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.figures import BLUE
+from train.report.paper_figures.map_grid import NAME_SHIFT
 from train.report.paper_figures.style import (
     HAIRLINE,
     HEAD,
@@ -22,7 +23,7 @@ from train.report.paper_figures.style import (
     plain_axes,
     text_at,
 )
-from train.report.paper_figures.tissue_maps import NAME_SHIFT, pcc_text, spot_colors
+from train.report.paper_figures.tissue_maps import pcc_text, spot_colors
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,8 +61,8 @@ def draw_scatter(
         counted = _draw_spots(ax, measured[:, k], predicted[:, k])
         if counted is not None:
             _draw_count_scale(figure, counted, left + LEFT + side, top + TOP + side)
-        ax.set_xlabel(f"measured, {unit}")
-        ax.set_ylabel(f"predicted, {unit}")
+        ax.set_xlabel(f"measured, {unit}", fontsize=SMALL)
+        ax.set_ylabel(f"predicted, {unit}", fontsize=SMALL)
         panel_letter(figure, k, left, top + 0.3)
         text_at(figure, left + NAME_SHIFT, top + 0.5, gene, fontsize=HEAD, fontstyle="italic", va="top")
         text_at(figure, left + LEFT + side, top + 0.8, pcc_text(pcc[k]), fontsize=SMALL, ha="right", va="top")
@@ -92,7 +93,7 @@ def _draw_spots(ax: Axes, measured: np.ndarray, predicted: np.ndarray) -> Any:
 def _draw_count_scale(figure: Figure, counted: Any, right: float, bottom: float) -> None:
     """What the colours of hexagons mean, in the lower right corner of a panel, which is at a place in mm."""
     width, height = COUNT_BAR
-    left, top = right - width - 1, bottom - height - 3.4
+    left, top = right - width - 2, bottom - height - 3.4
     bar: Any = figure.colorbar(counted, cax=axes_at(figure, left, top, width, height), orientation="horizontal")
     bar.outline.set_linewidth(HAIRLINE)
     bar.solids.set_rasterized(True)

@@ -34,7 +34,7 @@ SAVED: dict[Format, dict[str, Any]] = {  # without a date: the same figure is th
     "pdf": {"metadata": {"CreationDate": None, "ModDate": None}},
     "png": {"pil_kwargs": {"compress_level": PNG_LEVEL}},
 }
-RC: dict[str, Any] = {
+RC: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["Arial", "Helvetica", "Liberation Sans", "Nimbus Sans", "DejaVu Sans"],  # the first one found
     "font.size": TEXT,

@@ -19,6 +19,7 @@ from train.report.analysis import summarize_run
 from train.report.fold_result import FoldResult
 from train.report.paper_figures.comparison import compared_in, draw_comparison
 from train.report.paper_figures.gene_spread import draw_gene_spread
+from train.report.paper_figures.map_grid import SlideMaps, fitting_parts
 from train.report.paper_figures.scatter import draw_scatter
 from train.report.paper_figures.style import (
     ONE_COLUMN,
@@ -28,7 +29,7 @@ from train.report.paper_figures.style import (
     paper_style,
     save_paper_figure,
 )
-from train.report.paper_figures.tissue_maps import CELLS, SlideMaps, draw_maps, fitting_parts
+from train.report.paper_figures.tissue_maps import CELLS, draw_maps
 from train.report.paper_tables import group_name, run_groups, unit_of
 from train.report.resampling import split_ratio
 from train.report.results import Results, RunResult
