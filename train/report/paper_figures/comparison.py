@@ -117,7 +117,7 @@ def draw_comparison(by_metric: dict[str, list[Compared]], reference: str | None)
     middles = np.cumsum(heights) - heights / 2
     panels = [(metric, kind) for metric in by_metric for kind in (False, True) if reference is not None or not kind]
     figure = paper_figure(TWO_COLUMNS, TOP + heights.sum() + BOTTOM + LEGEND)
-    left = EDGE + 1.5 + max(text_width(figure, label, fontsize=TEXT) for label in wrapped)
+    left = EDGE + 1.5 + max(text_width(figure, label, fontsize=TEXT, fontweight="bold") for label in wrapped)
     width = (TWO_COLUMNS - left - 2 - BETWEEN * (len(panels) - 1)) / len(panels)
     for label, middle in zip(wrapped, middles, strict=True):
         style: dict[str, Any] = {"fontweight": "bold"} if label.replace("\n", " ") == reference else {}

@@ -18,6 +18,7 @@ from train.report.paper_figures.map_grid import (
     decimal_text,
 )
 from train.report.paper_figures.style import (
+    DARK,
     EDGE,
     HAIRLINE,
     HEAD,
@@ -164,7 +165,7 @@ def _draw_scale_bar(figure: Figure, maps: SlideMaps, grid: MapGrid) -> None:
     um = round_length(BAR_SHARE * grid.side * um_per_mm)
     top = grid.tops[0] + grid.title_height + grid.height + 1.0
     ax = axes_at(figure, EDGE, top, um / um_per_mm, BAR_HEIGHT)
-    ax.set(facecolor="k", xticks=[], yticks=[])
+    ax.set(facecolor=DARK, xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
     label = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"
