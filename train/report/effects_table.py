@@ -11,7 +11,7 @@ from train.report.paper_tables import group_name, unit_of
 from train.report.resampling import PairedEffect, compare_corrected
 from train.report.results import Results, RunResult
 from train.report.significance import compare, holm, references
-from train.report.table import METRIC_TITLES, Cell, Column, Row, Table, number_cell, ordered_metrics, p_text, slug
+from train.report.table import METRIC_TITLES, Cell, Column, Row, Table, ordered_metrics, p_text, slug
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,5 +89,9 @@ def _cells(metric: str, effect: PairedEffect, *p_values: float | None) -> tuple[
         Cell(str(effect.n), float(effect.n)),
         *(difference_cell(value) for value in (effect.difference, effect.low, effect.high)),
         *(Cell(p_text(p), p) for p in p_values),
-        *(number_cell(value, digits=2) for value in (effect.g, effect.g_low, effect.g_high)),
+        *(_effect_cell(value) for value in (effect.g, effect.g_low, effect.g_high)),
     )
+
+
+def _effect_cell(value: float | None) -> Cell:
+    return Cell("–") if value is None else Cell(f"{value:+.2f}".replace("-", "−"), value)

@@ -50,7 +50,7 @@ def draw_scatter(
         unit: of the expression.
     """
     width = ONE_COLUMN if len(genes) <= PANELS_IN_ROW[ONE_COLUMN] else TWO_COLUMNS
-    across = PANELS_IN_ROW[width]
+    across = min(PANELS_IN_ROW[width], max(len(genes), PANELS_IN_ROW[ONE_COLUMN]))
     cell = width / across
     side = cell - LEFT - RIGHT
     height = TOP + side + BOTTOM
