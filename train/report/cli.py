@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from train.report.sections import ReportRequest
     from train.report.table import Table
 
-DPI = Interval(72, 2400)
+PAPER_DPI = Interval(72, 2400)
 DESCRIPTION = """Lay finished runs out as the paper does, with its numbers beside and p-values against one of them, and
 write a report: one page with tables, figures, configuration and warnings, which needs nothing else to be read."""
 
@@ -46,7 +46,9 @@ class ReportOptions(CommandOptions):
     figures: str | None = option(
         None, "also figures for a paper into figures/, in these formats: any of svg, pdf, png, with commas", "FORMATS"
     )
-    dpi: int = option(300, "of the PNG files of --figures, and of what SVG and PDF hold as pictures", "N", within=DPI)
+    dpi: int = option(
+        300, "of the PNG files of --figures, and of what SVG and PDF hold as pictures", "N", within=PAPER_DPI
+    )
     table: int | None = option(None, "only the runs and tables of this table of the paper", "N", within=COUNT)
     against: str | None = option(None, "the variant or run to test the others against (default: full)", "VARIANT")
     genes_to_plot: str | None = option(

@@ -34,7 +34,7 @@ from train.report.pathway_tables import pathway_tables
 from train.report.results import Results, RunResult
 from train.report.ridge_table import ridge_table, ridge_text
 from train.report.significance import references
-from train.report.table import Table, mean_cells, slug, write_table
+from train.report.table import Table, mean_cells, slug, write_table_files
 
 MAX_REPORT_BYTES = 20_000_000  # that a page has with its maps, of which there are fewer where its figures are larger
 TEXT_BYTES = 1_500_000  # left for a page's tables and texts
@@ -113,7 +113,7 @@ def write_tables(sections: Sequence[Section], folder: Path) -> None:
     """Write the tables of a page's sections as CSV, LaTeX and Markdown."""
     for section in sections:
         for table in _all_tables(section):
-            write_table(folder, table)
+            write_table_files(folder, table)
 
 
 def with_maps(

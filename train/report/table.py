@@ -269,7 +269,7 @@ def escape_markdown(text: str) -> str:
     return MARKDOWN_SPECIAL.sub(r"\\\g<0>", text)
 
 
-def write_table(folder: Path, table: Table) -> None:
+def write_table_files(folder: Path, table: Table) -> None:
     """Write a table into a folder as CSV, LaTeX and Markdown."""
     for ending, text in (("csv", to_csv(table)), ("tex", to_latex(table)), ("md", to_markdown(table))):
         write_text(folder / f"{table.name}.{ending}", text)

@@ -35,13 +35,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-ROW_HEIGHT = 3.6  # mm, for a label of one line
-TOP, BOTTOM, BETWEEN, LEGEND = 4.5, 10.5, 4.0, 3.5  # mm above and below the axes, between them, and for the legend
-LABEL_WIDTH = 34  # characters of a label in one line
+RUN_ROW = 3.6  # mm, for a label of one line
+ABOVE_PANELS, BELOW_PANELS, BETWEEN, LEGEND = (
+    4.5,
+    10.5,
+    4.0,
+    3.5,
+)  # mm above and below the axes, between them, and for the legend
+LABEL_LINE = 34  # characters of a label in one line
 FOLD_SHIFT = 1.1  # mm from the middle of a row down to the points of its folds
 FOLD_STYLE: dict[str, Any] = {"linestyle": "", "marker": ".", "markersize": 2.4, "markeredgewidth": 0, "color": "0.5"}
 STRONG_BASELINES = (RIDGE_TUNED, RIDGE, INTERPOLATED)  # the others have a PCC near 0, which would hide all differences
-STYLES: dict[bool, dict[str, Any]] = {  # marker and colour of a trained model and of a baseline; the latter is open
+KIND_STYLES: dict[
+    bool, dict[str, Any]
+] = {  # marker and colour of a trained model and of a baseline; the latter is open
     False: {"marker": "o", "color": BLUE, "markerfacecolor": BLUE},
     True: {"marker": "s", "color": ORANGE, "markerfacecolor": "white"},
 }
@@ -112,19 +119,21 @@ def draw_comparison(by_metric: dict[str, list[Compared]], reference: str | None)
         reference: label of the run that the others are compared with.
     """
     labels = [row.label for row in next(iter(by_metric.values()))]
-    wrapped = ["\n".join(textwrap.wrap(label, LABEL_WIDTH)) for label in labels]
-    heights = np.array([ROW_HEIGHT + LINE_HEIGHT * label.count("\n") for label in wrapped])
+    wrapped = ["\n".join(textwrap.wrap(label, LABEL_LINE)) for label in labels]
+    heights = np.array([RUN_ROW + LINE_HEIGHT * label.count("\n") for label in wrapped])
     middles = np.cumsum(heights) - heights / 2
     panels = [(metric, kind) for metric in by_metric for kind in (False, True) if reference is not None or not kind]
-    figure = paper_figure(TWO_COLUMNS, TOP + heights.sum() + BOTTOM + LEGEND)
+    figure = paper_figure(TWO_COLUMNS, ABOVE_PANELS + heights.sum() + BELOW_PANELS + LEGEND)
     left = EDGE + 1.5 + max(text_width(figure, label, fontsize=TEXT, fontweight="bold") for label in wrapped)
     width = (TWO_COLUMNS - left - 2 - BETWEEN * (len(panels) - 1)) / len(panels)
     for label, middle in zip(wrapped, middles, strict=True):
         style: dict[str, Any] = {"fontweight": "bold"} if label.replace("\n", " ") == reference else {}
-        text_at(figure, left - 1.5, TOP + middle, label, fontsize=TEXT, ha="right", va="center_baseline", **style)
+        text_at(
+            figure, left - 1.5, ABOVE_PANELS + middle, label, fontsize=TEXT, ha="right", va="center_baseline", **style
+        )
     for i, (metric, is_difference) in enumerate(panels):
         x = left + i * (width + BETWEEN)
-        ax = axes_at(figure, x, TOP, width, heights.sum())
+        ax = axes_at(figure, x, ABOVE_PANELS, width, heights.sum())
         by_label = {row.label: row for row in by_metric[metric]}
         for label, middle in zip(labels, middles, strict=True):
             if label in by_label:
@@ -144,7 +153,7 @@ def _draw_row(ax: Axes, row: Compared, middle: float, is_difference: bool) -> No
     effect = row.to_reference if is_difference else row.mean
     if effect is None or effect.difference is None:
         return
-    style = STYLES[row.is_baseline]
+    style = KIND_STYLES[row.is_baseline]
     if not is_difference:
         ax.plot(row.folds, np.full(len(row.folds), middle + FOLD_SHIFT), zorder=1, **FOLD_STYLE)
     if effect.low is not None and effect.high is not None:
@@ -160,7 +169,7 @@ def _write_heads(figure: Figure, ax: Axes, metric: str, reference: str | None, p
     arrow = "higher is better" if metric.startswith("pcc") else "lower is better"
     if reference is not None:
         ax.axvline(0, color=MIDDLE, linewidth=LINE, zorder=0)
-        title, arrow = f"difference in {title}", f"to {textwrap.shorten(reference, LABEL_WIDTH, placeholder=' ...')}"
+        title, arrow = f"difference in {title}", f"to {textwrap.shorten(reference, LABEL_LINE, placeholder=' ...')}"
     ax.set_xlabel(f"{title}\n{arrow}", linespacing=1.2)
 
 
@@ -168,8 +177,8 @@ def _draw_legend(figure: Figure, left: float) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], linestyle="", markersize=3.2, label="trained model", **STYLES[False]),
-        Line2D([], [], linestyle="", markersize=3.2, label="baseline", **STYLES[True]),
+        Line2D([], [], linestyle="", markersize=3.2, label="trained model", **KIND_STYLES[False]),
+        Line2D([], [], linestyle="", markersize=3.2, label="baseline", **KIND_STYLES[True]),
         Line2D([], [], label="fold", **FOLD_STYLE),
         Line2D([], [], color=MIDDLE, linewidth=2 * LINE, label="95 % interval"),
     ]

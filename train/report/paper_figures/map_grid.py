@@ -10,7 +10,7 @@ from PIL import Image
 
 from train.report.paper_figures.style import (
     EDGE,
-    HEAD,
+    GENE_NAME,
     LINE_HEIGHT,
     MAX_HEIGHT,
     MM_PER_INCH,
@@ -21,7 +21,7 @@ from train.report.paper_figures.style import (
 )
 
 CLIPPED = (0.01, 0.99)  # quantiles of each map that the colour scale covers
-MARGIN = 0.06  # around the outermost spots, as a share of what they span
+WINDOW_MARGIN = 0.06  # around the outermost spots, as a share of what they span
 ASPECTS = (0.5, 1.6)  # height over width that a map may have
 GAP = 2.0  # mm between maps
 HEADER, BAR_STRIP, ROW_GAP = 5.2, 4.0, 2.5  # mm above the maps of a gene, below the H&E, and between rows
@@ -87,7 +87,7 @@ class MapGrid:
     def __init__(self, maps: SlideMaps, width: float, cells: int) -> None:
         self.side = (width - 2 * EDGE - GAP * (cells - 1)) / cells
         low, high = maps.spots.min(0), maps.spots.max(0)
-        margin = MARGIN * max(*(high - low), 1)
+        margin = WINDOW_MARGIN * max(*(high - low), 1)
         self.window = np.stack([low - margin, high + margin])
         """Upper left and lower right corner of what is drawn, (2, 2) in px of the thumbnail."""
         x_span, y_span = self.window[1] - self.window[0]
@@ -167,7 +167,7 @@ def header_widths(maps: SlideMaps) -> list[float]:
     for gene, name in enumerate(maps.genes):
         low, high = color_limits(maps.expression(gene))
         texts = (decimal_text(low), f"{decimal_text(high)} {maps.unit}")
-        of_name = text_width(scratch, name, fontsize=HEAD, fontstyle="italic")
+        of_name = text_width(scratch, name, fontsize=GENE_NAME, fontstyle="italic")
         widths.append(
             NAME_SHIFT + of_name + 4 + COLOR_BAR[0] + sum(text_width(scratch, t, fontsize=SMALL) for t in texts)
         )

@@ -10,8 +10,8 @@ import numpy as np
 from train.figures import BLUE
 from train.report.paper_figures.map_grid import NAME_SHIFT
 from train.report.paper_figures.style import (
+    GENE_NAME,
     HAIRLINE,
-    HEAD,
     LINE,
     MIDDLE,
     ONE_COLUMN,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 MAX_POINTS = 1500  # more spots are counted in hexagons
 HEXAGONS = 40  # along an axis
 ROOM = 0.04  # beyond the outermost values, as a share of the axes
-LEFT, RIGHT, TOP, BOTTOM = 8.0, 2.0, 5.0, 7.5  # mm around the axes of a panel
+PANEL_LEFT, PANEL_RIGHT, PANEL_TOP, PANEL_BOTTOM = 8.0, 2.0, 5.0, 7.5  # mm around the axes of a panel
 PANELS_IN_ROW = {ONE_COLUMN: 2, TWO_COLUMNS: 4}
 COUNT_BAR = (9.0, 1.2)  # mm
 
@@ -52,20 +52,20 @@ def draw_scatter(
     width = ONE_COLUMN if len(genes) <= PANELS_IN_ROW[ONE_COLUMN] else TWO_COLUMNS
     across = min(PANELS_IN_ROW[width], max(len(genes), PANELS_IN_ROW[ONE_COLUMN]))
     cell = width / across
-    side = cell - LEFT - RIGHT
-    height = TOP + side + BOTTOM
+    side = cell - PANEL_LEFT - PANEL_RIGHT
+    height = PANEL_TOP + side + PANEL_BOTTOM
     figure = paper_figure(width, height * -(-len(genes) // across))
     for k, gene in enumerate(genes):
         left, top = k % across * cell, k // across * height
-        ax = axes_at(figure, left + LEFT, top + TOP, side, side)
+        ax = axes_at(figure, left + PANEL_LEFT, top + PANEL_TOP, side, side)
         counted = _draw_spots(ax, measured[:, k], predicted[:, k])
         if counted is not None:
-            _draw_count_scale(figure, counted, left + LEFT + side, top + TOP + side)
+            _draw_count_scale(figure, counted, left + PANEL_LEFT + side, top + PANEL_TOP + side)
         ax.set_xlabel(f"measured, {unit}", fontsize=SMALL)
         ax.set_ylabel(f"predicted, {unit}", fontsize=SMALL)
         panel_letter(figure, k, left, top + 0.3)
-        text_at(figure, left + NAME_SHIFT, top + 0.5, gene, fontsize=HEAD, fontstyle="italic", va="top")
-        text_at(figure, left + LEFT + side, top + 0.8, pcc_text(pcc[k]), fontsize=SMALL, ha="right", va="top")
+        text_at(figure, left + NAME_SHIFT, top + 0.5, gene, fontsize=GENE_NAME, fontstyle="italic", va="top")
+        text_at(figure, left + PANEL_LEFT + side, top + 0.8, pcc_text(pcc[k]), fontsize=SMALL, ha="right", va="top")
     return figure
 
 

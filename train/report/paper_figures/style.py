@@ -23,12 +23,12 @@ FORMATS: tuple[Format, ...] = ("svg", "pdf", "png")
 MM_PER_INCH = 25.4
 ONE_COLUMN, TWO_COLUMNS = 89.0, 183.0  # widths of a journal's page, in mm
 MAX_HEIGHT = 240.0  # mm; a page has no more
-TEXT, SMALL, HEAD, LETTER = 6.0, 5.5, 7.0, 8.0  # sizes of type, in points
+TEXT, SMALL, GENE_NAME, LETTER = 6.0, 5.5, 7.0, 8.0  # sizes of type, in points
 LINE, HAIRLINE = 0.5, 0.25  # widths of lines, in points
 MM_PER_POINT = MM_PER_INCH / 72
 LINE_HEIGHT = 1.2 * SMALL * MM_PER_POINT  # of small type, in mm
 EDGE = 0.4  # mm that stay free at the left and at the right of a figure
-DARK, MIDDLE = "0.15", "0.45"
+INK, MIDDLE = "0.15", "0.45"
 SAVED: dict[Format, dict[str, Any]] = {  # without a date: the same figure is the same file, whenever it is written
     "svg": {"metadata": {"Date": None}},
     "pdf": {"metadata": {"CreationDate": None, "ModDate": None}},
@@ -52,11 +52,11 @@ RC: Any = {
     "xtick.major.pad": 1.5,
     "ytick.major.pad": 1.5,
     "axes.labelpad": 1.5,
-    "axes.edgecolor": DARK,
-    "axes.labelcolor": DARK,
-    "text.color": DARK,
-    "xtick.color": DARK,
-    "ytick.color": DARK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "text.parse_math": False,  # of names of genes and runs, nothing is a formula
     "axes.formatter.use_mathtext": False,
     "axes.unicode_minus": True,

@@ -18,10 +18,10 @@ from train.report.paper_figures.map_grid import (
     decimal_text,
 )
 from train.report.paper_figures.style import (
-    DARK,
     EDGE,
+    GENE_NAME,
     HAIRLINE,
-    HEAD,
+    INK,
     LINE_HEIGHT,
     SMALL,
     TEXT,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-COLORS, LIGHTEST = "plasma", 0.9  # evenly rising in lightness; its yellow end, which is left out, is near white
+SPOT_COLOR_MAP, LIGHTEST = "plasma", 0.9  # evenly rising in lightness; its yellow end, which is left out, is near white
 DARKEST_GREY = 0.78  # of the tissue, where white is 1: no colour of a spot comes near, for all kinds of colour vision
 CELLS = 6  # maps in a row of two columns' width, half as many in one column's
 BAR_SHARE, BAR_HEIGHT = 0.4, 0.6  # of the scale bar: of a map's width at most, and in mm
@@ -82,7 +82,7 @@ def spot_colors() -> Colormap:
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
-    return ListedColormap(colormaps[COLORS](np.linspace(0, LIGHTEST, 256)), name="expression")
+    return ListedColormap(colormaps[SPOT_COLOR_MAP](np.linspace(0, LIGHTEST, 256)), name="expression")
 
 
 def grey_tissue(thumbnail: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ def _draw_header(figure: Figure, maps: SlideMaps, gene: int, discs: EllipseColle
     first = next(cell for cell in grid.cells if cell.gene == gene)
     left, top = grid.place(first)
     top -= grid.header
-    text_at(figure, left + NAME_SHIFT, top + 0.5, maps.genes[gene], fontsize=HEAD, fontstyle="italic", va="top")
+    text_at(figure, left + NAME_SHIFT, top + 0.5, maps.genes[gene], fontsize=GENE_NAME, fontstyle="italic", va="top")
     low, high = discs.get_clim()
     values = maps.expression(gene)
     beyond = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
@@ -165,7 +165,7 @@ def _draw_scale_bar(figure: Figure, maps: SlideMaps, grid: MapGrid) -> None:
     um = round_length(BAR_SHARE * grid.side * um_per_mm)
     top = grid.tops[0] + grid.title_height + grid.height + 1.0
     ax = axes_at(figure, EDGE, top, um / um_per_mm, BAR_HEIGHT)
-    ax.set(facecolor=DARK, xticks=[], yticks=[])
+    ax.set(facecolor=INK, xticks=[], yticks=[])
     for spine in ax.spines.values():
         spine.set_visible(False)
     label = f"{um / 1000:g} mm" if um >= 1000 else f"{um:g} µm"

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 CHOSEN_RANKS = (0.0, 0.25, 0.5, 0.75)  # of the genes drawn where none are named, as shares of the panel; 0 is the best
 MAX_RUNS = 11  # on maps; with the measured map and the H&E they fill two rows
-MAX_ROWS = 40  # runs in the other figures
+MAX_COMPARED = 40  # runs in the other figures
 COMPARED_METRICS = ("pcc@50", "mse")
 
 
@@ -152,7 +152,7 @@ class PaperGroup:
         metrics = metrics if COMPARED_METRICS[0] in metrics else [*widest, *metrics]
         if len(self.runs) < 2 or not metrics:
             return
-        runs = self._at_most(MAX_ROWS, "compared")
+        runs = self._at_most(MAX_COMPARED, "compared")
         reference = self.reference
         by_metric = {metric: compared_in(self.results, runs, reference, metric) for metric in metrics}
         names = " and ".join(METRIC_TITLES.get(metric, metric.upper()) for metric in metrics)
@@ -170,7 +170,7 @@ class PaperGroup:
 
     def gene_spread(self) -> Iterator[PaperFigure]:
         """PCC over genes of all runs."""
-        runs = self._at_most(MAX_ROWS, "drawn by gene")
+        runs = self._at_most(MAX_COMPARED, "drawn by gene")
         correlations: dict[str, pd.Series] = {run.label: summarize_run(run).correlations for run in runs}
         sizes = " or ".join(map(str, sorted({len(series) for series in correlations.values()})))
         caption = (
