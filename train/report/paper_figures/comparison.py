@@ -80,10 +80,9 @@ def compared_in(
         reference: that the others are compared with, and whose baselines are taken; without it those of the first run.
         metric: such as `pcc@50`.
     """
-    pooled = results.metrics[(results.metrics["scope"] == "pooled") & (results.metrics["metric"] == metric)]
     rows = []
     for run in runs:
-        values = pooled.loc[pooled["run"] == run.label, "value"].to_numpy()
+        values = np.array(list(results.fold_values(run.label, metric, "pooled").values()))
         effect = None
         if reference is not None and run is not reference:
             effect = compare_corrected(results, run, reference, metric)

@@ -12,9 +12,9 @@ from train.report.paper_figures.style import (
     EDGE,
     GENE_NAME,
     LINE_HEIGHT,
-    MAX_HEIGHT,
     MM_PER_INCH,
     ONE_COLUMN,
+    PAGE_HEIGHT,
     SMALL,
     paper_figure,
     text_width,
@@ -148,7 +148,7 @@ def fitting_parts(maps: SlideMaps, width: float, cells: int) -> list[SlideMaps]:
     first = 0
     for last in range(1, 1 + len(maps.genes)):
         longer = maps.some_genes(first, last + 1)
-        if last == len(maps.genes) or MapGrid(longer, width, cells).total_height > MAX_HEIGHT:
+        if last == len(maps.genes) or MapGrid(longer, width, cells).total_height > PAGE_HEIGHT:
             parts.append(maps.some_genes(first, last))
             first = last
     return parts

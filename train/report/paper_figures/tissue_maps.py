@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 SPOT_COLOR_MAP, LIGHTEST = "plasma", 0.9  # evenly rising in lightness; its yellow end, which is left out, is near white
 DARKEST_GREY = 0.78  # of the tissue, where white is 1: no colour of a spot comes near, for all kinds of colour vision
-CELLS = 6  # maps in a row of two columns' width, half as many in one column's
+MAPS_ACROSS = 6  # maps in a row of two columns' width, half as many in one column's
 BAR_SHARE, BAR_HEIGHT = 0.4, 0.6  # of the scale bar: of a map's width at most, and in mm
 MAX_VECTOR_SPOTS = 1500  # a map with more is a picture in SVG and PDF too
 

@@ -29,7 +29,7 @@ from train.report.paper_figures.style import (
     paper_style,
     save_paper_figure,
 )
-from train.report.paper_figures.tissue_maps import CELLS, draw_maps
+from train.report.paper_figures.tissue_maps import MAPS_ACROSS, draw_maps
 from train.report.paper_tables import group_name, run_groups, unit_of
 from train.report.resampling import split_ratio
 from train.report.results import Results, RunResult
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CHOSEN_RANKS = (0.0, 0.25, 0.5, 0.75)  # of the genes drawn where none are named, as shares of the panel; 0 is the best
-MAX_RUNS = 11  # on maps; with the measured map and the H&E they fill two rows
+MAX_MAPPED = 11  # on maps; with the measured map and the H&E they fill two rows
 MAX_COMPARED = 40  # runs in the other figures
 COMPARED_METRICS = ("pcc@50", "mse")
 
@@ -123,13 +123,13 @@ class PaperGroup:
             "scale, which covers the 1st to 99th percentile of each of them; pointed ends: values beyond. PCC: over "
             f"the spots of this slide. Spots are drawn {SPOT_ENLARGEMENT:g} times as wide as they are."
         )
-        parts = fitting_parts(maps, TWO_COLUMNS, CELLS)
+        parts = fitting_parts(maps, TWO_COLUMNS, MAPS_ACROSS)
         for i, part in enumerate(parts):
             number = f"-{i + 1}" if len(parts) > 1 else ""
-            yield PaperFigure(f"maps{number}-183mm", draw_maps(part, TWO_COLUMNS, CELLS, self.request.dpi), text)
+            yield PaperFigure(f"maps{number}-183mm", draw_maps(part, TWO_COLUMNS, MAPS_ACROSS, self.request.dpi), text)
         for k, gene in enumerate(genes):
             alone = maps.some_genes(k, k + 1).some_runs(1)
-            drawn = draw_maps(alone, ONE_COLUMN, CELLS // 2, self.request.dpi)
+            drawn = draw_maps(alone, ONE_COLUMN, MAPS_ACROSS // 2, self.request.dpi)
             yield PaperFigure(f"map-{slug(gene)}-89mm", drawn, f"{gene}. {text}")
         yield self._scatter(fold, table, genes)
 
@@ -222,9 +222,9 @@ class PaperGroup:
             same = (f for f in run.folds if f.tested_on == fold.tested_on)
             if run is not self.main and not truth_differences(run, self.main) and (own := next(same, None)):
                 found.append((run, own))
-        if len(found) > MAX_RUNS - 1:
-            self.remarks.append(f"{self.group}: {len(found) - MAX_RUNS + 1} of {len(found) + 1} runs are on no map")
-        return found[: MAX_RUNS - 1]
+        if len(found) > MAX_MAPPED - 1:
+            self.remarks.append(f"{self.group}: {len(found) - MAX_MAPPED + 1} of {len(found) + 1} runs are on no map")
+        return found[: MAX_MAPPED - 1]
 
     def _um_per_px(self, slide: str, scale: dict[str, float]) -> float | None:
         """Of the full resolution, from the predictions or from the slide's metadata; None where neither says it."""

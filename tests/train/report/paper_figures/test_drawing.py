@@ -16,7 +16,7 @@ from train.report.paper_figures.comparison import Compared, draw_comparison
 from train.report.paper_figures.gene_spread import draw_gene_spread
 from train.report.paper_figures.map_grid import MapGrid, SlideMaps, fitting_parts
 from train.report.paper_figures.scatter import draw_scatter
-from train.report.paper_figures.style import MAX_HEIGHT, figure_formats, paper_style, size_mm
+from train.report.paper_figures.style import PAGE_HEIGHT, figure_formats, paper_style, size_mm
 from train.report.paper_figures.tissue_maps import draw_maps, grey_tissue, spot_colors
 from train.report.resampling import corrected_effect
 
@@ -102,7 +102,7 @@ def test_many_genes_take_several_pages() -> None:
     parts = fitting_parts(maps, 183, 6)
     assert len(parts) > 1
     assert sum((part.genes for part in parts), ()) == maps.genes
-    assert all(MapGrid(part, 183, 6).total_height <= MAX_HEIGHT for part in parts)
+    assert all(MapGrid(part, 183, 6).total_height <= PAGE_HEIGHT for part in parts)
     np.testing.assert_array_equal(np.concatenate([part.predicted for part in parts], axis=2), maps.predicted)
 
 
