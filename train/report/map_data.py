@@ -174,7 +174,7 @@ class _MapData:
         coords = values.coords[rows].astype("<f4")
         measured = to_codes(truth, 8)
         parts = (slide, repr(genes), coords.tobytes(), measured.low.tobytes(), measured.codes.tobytes())
-        key = hashlib.sha256(b"|".join(p.to_codes() if isinstance(p, str) else p for p in parts)).hexdigest()
+        key = hashlib.sha256(b"|".join(p.encode() if isinstance(p, str) else p for p in parts)).hexdigest()
         if key not in self.places:
             self.places[key] = len(self.spots)
             low, high = np.quantile(truth, SCALE_ENDS, axis=0)
