@@ -200,7 +200,7 @@ class PaperGroup:
         for run, own in self._alike(fold):
             other = own.fold.predictions
             by_run[run.label] = _columns(other[spots].X, other, genes)
-        um = self._um_per_px(slide, picture["scalefactors"])
+        um = self.um_per_px(slide, picture["scalefactors"])
         return SlideMaps(
             slide=slide,
             thumbnail=np.asarray(picture["images"]["lowres"]),
@@ -226,7 +226,7 @@ class PaperGroup:
             self.remarks.append(f"{self.group}: {len(found) - MAX_MAPPED + 1} of {len(found) + 1} runs are on no map")
         return found[: MAX_MAPPED - 1]
 
-    def _um_per_px(self, slide: str, scale: dict[str, float]) -> float | None:
+    def um_per_px(self, slide: str, scale: dict[str, float]) -> float | None:
         """Of the full resolution, from the predictions or from the slide's metadata; None where neither says it."""
         if "microns_per_pixel" in scale:
             return float(scale["microns_per_pixel"])

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
+import numpy as np
 import pytest
 from PIL import Image
 from pypdf import PdfReader
 from scipy.stats import pearsonr
 
+from hist_cache.cached_slide import CachedSlide
 from tests.train.report.fake_runs import RIDGE, write_run
+from train.experiments.outputs import squidpy_picture
 from train.report.paper_figures.style import FORMATS, paper_style, save_paper_figure
 from train.report.paper_figures.written import PaperGroup, PaperRequest, genes_at_ranks, write_paper_figures
 from train.report.results import read_results
@@ -172,3 +179,27 @@ def test_what_cannot_be_drawn_is_said_in_a_line(runs: Path, tmp_path: Path, monk
             name.rename(runs / "tiny" / name.parent.name / "fold1" / name.name)
     assert [remark.split(":")[1] for remark in remarks] == [" no figure of maps", " no figure of gene spread"]
     assert all("\n" not in remark and "predictions.h5ad" in remark for remark in remarks)
+
+
+def test_where_the_size_of_a_pixel_comes_from(runs: Path, tmp_path: Path) -> None:
+    """From the predictions, as hist-train writes them, else from the slide's metadata; else a warning says so."""
+    slide = SimpleNamespace(
+        attributes={"thumbnail_downsample": 8, "spot_um": 55, "um_per_px": 0.5},
+        thumbnail=np.zeros((2, 2, 3), dtype=np.uint8),
+    )
+    written = squidpy_picture(cast("CachedSlide", slide))["scalefactors"]
+    assert written["spot_diameter_fullres"] == 110
+    metadata = {"pixel_size_um_estimated": 0.25, "inter_spot_dist": 100.0, "spot_diameter": 55.0}
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata/S1.json").write_text(json.dumps(metadata))
+    results = read_results([runs])
+    for scale, root, size in (
+        (written, None, 0.5),
+        ({}, tmp_path, 0.25),
+        ({}, tmp_path / "no", None),
+        ({}, None, None),
+    ):
+        remarks: list[str] = []
+        group = PaperGroup(results, list(results.runs), replace(REQUEST, data_root=root), remarks)
+        assert group.um_per_px("S1", scale) == size
+        assert [remark.startswith("tiny: no scale bar: ") for remark in remarks] == [True] * (size is None)
