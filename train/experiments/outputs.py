@@ -168,11 +168,12 @@ def squidpy_picture(slide: CachedSlide) -> dict[str, Any]:
 
     `hist_cache.h5ad.name_pictures` gives the thumbnail in the file the name `hires` too.
     """
-    scale = 1 / float(slide.attributes["thumbnail_downsample"])
+    scale, um_per_px = 1 / float(slide.attributes["thumbnail_downsample"]), float(slide.attributes["um_per_px"])
     factors = {
         "tissue_lowres_scalef": scale,
         "tissue_hires_scalef": scale,
-        "spot_diameter_fullres": float(slide.attributes["spot_um"]) / float(slide.attributes["um_per_px"]),
+        "spot_diameter_fullres": float(slide.attributes["spot_um"]) / um_per_px,
+        "microns_per_pixel": um_per_px,  # as Space Ranger names it
     }
     return {"images": {"lowres": slide.thumbnail}, "scalefactors": factors}
 

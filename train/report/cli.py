@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from hist_cache.console import out, say, warn
 from hist_cache.errors import InputError, keeping
 from hist_cache.options import CommandOptions, all_option_names, flag, folder_option, option, parse, positional, run
-from hist_cache.values import COUNT
+from hist_cache.values import COUNT, Interval
 from train.fit.config import SEEDS
 from train.report.published import GENE_TABLE, P_VALUE_TABLE, REGION_TABLE, STATUS_TABLE
 
 if TYPE_CHECKING:
+    from train.report.paper_figures.style import Format
     from train.report.results import Results
     from train.report.sections import ReportRequest
     from train.report.table import Table
 
+PAPER_DPI = Interval(72, 2400)
 DESCRIPTION = """Lay finished runs out as the paper does, with its numbers beside and p-values against one of them, and
 write a report: one page with tables, figures, configuration and warnings, which needs nothing else to be read."""
 
@@ -40,7 +42,13 @@ class ReportOptions(CommandOptions):
         "beside the first file)",
         "DIR",
     )
-    format: Literal["rich", "csv", "latex"] = option("rich", "of the tables printed")
+    format: Literal["rich", "csv", "latex", "markdown"] = option("rich", "of the tables printed")
+    figures: str | None = option(
+        None, "also figures for a paper into figures/, in these formats: any of svg, pdf, png, with commas", "FORMATS"
+    )
+    dpi: int = option(
+        300, "of the PNG files of --figures, and of what SVG and PDF hold as pictures", "N", within=PAPER_DPI
+    )
     table: int | None = option(None, "only the runs and tables of this table of the paper", "N", within=COUNT)
     against: str | None = option(None, "the variant or run to test the others against (default: full)", "VARIANT")
     genes_to_plot: str | None = option(
@@ -76,10 +84,12 @@ def make_report(options: ReportOptions) -> int:
     from train.report.context import result_warnings
     from train.report.index import is_paged, write_report
     from train.report.index_tables import index_warnings
+    from train.report.paper_figures.style import figure_formats
     from train.report.results import read_results
     from train.report.selection import runs_of_table
 
     check_report_options(options)
+    formats = figure_formats(options.figures) if options.figures is not None else ()
     if options.classify is not None:
         return report_classes(options)
     results = read_results(options.runs)
@@ -92,8 +102,22 @@ def make_report(options: ReportOptions) -> int:
     folder = Path(options.out) if options.out else results.runs[0].folder.parent / "report"
     with output_beside_tables(options.format), keeping(lambda: "all runs"):
         page = write_report(results, folder, request)
-        say(f"{page} ({page.stat().st_size / 1e6:.1f} MB); {folder / 'tables'}: the same as CSV and LaTeX")
+        say(f"{page} ({page.stat().st_size / 1e6:.1f} MB); {folder / 'tables'}: the same as CSV, LaTeX and Markdown")
+        if formats:
+            write_figures(results, folder / "figures", options, formats)
     return 0
+
+
+def write_figures(results: Results, folder: Path, options: ReportOptions, formats: tuple[Format, ...]) -> None:
+    """Write the figures for a paper, and say what they are and which cannot be drawn."""
+    from train.report.paper_figures.written import PaperRequest, write_paper_figures
+
+    asked = report_request(options)
+    request = PaperRequest(formats, options.dpi, asked.against, asked.genes, asked.slide, asked.data_root)
+    paths, remarks = write_paper_figures(results, folder, request)
+    for sentence in remarks:
+        warn(sentence)
+    say(f"{folder}: {len(paths)} figures for a paper ({', '.join(formats)}), and their captions")
 
 
 def output_beside_tables(format: str) -> AbstractContextManager[Any]:
@@ -142,8 +166,13 @@ def check_report_options(options: ReportOptions) -> None:
         raise InputError(f"--against {options.against}: --table {COST_TABLE} compares nothing; leave it out")
     if options.table == REGION_TABLE and options.region is None:
         raise InputError("--table 12 needs --region COLUMN, a column of obs that names each spot's region")
-    if options.data_root is not None and options.region is None:
-        raise InputError(f"--data-root {options.data_root}: is where --region looks for its column; give --region too")
+    if options.data_root is not None and options.region is None and options.figures is None:
+        raise InputError(
+            f"--data-root {options.data_root}: is where --region looks for its column, and --figures for the size of "
+            "a pixel; give one of them too"
+        )
+    if "dpi" in options.given and options.figures is None:
+        raise InputError(f"--dpi {options.dpi}: is of the figures for a paper; give --figures svg,pdf,png too")
 
 
 def report_request(options: ReportOptions) -> ReportRequest:
@@ -241,12 +270,12 @@ def region_tables(results: Results, request: ReportRequest) -> list[Table]:
 
 def print_tables(tables: Sequence[Table], format: str) -> None:
     """Print tables for people ("rich"), or for a program, with nothing else on standard output."""
-    from train.report.table import to_csv, to_latex, to_rich
+    from train.report.table import to_csv, to_latex, to_markdown, to_rich
 
+    writers = {"csv": to_csv, "latex": to_latex, "markdown": to_markdown}
     for i, table in enumerate(tables):
         if format == "rich":
             out.print(to_rich(table))
         else:
-            text = to_csv(table) if format == "csv" else to_latex(table)
-            sys.stdout.write(("\n" if i else "") + text)
+            sys.stdout.write(("\n" if i else "") + writers[format](table))
     sys.stdout.flush()

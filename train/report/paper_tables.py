@@ -152,7 +152,7 @@ def metrics_table(
         leaking = [run.label for run in runs if run.leaks] + [row.label for row in baselines if has_leak(row)]
         rows = mark_best(rows, columns, leaking)
     rows += _method_rows(runs, metrics, table) if scope == "pooled" else []
-    notes = [f"mean ± std over {_fold_counts(runs)} folds, {SCOPES[scope]}; MSE and MAE in {_unit(runs[0])}"]
+    notes = [f"mean ± std over {_fold_counts(runs)} folds, {SCOPES[scope]}; MSE and MAE in {unit_of(runs[0])}"]
     notes += [CENTERED_NOTE] if CENTERED_MSE in metrics else []
     notes += [P_NOTE] if any(cell.value is not None for cell in p_cells) else []
     notes += without_reference(results, runs, reference)
@@ -180,7 +180,8 @@ def _fold_counts(runs: list[RunResult]) -> str:
     return " or ".join(map(str, sorted({len(run.folds) for run in runs})))
 
 
-def _unit(run: RunResult) -> str:
+def unit_of(run: RunResult) -> str:
+    """The unit of the expression that a run predicts."""
     return UNITS[run.setting.transform]
 
 

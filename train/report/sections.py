@@ -23,6 +23,7 @@ from train.report.analysis_tables import (
 )
 from train.report.baseline_rows import RIDGE_TUNED
 from train.report.checklist import checklist_table
+from train.report.effects_table import effects_table
 from train.report.ensemble_tables import ensemble_tables
 from train.report.figures import ReportFigures
 from train.report.map_data import map_picker
@@ -33,7 +34,7 @@ from train.report.pathway_tables import pathway_tables
 from train.report.results import Results, RunResult
 from train.report.ridge_table import ridge_table, ridge_text
 from train.report.significance import references
-from train.report.table import Table, mean_cells, slug, to_csv, to_latex
+from train.report.table import Table, mean_cells, slug, write_table_files
 
 MAX_REPORT_BYTES = 20_000_000  # that a page has with its maps, of which there are fewer where its figures are larger
 TEXT_BYTES = 1_500_000  # left for a page's tables and texts
@@ -109,11 +110,10 @@ def write_page(results: Results, page: Path, request: ReportRequest, site: Site 
 
 
 def write_tables(sections: Sequence[Section], folder: Path) -> None:
-    """Write the tables of a page's sections as CSV and LaTeX."""
+    """Write the tables of a page's sections as CSV, LaTeX and Markdown."""
     for section in sections:
         for table in _all_tables(section):
-            write_text(folder / f"{table.name}.csv", to_csv(table))
-            write_text(folder / f"{table.name}.tex", to_latex(table))
+            write_table_files(folder, table)
 
 
 def with_maps(
@@ -184,11 +184,11 @@ def group_sections(
     metrics = main.folds[0].metrics["pooled"]
     metric = MAIN_METRIC if MAIN_METRIC in metrics else next(iter(metrics))
     correlations = {run.label: summaries[run.label].correlations for run in runs}
-    significance = significance_table(results, runs, request.against)
+    significance = [significance_table(results, runs, request.against), effects_table(results, runs, request.against)]
     sections = [
         _metrics_section(results, runs, metric, figures, request),
         _ridge_section(runs, figures),
-        Section("Significance", tables=[significance] if significance else []),
+        Section("Significance", tables=[table for table in significance if table is not None]),
         Section(MAPS_TITLE, pictures=figures.genes(main, request.genes, correlations, request.slide)),
         _geometry_section({run.label: summaries[run.label] for run in runs}, group, figures),
         _genes_section(main, runs, summaries, group, figures),

@@ -82,9 +82,16 @@ def compare(results: Results, run: RunResult, reference: RunResult, metric: str,
         metric: such as `pcc@50`.
         scope: one of the scopes of `Results.metrics`.
     """
+    pairs = paired_values(results, run, reference, metric, scope).values()
+    return paired(np.array([a for a, _ in pairs]), np.array([b for _, b in pairs]))
+
+
+def paired_values(
+    results: Results, run: RunResult, reference: RunResult, metric: str, scope: str = "pooled"
+) -> dict[int, tuple[float, float]]:
+    """A metric of a run and of another, by number of the run's fold, on the splits that both were run on."""
     own, others = (results.fold_values(r.label, metric, scope) for r in (run, reference))
-    both = [(own[i], others[j]) for i, j in fold_pairs(run, reference).items() if i in own and j in others]
-    return paired(np.array([a for a, _ in both]), np.array([b for _, b in both]))
+    return {i: (own[i], others[j]) for i, j in fold_pairs(run, reference).items() if i in own and j in others}
 
 
 def references(results: Results, against: str | None = None) -> dict[str, RunResult]:

@@ -1,4 +1,4 @@
-"""Tables as plain data, and the same table as text: for the terminal, as CSV, as LaTeX."""
+"""Tables as plain data, and the same table as text: for the terminal, as CSV, LaTeX and Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import re
 import textwrap
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from hist_cache.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,9 +28,11 @@ ROUNDING = 1e-6  # values that differ by a smaller share are equal: the same mod
 NOTE_WIDTH = 110  # characters, on the terminal
 LABEL_WIDTH = 12  # characters of a label in one line at least, on the terminal
 ARROWS = {HIGHER: "↑", LOWER: "↓"}
+MARKDOWN_SPECIAL = re.compile(r"[\\`*_{}\[\]<>#|~$&]")
 LATEX_ESCAPES = {
     **{c: f"\\{c}" for c in "&%$#_{}"},
     "\\": r"\textbackslash{}",
+    "|": r"\textbar{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
@@ -220,10 +225,28 @@ def to_latex(table: Table) -> str:
             lines.append(r"\midrule")
         cells = [rf"\textbf{{{escape_latex(c.text)}}}" if c.best else escape_latex(c.text) for c in row.cells]
         label = escape_latex(row.label)
+        label = f"{{}}{label}" if label.startswith(("[", "*")) else label  # else the line break before reads it
         lines.append(" & ".join([rf"\quad {label}" if row.kind in SUBROW_KINDS else label, *cells]) + r" \\")
     lines += [r"\bottomrule", r"\end{tabular}"]
     lines += [rf"\par\smallskip{{\footnotesize {escape_latex(note)}.}}" for note in table.notes]
     return "\n".join([*lines, r"\end{table}", ""])
+
+
+def to_markdown(table: Table) -> str:
+    """The table as Markdown with a heading, as GitHub and pandoc read it; its notes are a list below."""
+    head = [table.head or "run", *(heading(column) for column in table.columns)]
+    lines = [
+        f"### {escape_markdown(table.title)}",
+        "",
+        f"| {' | '.join(map(escape_markdown, head))} |",
+        f"| :-- |{' --: |' * len(table.columns)}",
+    ]
+    for row in table.rows:
+        label = f"&nbsp;&nbsp;{escape_markdown(row.label)}" if row.kind in SUBROW_KINDS else escape_markdown(row.label)
+        cells = [f"**{escape_markdown(c.text)}**" if c.best else escape_markdown(c.text) for c in row.cells]
+        lines.append(f"| {' | '.join([label, *cells])} |")
+    lines += ["", *(f"- {escape_markdown(note)}." for note in table.notes)] if table.notes else []
+    return "\n".join([*lines, ""])
 
 
 def _starts_part(rows: tuple[Row, ...], i: int) -> bool:
@@ -239,3 +262,14 @@ def heading(column: Column) -> str:
 def escape_latex(text: str) -> str:
     """The text with the characters replaced that LaTeX would read as commands."""
     return "".join(LATEX_ESCAPES.get(c, c) for c in text)
+
+
+def escape_markdown(text: str) -> str:
+    """The text with a backslash before the characters that Markdown would read as marks."""
+    return MARKDOWN_SPECIAL.sub(r"\\\g<0>", text)
+
+
+def write_table_files(folder: Path, table: Table) -> None:
+    """Write a table into a folder as CSV, LaTeX and Markdown."""
+    for ending, text in (("csv", to_csv(table)), ("tex", to_latex(table)), ("md", to_markdown(table))):
+        write_text(folder / f"{table.name}.{ending}", text)

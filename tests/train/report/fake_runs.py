@@ -157,7 +157,7 @@ def fake_predictions(slides: Sequence[str], skill: float, seed: int, radii: bool
     )
     x, y = np.arange(n) % 5, np.arange(n) % 20 // 5
     thumbnail = rng.integers(0, 255, (100, 120, 3), dtype=np.uint8)
-    scale = {"tissue_lowres_scalef": 0.1, "spot_diameter_fullres": 150.0}
+    scale = {"tissue_lowres_scalef": 0.1, "spot_diameter_fullres": 150.0, "microns_per_pixel": 0.5}
     return anndata.AnnData(
         X=predicted.astype(np.float32),
         obs=obs,

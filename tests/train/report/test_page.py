@@ -136,7 +136,7 @@ def test_tables_of_the_analysis(runs: Path, tmp_path: Path, run_command: Run) ->
         (["--table", "4", "--region", "layer"], "--region layer: the predictions have no such column"),
         (["--table", "3", "--region", "layer"], "--region layer: the predictions have no such column"),
         (["--table", "5", "--against", "clip"], "--against clip: --table 5 compares nothing; leave it out"),
-        (["--data-root", "."], "--data-root .: is where --region looks for its column; give --region too"),
+        (["--data-root", "."], "--data-root .: is where --region looks for its column, and --figures for"),
     ],
 )
 def test_wrong_input_exits_with_2_and_one_line(runs: Path, run_command: Run, more: list[str], says: str) -> None:

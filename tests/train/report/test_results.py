@@ -6,12 +6,15 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 from rich.console import Console
 from scipy import stats
 
@@ -22,7 +25,7 @@ from train.report.paper_tables import cost_table, results_tables
 from train.report.plots import plot_ablation
 from train.report.results import read_results
 from train.report.selection import runs_of_table
-from train.report.table import escape_latex, to_csv, to_latex, to_rich
+from train.report.table import Cell, Column, Row, Table, escape_latex, heading, to_csv, to_latex, to_markdown, to_rich
 
 OTHER = ", not comparable"  # the runs here have other widths, epochs and splits than the published ones
 FULL, NO_HEA = (0.7, 0.72, 0.74, 0.69, 0.75), (0.68, 0.71, 0.7, 0.69, 0.7)
@@ -356,6 +359,34 @@ def test_latex_escapes_everything() -> None:
     assert escape_latex(r"a_b & 50% $x$ #1 {c} ~ ^ \ <0.001") == (
         r"a\_b \& 50\% \$x\$ \#1 \{c\} \textasciitilde{} \textasciicircum{} \textbackslash{} $<$0.001"
     )
+    assert escape_latex("a | b") == r"a \textbar{} b"
+    rows = tuple(Row(label, "run", (Cell("[0, 1]"),)) for label in ("[a]", "*b"))
+    text = to_latex(Table("t", "t", (Column("c"),), rows))
+    assert not re.search(r"\\\\\s*[\[*]", text)  # where TeX would take it for an argument of the line break
+
+
+def test_markdown_parsed_back(tmp_path: Path) -> None:
+    two_runs(tmp_path)
+    [table] = results_tables(read_results([tmp_path]))
+    odd = Row(r"a|b *c* _d_ `e` <i> [x](y) \ ~f~ $g$ &amp;", "run", tuple(Cell("1|2") for _ in table.columns))
+    table = replace(table, rows=(*table.rows, odd), notes=("one | two", "# three"))
+    tokens = MarkdownIt("commonmark").enable("table").parse(to_markdown(table))
+    texts = [_plain(token) for token in tokens if token.type == "inline"]
+    width = 1 + len(table.columns)
+    assert texts[0] == table.title
+    cells = [texts[1 + i * width : 1 + (i + 1) * width] for i in range(1 + len(table.rows))]
+    assert cells[0] == ["run", *(heading(column) for column in table.columns)]
+    for row, read in zip(table.rows, cells[1:], strict=True):
+        assert [text.strip("\xa0") for text in read] == [row.label, *(cell.text for cell in row.cells)]
+    assert texts[1 + (1 + len(table.rows)) * width :] == ["one | two.", "# three."]
+    assert sum(token.type == "strong_open" for inline in tokens for token in inline.children or ()) == sum(
+        cell.best for row in table.rows for cell in row.cells
+    )
+
+
+def _plain(inline: Token) -> str:
+    assert {token.type for token in inline.children or ()} <= {"text", "strong_open", "strong_close", "text_special"}
+    return "".join(token.content for token in inline.children or ())
 
 
 def test_the_terminals_table_says_the_same(tmp_path: Path) -> None:
