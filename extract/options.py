@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hist_cache.devices import DEVICE_HELP
 from hist_cache.options import CommandOptions, option
 from hist_cache.own_file import OWN_HELP
 from hist_cache.values import INDEX, Interval
@@ -35,6 +36,7 @@ class ExtractOptions(CommandOptions):
         0.0, "spot crops are at least this wide, um (the release protocol: 112)", "UM", within=Interval(0, 1000)
     )
     precision: Literal["bf16", "fp32"] | None = option(None, "default: bf16 where the machine computes it fast")
+    device: str = option("auto", DEVICE_HELP, "DEVICE")
     any_scale: bool = option(False, "accept pixels, pitches and spots of any size (else 0.05-10, 5-1000, 5-1000 um)")
     lora: str | None = option(
         None, "embed with the adapter of a run of hist-train --finetune-lora (or of a fold)", "RUN"

@@ -60,7 +60,7 @@ def test_a_file_of_ones_own(ending: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[alhpa]\nlow = 1\nhigh = 2\n", "alhpa cannot be searched; there are alpha, beta"),
+        ("[alhpa]\nlow = 1\nhigh = 2\n", "alhpa cannot be searched (did you mean alpha?); there are alpha, beta"),
         ("[alpha]\nlow = 2\nhigh = 2\n", "alpha: the range from 2 to 2 is empty"),
         ("[alpha]\nlow = 3.5\nhigh = 0.1\n", "alpha: the range from 3.5 to 0.1 is empty"),
         ("[alpha]\nlow = 0.0\nhigh = 1\nlog = true\n", "alpha: low 0.0: must be above 0 with log"),

@@ -178,7 +178,7 @@ def seed_groups(runs: Sequence[RunResult]) -> list[list[RunResult]]:
 
 
 def _without_seed(run: RunResult) -> Setting:
-    return replace(run.setting, fit=replace(run.setting.fit, seed=0))
+    return replace(run.setting, fit=replace(run.setting.fit, seed=0), split_seed=None)
 
 
 def shared_folds(group: Sequence[RunResult]) -> list[list[FoldResult]]:

@@ -55,7 +55,7 @@ def test_variants_are_of_the_models_that_have_them() -> None:
         ({"ablation": "full,no_hae"}, "'no_hae'"),
         ({"ablation": "full,"}, "''"),
         ({"protocol": "paper,stict"}, "--protocol stict"),
-        ({"transform": "log3"}, "--transform log3: one of log2, ln_cp10k"),
+        ({"transform": "log3"}, "--transform log3 (did you mean log2?): one of log2, ln_cp10k"),
         ({"model": "hist,rigde"}, "--model rigde: no such model (did you mean ridge?); there are hist"),
         ({"model": "ridge", "finetune_lora": True}, "--finetune-lora: --model ridge is not trained by gradient steps"),
         ({"model": "ridge,knn", "alpha": 0.3}, "--alpha: no option of --model ridge,knn"),
