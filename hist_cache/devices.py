@@ -42,7 +42,7 @@ def choose_device(asked: str = AUTO) -> torch.device:
 
 
 def use_device(device: torch.device) -> None:
-    """Have what a new thread or process does on a GPU, pinned memory too, belong to this one: it begins with another."""
+    """Have a new thread or process use this GPU, also for pinned memory: each begins with the first one."""
     import torch
 
     if device.type == "cuda" and device.index is not None:

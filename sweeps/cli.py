@@ -173,7 +173,7 @@ def conclude(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, devic
     from sweeps.report import write_best, write_study_report, write_trials
     from sweeps.trials import best_trial, importance, study_work, values_of
     from train.report.paper_tables import metrics_table
-    from train.report.table import to_rich
+    from train.report.terminal import to_rich
 
     trials = storage.study.get_trials(deepcopy=False)
     values = values_of(plan, best_trial(plan, trials))

@@ -104,9 +104,10 @@ STAIRS = {
     ),
     "train.loggers": ("fold_log", "tensorboard_log", "mlflow_log", "wandb_log"),
     "train.report": (
-        *("table", "published", "run_settings", "fold_result", "fold_values", "results", "comparable", "selection"),
-        "alike",
-        *("significance", "analysis", "baseline_rows", "against_ridge", "checklist", "paper_tables", "ridge_table"),
+        *("table", "terminal", "published", "run_settings", "fold_result", "fold_values", "results", "comparable"),
+        *("selection", "alike"),
+        *("significance", "analysis", "baseline_rows", "against_ridge", "seeds", "checklist", "paper_tables"),
+        "ridge_table",
         *("analysis_tables", "pathway_tables", "ensemble_tables", "plots", "forest", "map_codes", "map_data"),
         *("figures", "context", "page"),
         *("auroc", "classify_labels", "classify_data", "classify", "classify_tables", "classify_plots"),

@@ -162,7 +162,7 @@ def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -
     from train.report.paper_tables import results_tables
     from train.report.results import read_results
     from train.report.ridge_table import ridge_tables
-    from train.report.table import to_rich
+    from train.report.terminal import to_rich
 
     folders = [folder for folder in dict.fromkeys(job.folder.parent for job in jobs) if Run(folder).folds]
     for folder in folders:

@@ -133,6 +133,12 @@ def listed_numbers(options: TrainOptions) -> dict[str, list[Any]]:
     return listed
 
 
+def options_at(point: Point, options: TrainOptions) -> TrainOptions:
+    """The options with one number each: the point's, and the first where its model uses none of them."""
+    first = {name: numbers[0] for name, numbers in listed_numbers(options).items()}
+    return options.with_values(first | dict(point.numbers))
+
+
 def first_seed(options: TrainOptions) -> int:
     """The seed, of several the first."""
     return int(listed_numbers(options).get("seed", [options.seed])[0])

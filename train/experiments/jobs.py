@@ -23,7 +23,7 @@ from hist_cache.splits import LOSO_ALIKE, SPLIT_PARTS, Split, are_drawn, kind_in
 from hist_cache.validation_slides import ValidateOn
 from hist_cache.values import Precision
 from train.experiments.fold_files import read_split
-from train.experiments.grid import Point, first_seed, used_options
+from train.experiments.grid import Point, first_seed, options_at, used_options
 from train.experiments.protocols import Protocol, get_protocol, protocol_options
 from train.experiments.run_folders import run_folder
 from train.experiments.setting import Setting
@@ -166,8 +166,8 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
         point = dataclasses.replace(point, lora_layers=layers[point.lora_layers])
         if point.lora_layers and is_tuned(workspace.common):
             raise InputError(f"{workspace.cache.folder}: its encoder is fine-tuned already; give the plain one's cache")
-        own = options.with_values(dict(point.numbers))
-        setting = make_setting(point, protocol, own, workspace, next(iter(panels.values())), split_seed)
+        panel = next(iter(panels.values()))
+        setting = make_setting(point, protocol, options_at(point, options), workspace, panel, split_seed)
         run = run_folder(runs / workspace.dataset, setting)
         for i, split in folds.items():
             drop_edges = protocol.edge_spots == "drop"

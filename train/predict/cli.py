@@ -72,7 +72,7 @@ def predict_slides(options: PredictOptions) -> int:
 def show_predictions(options: PredictOptions, work: Prediction) -> None:
     """Print what is said of each slide, and write what was asked for besides the predictions."""
     from train.predict.summary import predicted_table, write_pseudobulk
-    from train.report.table import to_rich
+    from train.report.terminal import to_rich
 
     done = [work.predicted[name] for name in work.names if name in work.predicted]
     if not done:

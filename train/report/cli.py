@@ -241,7 +241,8 @@ def region_tables(results: Results, request: ReportRequest) -> list[Table]:
 
 def print_tables(tables: Sequence[Table], format: str) -> None:
     """Print tables for people ("rich"), or for a program, with nothing else on standard output."""
-    from train.report.table import to_csv, to_latex, to_rich
+    from train.report.table import to_csv, to_latex
+    from train.report.terminal import to_rich
 
     for i, table in enumerate(tables):
         if format == "rich":

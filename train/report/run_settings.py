@@ -138,6 +138,8 @@ def phrase(key: str, value: Any) -> str:
     """A setting in words, as labels have it: `18 neighbours`, `alpha 0.3`."""
     if key == "test_dataset" and value is None:
         return "own test slides"
+    if key == "seed" and isinstance(value, str):  # of several
+        return value
     if key == "split_seed" and value is None:
         return "splits by the seed"
     if key == "split" and value == WITHIN:

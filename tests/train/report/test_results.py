@@ -20,7 +20,8 @@ from train.report.context import configuration_table
 from train.report.paper_tables import cost_table, results_tables
 from train.report.results import read_results
 from train.report.selection import runs_of_table
-from train.report.table import escape_latex, to_csv, to_latex, to_rich
+from train.report.table import escape_latex, to_csv, to_latex
+from train.report.terminal import to_rich
 
 OTHER = ", not comparable"  # the runs here have other widths, epochs and splits than the published ones
 FULL, NO_HEA = (0.7, 0.72, 0.74, 0.69, 0.75), (0.68, 0.71, 0.7, 0.69, 0.7)
