@@ -169,6 +169,8 @@ def parse(kind: type[_O], prog: str, description: str, argv: Sequence[str] | Non
     parser.add_argument("--config", help="read options from a YAML FILE", metavar="FILE")
     parser.add_argument(PRINT_CONFIG, action="store_true", help="print the options that were given, and exit")
     kinds = _add_options(parser, kind)
+    places = [f.metadata["metavar"] for f in option_fields(kind) if f.metadata.get("positional")]
+    parser.usage = " ".join([prog, "[options]", *places])  # a list of all options is below
     words = list(argv) if argv is not None else sys.argv[1:]
     try:
         parsed = vars(parser.parse_args(_with_config_files(words, kinds)))

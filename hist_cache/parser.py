@@ -10,7 +10,7 @@ from hist_cache.errors import InputError, one_line
 from hist_cache.texts import did_you_mean
 
 SHELLS = ("bash", "zsh", "tcsh")
-UNKNOWN = "unrecognized arguments: "  # begins argparse's message
+UNRECOGNIZED = "unrecognized arguments: "  # begins argparse's message
 FOLDERS, FILES = ("D", "DIR", "RUN"), ("F", "FILE", "PATH", "RUNS")  # metavars whose values a shell completes
 
 
@@ -31,8 +31,8 @@ class Parser(argparse.ArgumentParser):
         """Raise what argparse would print, with the option that may have been meant."""
         text = one_line(ValueError(message.removeprefix("argument ")))
         near = ""
-        if message.startswith(UNKNOWN):
-            word = message.removeprefix(UNKNOWN).split()[0].partition("=")[0]
+        if message.startswith(UNRECOGNIZED):
+            word = message.removeprefix(UNRECOGNIZED).split()[0].partition("=")[0]
             known = [name.removeprefix("--") for name in self._option_string_actions]
             near = did_you_mean(word.removeprefix("--"), known).replace("mean ", "mean --")
         raise InputError(f"{text}{near} ({self.prog} --help shows all)")

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,13 @@ from hist_cache.options import flag, folder_option
 from hist_cache.splits import LOSO_ALIKE, shared_patients
 from hist_cache.validation_slides import reason_for
 from train.experiments import protocols
-from train.experiments.grid import listed_numbers
+from train.experiments.grid import listed_numbers, used_options
 from train.experiments.jobs import Job
 from train.experiments.run_folders import changed_contents
+from train.experiments.setting import Setting
 from train.experiments.within import NOTHING_OF_NEW_SLIDES, describe_within
 from train.leaks import cached_adapter, find_validation_leak, leak_sentences
+from train.models.registry import get_model
 from train.options import ADAPTED, FINETUNING, TrainOptions
 from train.workspace import Workspace
 
@@ -233,17 +235,20 @@ def announce_grid(
     for job in settings.values():
         s = job.setting
         tuned = f", last {s.finetuning.lora.layers} blocks fine-tuned from {s.finetuning.start}" if s.finetuning else ""
-        values = vars(s.model) | vars(s.recipe) | vars(s.fit)
-        numbers = [
-            f", {name.replace('_', ' ')} {values[name]}" for name in dict.fromkeys(("width", *listed)) if name in values
-        ]
         log.info(
-            f"{s.method}: {s.n_genes} genes, {s.neighbors} neighbours{''.join(numbers)}, protocol "
+            f"{s.method}: {s.n_genes} genes, {s.neighbors} neighbours{_numbers(s, ('width', *listed))}, protocol "
             f"{s.protocol.name}{tuned}; {job.folder.parent}"
         )
     count = f"{len(settings)} settings x folds = {len(jobs)} runs" if len(settings) > 1 else f"{len(jobs)} folds"
     done = f", {len(jobs) - len(left)} done before, not run again" if len(left) < len(jobs) else ""
     log.info(f"{count}{done}" + (f"; on {device_name(device)}, {workers} at once" if left else ""))
+
+
+def _numbers(setting: Setting, names: Sequence[str]) -> str:
+    """`, width 256, lr 0.001`: those of some options that a setting's model uses."""
+    values = vars(setting.model) | vars(setting.recipe) | vars(setting.fit)
+    used = used_options(get_model(setting.model_name)) & set(values)
+    return "".join(f", {name.replace('_', ' ')} {values[name]}" for name in dict.fromkeys(names) if name in used)
 
 
 def announce_changes(jobs: list[Job]) -> None:

@@ -39,9 +39,12 @@ class ReportOptions(CommandOptions):
         "where to write report.html, tables/, figures/ (default: <dataset's runs>/report; with --classify: classify/ "
         "beside the first file)",
         "DIR",
+        group="output",
     )
     format: Literal["rich", "csv", "latex"] = option("rich", "of the tables printed")
-    table: int | None = option(None, "only the runs and tables of this table of the paper", "N", within=COUNT)
+    table: int | None = option(
+        None, "only the runs and tables of this table of the paper", "N", within=COUNT, group="content"
+    )
     against: str | None = option(None, "the variant or run to test the others against (default: full)", "VARIANT")
     genes_to_plot: str | None = option(
         None, "genes on the maps and by region, such as COL1A1,FN1 (default: the best)", "NAMES"
@@ -60,9 +63,10 @@ class ReportOptions(CommandOptions):
         "how well predicted expression tells classes of slides apart (table 2), with CSV files instead of runs: FILE "
         "has the columns slide, label and, where known, patient",
         "FILE",
+        group="classes of slides",
     )
     seed: int = option(42, "of --classify: forests, folds, permutations and draws", "N", within=SEEDS)
-    debug: bool = option(False, "show a traceback for every error")
+    debug: bool = option(False, "show a traceback for every error", group="running")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
