@@ -107,4 +107,10 @@ def test_a_study_has_one_value_of_what_may_be_a_list(name: str) -> None:
 
 
 def test_all_options_that_may_be_lists_are_known() -> None:
-    assert set(LIST_OPTIONS) == {f.name for f in fields(Point)}
+    assert {*LIST_OPTIONS, "numbers"} == {f.name for f in fields(Point)}
+
+
+def test_a_study_has_one_of_each_number() -> None:
+    check_single(options_with(lr=1e-3, seed=3), ())
+    with pytest.raises(InputError, match="--lr 1e-3,1e-4: a study has one value .*; search it .--space lr. or give"):
+        check_single(options_with(lr="1e-3,1e-4"), ("lr",))
