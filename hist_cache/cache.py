@@ -138,8 +138,8 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
     if not folders:
         what = f"{dataset} with {encoder}" if encoder else dataset
         there = cache_folders(path, dataset)
-        names = [f.name.rsplit("-", 1)[0] for f in there] if there else [f.name for f in path.glob("[!.]*/")]
-        near = did_you_mean(encoder if there and encoder else dataset, names)
+        known = [f.name.rsplit("-", 1)[0] for f in there] if there else [f.name for f in path.glob("[!.]*/")]
+        near = did_you_mean(encoder if there and encoder else dataset, known)
         raise InputError(f"{path}: no cache of {what}{near}; run hist-extract --dataset {dataset}")
     plain = [f for f in folders if not has_adapter(f)]
     if not plain:

@@ -26,7 +26,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 UNPRINTABLE = ("Cc", "Cs")  # categories of Unicode: control characters, lone surrogates
 PLAIN_EVERY_S = 10.0  # seconds between two lines of progress where the output does not go to a terminal
-MIN_BAR, MAX_BAR, MIN_NOTE = 10, 40, 12  # characters of parts of the live line
+BAR = 12  # characters of the live line's bar, and of a note that is worth showing
 PACKAGES = ("hist_cache", "extract", "train", "sweeps")  # packages whose log messages a command shows
 
 
@@ -152,22 +152,18 @@ def live_line(meter: Meter, width: int, ascii_only: bool = False) -> str:
         ascii_only: Whether the terminal shows nothing else.
     """
     full_cell, empty_cell, dots = ("=", "-", "...") if ascii_only else ("━", "╌", "…")
-    elapsed = f", {duration(time.monotonic() - meter.started)} so far"
     numbers = f"{int(meter.done):,}/{meter.total:,} {meter.unit}, {meter.pace}, ETA {duration(meter.eta_s)}"
-    title = meter.title[: max(width - len(numbers) - 1, 0)]
+    title = meter.title[: max(width - len(numbers) - 1, 0)] if meter.title != meter.unit else ""
     line = f"{title} {numbers}".strip()[:width]
-    if len(line + elapsed) <= width:
-        line += elapsed
-    room = width - len(line) - 1
-    if room >= MIN_BAR:
-        cells = min(room, MAX_BAR) if not meter.note else min(MIN_BAR, room)
+    if (cells := min(width - len(line) - 1, BAR)) >= BAR // 2:
         full = round(cells * min(meter.done / max(meter.total, 1), 1))
         line = f"{line} {full_cell * full}{empty_cell * (cells - full)}"
     note = " ".join(printable(meter.note).split())
     room = width - len(line) - 2
-    if note and room >= MIN_NOTE:
+    if note and room >= BAR:
         line += f", {note if len(note) <= room else note[: room - len(dots)] + dots}"
-    return line
+    elapsed = f", {duration(time.monotonic() - meter.started)} so far"
+    return line + elapsed if len(line + elapsed) <= width else line
 
 
 class _Line(ProgressColumn):

@@ -13,7 +13,7 @@ import termios
 
 from tests.conftest import REPOSITORY
 
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+COLOURS, MOVES = re.compile(r"\x1b\[[0-9;]*m"), re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def shown_in_terminal(script: str, columns: int, rows: int = 24) -> list[str]:
@@ -32,5 +32,5 @@ def shown_in_terminal(script: str, columns: int, rows: int = 24) -> list[str]:
         pass
     os.close(ours)
     assert process.wait(60) == 0, content.decode()
-    lines = re.split(r"[\r\n]+", ESCAPES.sub("\n", content.decode()))
+    lines = re.split(r"[\r\n]+", MOVES.sub("\n", COLOURS.sub("", content.decode())))
     return [line.rstrip() for line in lines if line.strip()]

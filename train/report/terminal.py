@@ -11,6 +11,7 @@ from train.report.table import SEEDS, SUBROW_KINDS, Cell, Column, Row, Table, he
 
 if TYPE_CHECKING:
     import rich.table
+    from rich.box import Box
     from rich.console import RenderableType
 
 NOTE_WIDTH = 110  # characters of a note's line at most
@@ -117,7 +118,7 @@ def _lines(table: Table, width: int) -> rich.table.Table:
     return grid
 
 
-def _grid(table: Table, width: int, box: object) -> rich.table.Table:
+def _grid(table: Table, width: int, box: Box | None) -> rich.table.Table:
     """An empty table with the title, which takes several lines where it is long."""
     from rich.table import Table as RichTable
 
@@ -130,7 +131,7 @@ def _grid(table: Table, width: int, box: object) -> rich.table.Table:
         box=box,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 1, 0, 0),  # type: ignore[arg-type]
+        padding=(0, 1, 0, 0),
     )
 
 

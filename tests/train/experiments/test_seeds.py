@@ -53,11 +53,11 @@ def test_nothing_is_drawn_where_each_slide_is_left_out(cache: Path, run_command:
 
 def test_lists_of_numbers_are_the_runs_of_single_ones(cache: Path, run_command: Run) -> None:
     text = dry_run(run_command, cache, "--alpha", "0.1,0.2", "--smooth", "0,0.5", "--model", "hist,knn")
-    assert "alpha 0.2, smooth 0.5, protocol" in text
+    assert "width 8, smooth 0.5, alpha 0.2, protocol" in text
     singles = [
         names(dry_run(run_command, cache, "--alpha", alpha, "--smooth", smooth))[0]
-        for alpha in (0.1, 0.2)
         for smooth in (0, 0.5)
+        for alpha in (0.1, 0.2)
     ]
     assert [name for name in names(text) if name.startswith("full")] == singles
     assert len([name for name in names(text) if name.startswith("knn")]) == 2, "which has no alpha"
