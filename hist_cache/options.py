@@ -17,6 +17,7 @@ import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -133,8 +134,13 @@ def number_lists(kind: type[CommandOptions]) -> dict[str, tuple[type, Interval |
 
     The value of such an option is a number, or a text of several with commas.
     """
+    return _number_lists(kind, tuple(config for _, config in kind.config_groups()))
+
+
+@cache  # a study asks for each trial
+def _number_lists(kind: type, configs: tuple[type, ...]) -> dict[str, tuple[type, Interval | None]]:
     lists: dict[str, tuple[type, Interval | None]] = {}
-    for config in (kind, *(config for _, config in kind.config_groups())):
+    for config in (kind, *configs):
         hints = typing.get_type_hints(config)
         for f in option_fields(config):
             number = number_kind(hints[f.name])
