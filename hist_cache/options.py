@@ -134,19 +134,19 @@ def number_lists(kind: type[CommandOptions]) -> dict[str, tuple[type, Interval |
 
     The value of such an option is a number, or a text of several with commas.
     """
-    return _number_lists(kind, tuple(config for _, config in kind.config_groups()))
+    return _number_lists((kind, *(config for _, config in kind.config_groups())))
 
 
 @cache  # a study asks for each trial
-def _number_lists(kind: type, configs: tuple[type, ...]) -> dict[str, tuple[type, Interval | None]]:
+def _number_lists(kinds: tuple[type, ...]) -> dict[str, tuple[type, Interval | None]]:
     lists: dict[str, tuple[type, Interval | None]] = {}
-    for config in (kind, *configs):
+    for config in kinds:
         hints = typing.get_type_hints(config)
         for f in option_fields(config):
             number = number_kind(hints[f.name])
-            if number is not None and f.name not in lists and (config is not kind or f.metadata.get("several")):
+            if number is not None and f.name not in lists and (config is not kinds[0] or f.metadata.get("several")):
                 lists[f.name] = number, f.metadata.get("within")
-    own = {f.name for f in option_fields(kind) if not f.metadata.get("several")}
+    own = {f.name for f in option_fields(kinds[0]) if not f.metadata.get("several")}
     return {name: value for name, value in lists.items() if name not in own}
 
 
