@@ -52,7 +52,7 @@ class _Layout:
         return "\n".join(textwrap.wrap(words, max(widest, 8), break_long_words=False))
 
 
-LAYOUTS = (_Layout(), _Layout(tight=True), _Layout(tight=True, digits=FEWER_DIGITS))
+ARRANGEMENTS = (_Layout(), _Layout(tight=True), _Layout(tight=True, digits=FEWER_DIGITS))
 
 
 def to_rich(table: Table, width: int | None = None) -> RenderableType:
@@ -68,7 +68,7 @@ def to_rich(table: Table, width: int | None = None) -> RenderableType:
     from rich.text import Text
 
     width = out.width if width is None else width
-    laid_out = next((found for layout in LAYOUTS if (found := _columns(table, layout, width))), None)
+    laid_out = next((found for layout in ARRANGEMENTS if (found := _columns(table, layout, width))), None)
     parts: list[RenderableType] = [laid_out or _lines(table, width)]
     if table.notes:
         notes = [textwrap.fill(note, min(NOTE_WIDTH, width), subsequent_indent="  ") for note in table.notes]
