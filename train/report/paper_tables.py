@@ -23,7 +23,7 @@ from train.report.published import (
 )
 from train.report.results import COST_KEYS, Results, RunResult
 from train.report.run_settings import WITHIN_SLICES
-from train.report.seeds import over_seeds, seed_notes, seed_row
+from train.report.seeds import over_seeds, seed_row, seed_spread_notes
 from train.report.significance import P_NOTE, REFERENCE, compare, references, without_reference
 from train.report.table import (
     CENTERED_MSE,
@@ -159,7 +159,7 @@ def metrics_table(
         rows = mark_best(rows, columns, leaking)
     rows += _method_rows(runs, metrics, table) if scope == "pooled" else []
     notes = [f"mean ± std over {_fold_counts(runs)} folds, {SCOPES[scope]}; MSE and MAE in {_unit(runs[0])}"]
-    notes += seed_notes(runs)
+    notes += seed_spread_notes(runs)
     notes += [CENTERED_NOTE] if CENTERED_MSE in metrics else []
     notes += [P_NOTE] if any(cell.value is not None for cell in p_cells) else []
     notes += without_reference(results, runs, reference)

@@ -10,7 +10,7 @@ import numpy as np
 
 from train.report.against_ridge import seed_groups, shared_folds
 from train.report.results import Results, RunResult, with_labels
-from train.report.table import SEEDS, Cell, Row
+from train.report.table import OVER_SEEDS, Cell, Row
 
 
 def over_seeds(results: Results, runs: Sequence[RunResult]) -> tuple[Results, list[RunResult]]:
@@ -79,10 +79,10 @@ def seed_row(run: RunResult, metrics: Sequence[str], scope: str) -> Row | None:
     means = frame[frame["scope"] == scope].groupby(["run", "metric"])["value"].mean().unstack()
     spreads = {metric: float(means[metric].std(ddof=1)) for metric in metrics if metric in means}
     cells = tuple(Cell(f"± {spreads[m]:.3f}", spreads[m]) if m in spreads else Cell("–") for m in metrics)
-    return Row(f"± over {len(run.seeds)} seeds", SEEDS, cells)
+    return Row(f"± over {len(run.seeds)} seeds", OVER_SEEDS, cells)
 
 
-def seed_notes(runs: Sequence[RunResult]) -> list[str]:
+def seed_spread_notes(runs: Sequence[RunResult]) -> list[str]:
     """What the rows of `seed_row` are, where there are any."""
     numbers = dict.fromkeys(str(run.settings["seed"]) for run in runs if run.seeds)
     if not numbers:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 HIGHER, LOWER, NEITHER = 1, -1, 0  # which values of a column are better
 BASELINE = "control"  # kind of a baseline's row; CSV files have had this word since version 0.1
 METHOD = "method"  # kind of the row of a method that others have published
-SEEDS = "seeds"  # kind of the row with standard deviations over seeds, which CSV files have in columns of their own
-SUBROW_KINDS = (SEEDS, "p", "published")  # kinds of rows that belong to the run above them
+OVER_SEEDS = "seeds"  # kind of the row of standard deviations over seeds, which CSV files have in columns of their own
+SUBROW_KINDS = (OVER_SEEDS, "p", "published")  # kinds of rows that belong to the run above them
 CENTERED_MSE = "centered_mse"  # MSE after each gene's mean over a slide is taken from prediction and truth
 METRIC_TITLES = {CENTERED_MSE: "MSE, centred"}  # of others the name in capitals
 ROUNDING = 1e-6  # values that differ by a smaller share are equal: the same model in another order of sums
@@ -164,7 +164,7 @@ def to_csv(table: Table) -> str:
     """
     columns = range(len(table.columns))
     has_spread = [any(row.cells[i].spread is not None for row in table.rows) for i in columns]
-    has_seeds = any(row.kind == SEEDS for row in table.rows)
+    has_seeds = any(row.kind == OVER_SEEDS for row in table.rows)
     head = [table.head or "run", "row"]
     for column, spread in zip(table.columns, has_spread, strict=True):
         head += [column.title, *[f"{column.title} std"] * spread, *[f"{column.title} std over seeds"] * has_seeds]
@@ -173,10 +173,10 @@ def to_csv(table: Table) -> str:
     writer.writerow(head)
     run = ""
     for i, row in enumerate(table.rows):
-        if row.kind == SEEDS:
+        if row.kind == OVER_SEEDS:
             continue
         run = run if row.kind in SUBROW_KINDS else row.label
-        below = table.rows[i + 1] if table.rows[i + 1 : i + 2] and table.rows[i + 1].kind == SEEDS else None
+        below = table.rows[i + 1] if table.rows[i + 1 : i + 2] and table.rows[i + 1].kind == OVER_SEEDS else None
         line: list[float | str] = [run, row.label if row.kind in SUBROW_KINDS else row.kind]
         for k, cell in enumerate(row.cells):
             value: float | str = cell.value if cell.value is not None else ("" if cell.text == "–" else cell.text)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from hist_cache.console import out
-from train.report.table import SEEDS, SUBROW_KINDS, Cell, Column, Row, Table, heading, number_cell, starts_part
+from train.report.table import OVER_SEEDS, SUBROW_KINDS, Cell, Column, Row, Table, heading, number_cell, starts_part
 
 if TYPE_CHECKING:
     import rich.table
@@ -39,7 +39,7 @@ class _Layout:
     def cell(self, cell: Cell, row: Row) -> Cell:
         """A cell as this layout shows it."""
         is_number = cell.value is not None and cell.text == number_cell(cell.value, cell.spread).text
-        if self.digits is not None and is_number and row.kind not in (SEEDS, "p"):
+        if self.digits is not None and is_number and row.kind not in (OVER_SEEDS, "p"):
             cell = replace(cell, text=number_cell(cell.value, cell.spread, self.digits).text)
         return replace(cell, text=cell.text.replace(" ± ", "±")) if self.tight else cell
 

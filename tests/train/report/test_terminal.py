@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from train.report.table import HIGHER, LOWER, SEEDS, Cell, Column, Row, Table, number_cell
+from train.report.table import HIGHER, LOWER, OVER_SEEDS, Cell, Column, Row, Table, number_cell
 from train.report.terminal import to_rich
 
 LONG = "reverse_image_gene, mean of 3 seeds, 18 neighbours, alpha 0.35"
@@ -20,7 +20,7 @@ def table(n: int) -> Table:
     numbers = tuple(number_cell(0.641 + i, 0.0234) for i in range(n))
     rows = (
         Row(LONG, "run", (Cell("0.700 ± 0.012", 0.7, 0.012, best=True), *numbers[1:])),
-        Row("± over 3 seeds", SEEDS, tuple(Cell("± 0.004", 0.004) for _ in range(n))),
+        Row("± over 3 seeds", OVER_SEEDS, tuple(Cell("± 0.004", 0.004) for _ in range(n))),
         Row("p against full", "p", tuple(Cell("0.031", 0.031) for _ in range(n))),
         Row("ridge, PCA-256", "control", numbers),
     )
