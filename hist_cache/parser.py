@@ -11,7 +11,7 @@ from hist_cache.texts import did_you_mean
 
 SHELLS = ("bash", "zsh", "tcsh")
 UNRECOGNIZED = "unrecognized arguments: "  # begins argparse's message
-FOLDERS, FILES = ("D", "DIR", "RUN"), ("F", "FILE", "PATH", "RUNS")  # metavars whose values a shell completes
+FOLDER_VALUES, FILE_VALUES = ("D", "DIR", "RUN"), ("F", "FILE", "PATH", "RUNS")  # metavars whose values a shell completes
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,8 +59,8 @@ class _Completion(argparse.Action):
 
         for action in parser._actions:
             kind = action.metavar if isinstance(action.metavar, str) else ""
-            if kind in FOLDERS + FILES:
-                action.complete = shtab.DIRECTORY if kind in FOLDERS else shtab.FILE  # type: ignore[attr-defined]
+            if kind in FOLDER_VALUES + FILE_VALUES:
+                action.complete = shtab.DIRECTORY if kind in FOLDER_VALUES else shtab.FILE  # type: ignore[attr-defined]
             elif kind.startswith("{"):
                 action.choices = kind.strip("{}").split(",")
         print(shtab.complete(parser, shell=values))
