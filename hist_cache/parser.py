@@ -11,7 +11,7 @@ from hist_cache.texts import did_you_mean
 
 SHELLS = ("bash", "zsh", "tcsh")
 UNRECOGNIZED = "unrecognized arguments: "  # begins argparse's message
-FOLDER_VALUES, FILE_VALUES = ("D", "DIR", "RUN"), ("F", "FILE", "PATH", "RUNS")  # metavars whose values a shell completes
+FOLDER_VALUES, FILE_VALUES = ("D", "DIR", "RUN"), ("F", "FILE", "PATH", "RUNS")  # metavars that a shell completes
 
 
 class Parser(argparse.ArgumentParser):
