@@ -92,11 +92,8 @@ class RunResult:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings but the method, by name."""
-        settings = settings_of(self.setting)
-        if self.seeds:
-            numbers = ", ".join(str(run.setting.fit.seed) for run in self.seeds)
-            settings |= {"seed": f"seeds {numbers}", "split_seed": None}
-        return settings
+        numbers = ", ".join(str(run.setting.fit.seed) for run in self.seeds)
+        return settings_of(self.setting) | ({"seed": f"seeds {numbers}", "split_seed": None} if self.seeds else {})
 
     @property
     def splits(self) -> tuple[Any, ...]:
