@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from extract.embeddings import embed_slide
 from extract.encoders.adapters import adapter_digest, merge_adapter, read_adapter_slides
 from extract.encoders.encoder import Encoder
@@ -77,6 +79,7 @@ def complete_adapted(
     sizes: Sequence[int],
     load: Callable[[], Encoder],
     find_slides: Callable[[Cache], Path],
+    device: torch.device,
 ) -> Cache:
     """Make what the cache of an adapter lacks.
 
@@ -87,6 +90,7 @@ def complete_adapted(
         sizes: Neighbourhood sizes of the niches.
         load: Loads the encoder; called only where something is missing.
         find_slides: Returns the folder of the slides of a cache; called only then.
+        device: Where the encoder runs.
 
     Returns:
         The adapter's cache.
@@ -97,7 +101,7 @@ def complete_adapted(
     """
     cache = adapted_cache(plain, adapter)
     if missing := slides_to_embed(cache, slides, sizes):
-        _extract(plain, cache, adapter, missing, sizes, load(), find_slides(plain))
+        _extract(plain, cache, adapter, missing, sizes, load(), find_slides(plain), device)
     for slide in slides:
         identities = [read_fingerprint(c.path(slide)).slide for c in (plain, cache)]
         if different := differences(*identities):
@@ -115,7 +119,14 @@ def _request(plain: Cache, adapter: Path, sizes: Sequence[int], root: Path) -> R
 
 
 def _extract(
-    plain: Cache, cache: Cache, adapter: Path, slides: Sequence[str], sizes: Sequence[int], encoder: Encoder, root: Path
+    plain: Cache,
+    cache: Cache,
+    adapter: Path,
+    slides: Sequence[str],
+    sizes: Sequence[int],
+    encoder: Encoder,
+    root: Path,
+    device: torch.device,
 ) -> None:
     request = _request(plain, adapter, sizes, root)
     merged = merge_adapter(encoder, adapter)
@@ -124,7 +135,7 @@ def _extract(
         raise plan.failed[0]
     log.info(f"{cache.folder}: {len(slides)} slides to embed with the adapter {adapter}, {plan.crops:,} crops")
     with (
-        closing(start_pipeline(merged, request.common["precision"])) as pipeline,
+        closing(start_pipeline(merged, request.common["precision"], device)) as pipeline,
         progress("extract", plan.crops, "crops") as meter,
     ):
         details = {"device": str(pipeline.device), "weights": encoder.source, "adapter": str(adapter.resolve())}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from extract.options import ExtractOptions
 from hist_cache.console import duration, progress, say, size, warn
+from hist_cache.devices import choose_device, device_name
 from hist_cache.errors import HistError, InputError
 from hist_cache.options import folder_option, parse, run
 
@@ -201,13 +202,14 @@ def say_throughput(pipeline: Pipeline) -> None:
 
 
 def start_encoder(options: ExtractOptions, dataset: Dataset) -> tuple[Encoder, Pipeline]:
-    """Load the encoder, with its adapter if there is one, onto the GPU or else the CPU, and print which."""
+    """Load the encoder, with its adapter if there is one, onto the device, and print which."""
     import torch
 
     from extract.encoders.encoder import check_block
     from extract.encoders.registry import load_encoder
     from extract.pipeline import start_pipeline
 
+    device = choose_device(options.device)
     weights = Path(options.weights) if options.weights else None
     if options.lora is not None:
         encoder = start_finetuned(options, Path(options.lora), weights)
@@ -215,12 +217,9 @@ def start_encoder(options: ExtractOptions, dataset: Dataset) -> tuple[Encoder, P
         encoder = load_encoder(options.encoder or dataset.encoder, weights, options.random_weights)
     if options.tokens_at is not None:
         check_block(encoder, options.tokens_at)
-    pipeline = start_pipeline(encoder, options.precision)
-    if pipeline.device.type == "cuda":
-        where = torch.cuda.get_device_name()
-    else:
-        where = f"the CPU ({torch.get_num_threads()} cores; no GPU found)"
-    say(f"encoder {encoder.name} ({encoder.source}) in {pipeline.precision} on {where}")
+    pipeline = start_pipeline(encoder, options.precision, device)
+    cores = "" if device.type == "cuda" else f", {torch.get_num_threads()} cores"
+    say(f"encoder {encoder.name} ({encoder.source}) in {pipeline.precision} on {device_name(device)}{cores}")
     return encoder, pipeline
 
 

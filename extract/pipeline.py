@@ -21,9 +21,10 @@ from torch import Tensor
 
 from extract.clock import Clock
 from extract.encoders.encoder import Encoder
-from extract.slides.batches import CropBatch, CropTransform, in_background, to_device, use_device
+from extract.slides.batches import CropBatch, CropTransform, in_background, to_device
 from extract.slides.crops import Crops, TileStore, pieces, reading_order, spot_runs
 from extract.slides.image import Image
+from hist_cache.devices import choose_device, use_device
 from hist_cache.errors import HistError
 from hist_cache.values import Precision
 
@@ -246,7 +247,7 @@ def start_pipeline(
         precision: bf16 where the device computes it fast, by default.
         device: The GPU if there is one, by default.
     """
-    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or choose_device()
     precision = precision or ("bf16" if has_fast_bf16(device) else "fp32")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     if device.type == "cuda":

@@ -245,9 +245,17 @@ def plan_cache_tokens(
 
 
 def make_tokens(
-    cache: Cache, slides: Sequence[str], sizes: Sequence[int], encoder: Encoder, block: int, data_root: Path
+    cache: Cache,
+    slides: Sequence[str],
+    sizes: Sequence[int],
+    encoder: Encoder,
+    block: int,
+    data_root: Path,
+    device: torch.device | None = None,
 ) -> list[HistError]:
     """Complete the token files of a cache; arguments and errors are those of `plan_cache_tokens`.
+
+    The encoder runs on `device`, the GPU if there is one by default.
 
     Returns:
         The errors of slides that failed.
@@ -257,5 +265,5 @@ def make_tokens(
     if not tokens.plan.crops:
         return tokens.plan.failed
     encoder_copy = replace(encoder, module=copy.deepcopy(encoder.module))
-    with closing(start_pipeline(first_blocks_encoder(encoder_copy, block), common["precision"])) as pipeline:
+    with closing(start_pipeline(first_blocks_encoder(encoder_copy, block), common["precision"], device)) as pipeline:
         return compute_tokens(tokens, pipeline, {"device": str(pipeline.device), "weights": encoder.source})

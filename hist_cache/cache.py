@@ -21,6 +21,7 @@ from hist_cache.files import PARTIAL, write_json
 from hist_cache.fingerprint import Fingerprint, differences, encoder_slug, identity_hash, is_tuned, wrong_facts
 from hist_cache.header_index import HeaderIndex
 from hist_cache.slide_file import read_fingerprint, read_slide
+from hist_cache.texts import did_you_mean
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,10 @@ def open_cache(path: str | Path, dataset: str | None = None, encoder: str | None
         folders = [f for f in folders if f.name.rsplit("-", 1)[0] in (encoder, encoder_slug(encoder))]
     if not folders:
         what = f"{dataset} with {encoder}" if encoder else dataset
-        raise InputError(f"{path}: no cache of {what}; run hist-extract --dataset {dataset}")
+        there = cache_folders(path, dataset)
+        known = [f.name.rsplit("-", 1)[0] for f in there] if there else [f.name for f in path.glob("[!.]*/")]
+        near = did_you_mean(encoder if there and encoder else dataset, known)
+        raise InputError(f"{path}: no cache of {what}{near}; run hist-extract --dataset {dataset}")
     plain = [f for f in folders if not has_adapter(f)]
     if not plain:
         names = ", ".join(f.name for f in folders)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hist_cache.errors import InputError, one_line
-from hist_cache.texts import read_text
+from hist_cache.texts import did_you_mean, read_text
 
 MAX_CHARACTERS = 1_000_000  # a file with every option has 3,000
 
@@ -28,10 +27,7 @@ def read_config(file: Path, kinds: Mapping[str, Any]) -> list[str]:
     for key, value in values.items():
         name = str(key).replace("-", "_")
         if name not in kinds:
-            near = difflib.get_close_matches(name, list(kinds), n=1)
-            raise InputError(
-                f"--config {file}: no option {name[:60]!a}" + (f", did you mean {near[0]}?" if near else "")
-            )
+            raise InputError(f"--config {file}: no option {name[:60]!a}{did_you_mean(name, kinds)}")
         if value is None or value is False:
             continue
         flag = f"--{name.replace('_', '-')}"

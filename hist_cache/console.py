@@ -16,14 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress, ProgressColumn, Task
+from rich.table import Column
+from rich.text import Text
 
 PLAIN_WIDTH = 130  # width of the output in characters where it does not go to a terminal
 out = Console(soft_wrap=True, highlight=False, emoji=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
@@ -31,6 +26,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False, emoji=False)
 
 UNPRINTABLE = ("Cc", "Cs")  # categories of Unicode: control characters, lone surrogates
 PLAIN_EVERY_S = 10.0  # seconds between two lines of progress where the output does not go to a terminal
+BAR = 12  # characters of the live line's bar, and of a note that is worth showing
 PACKAGES = ("hist_cache", "extract", "train", "sweeps")  # packages whose log messages a command shows
 
 
@@ -147,15 +143,38 @@ class _Plain(Meter):
         print(printable(line), flush=True)
 
 
-class _Live(Meter):
-    def __init__(self, title: str, total: int, unit: str, bar: Progress) -> None:
-        super().__init__(title, total, unit)
-        self.bar = bar
-        self.task = bar.add_task(title, total=total, note="")
+def live_line(meter: Meter, width: int, ascii_only: bool = False) -> str:
+    """The progress of some work in one line: count, rate and time left always, then a bar and the note as they fit.
 
-    def show(self) -> None:
-        note = self.pace + (f", {self.note}" if self.note else "")
-        self.bar.update(self.task, completed=self.done, note=note)
+    Args:
+        meter: Of the work.
+        width: Characters of the line at most.
+        ascii_only: Whether the terminal shows nothing else.
+    """
+    full_cell, empty_cell, dots = ("=", "-", "...") if ascii_only else ("━", "╌", "…")
+    numbers = f"{int(meter.done):,}/{meter.total:,} {meter.unit}, {meter.pace}, ETA {duration(meter.eta_s)}"
+    title = meter.title[: max(width - len(numbers) - 1, 0)] if meter.title != meter.unit else ""
+    line = f"{title} {numbers}".strip()[:width]
+    if (cells := min(width - len(line) - 1, BAR)) >= BAR // 2:
+        full = round(cells * min(meter.done / max(meter.total, 1), 1))
+        line = f"{line} {full_cell * full}{empty_cell * (cells - full)}"
+    note = " ".join(printable(meter.note).split())
+    room = width - len(line) - 2
+    if note and room >= BAR:
+        line += f", {note if len(note) <= room else note[: room - len(dots)] + dots}"
+    elapsed = f", {duration(time.monotonic() - meter.started)} so far"
+    return line + elapsed if len(line + elapsed) <= width else line
+
+
+class _Line(ProgressColumn):
+    """One line of the width of the terminal, whatever that becomes while the work goes on."""
+
+    def __init__(self, meter: Meter) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.meter = meter
+
+    def render(self, task: Task) -> Text:
+        return Text(live_line(self.meter, out.width, out.options.ascii_only), no_wrap=True, overflow="crop")
 
 
 @contextmanager
@@ -178,16 +197,10 @@ def progress(title: str, total: int, unit: str) -> Iterator[Meter]:
     if not out.is_terminal:
         yield _Plain(title, total, unit)
         return
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
-    )
-    with Progress(*columns, console=out, transient=True) as bar:
-        yield _Live(title, total, unit, bar)
+    meter = Meter(title, total, unit)
+    with Progress(_Line(meter), console=out, transient=True) as shown:
+        shown.add_task(title)
+        yield meter
 
 
 def duration(seconds: float) -> str:

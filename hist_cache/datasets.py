@@ -5,7 +5,6 @@ The facts are in datasets.toml, and in a file of the user's own (`hist_cache.own
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any
 
 from hist_cache.errors import InputError
 from hist_cache.own_tables import own_rows
-from hist_cache.texts import first_names, shortened
+from hist_cache.texts import did_you_mean, first_names, shortened
 
 PRESETS = Path(__file__).with_name("datasets.toml")
 RANGE = re.compile(r"([A-Za-z_]+)([0-9]+)-([A-Za-z_]*)([0-9]+)")
@@ -130,12 +129,10 @@ def get_dataset(name: str) -> Dataset:
     """
     if dataset := _all_datasets().get(name):
         return replace(dataset, patients=dict(dataset.patients), training=dict(dataset.training))
-    matches = difflib.get_close_matches(name.lower(), dataset_names(), n=1)
+    names = dataset_names()
     raise InputError(
-        f"no dataset {name!r}"
-        + (f", did you mean {matches[0]}?" if matches else ";")
-        + f" there are {', '.join(dataset_names())};"
-        " other slides are named by --ids, or by a dataset of your own in hist.toml"
+        f"no dataset {name!r}{did_you_mean(name, names)}; there are {', '.join(names)}; other slides are named by "
+        "--ids, or by a dataset of your own in hist.toml"
     )
 
 

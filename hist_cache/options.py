@@ -17,6 +17,7 @@ import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar
 
@@ -24,8 +25,9 @@ from hist_cache.config_files import read_config
 from hist_cache.console import fail, show_logs
 from hist_cache.errors import HistError, InputError, WriteError, one_line
 from hist_cache.files import FULL, write_error
+from hist_cache.parser import Parser
 from hist_cache.passwords import mask_command, mask_passwords
-from hist_cache.values import Interval, choices_of, read_value
+from hist_cache.values import Interval, choices_of, number_kind, read_numbers, read_value
 
 _O = TypeVar("_O", bound="CommandOptions")
 _T = TypeVar("_T")
@@ -41,6 +43,7 @@ def option(
     group: str | None = None,
     since: str | None = None,
     within: Interval | None = None,
+    several: bool = False,
 ) -> Any:
     """Declare a dataclass field that is also a command-line option.
 
@@ -52,8 +55,9 @@ def option(
         since: The version that added the field. Such a field is left out of a run's hash while it has its default, so
             that adding an option does not orphan finished runs.
         within: The numbers that it may be.
+        several: Whether a command's own number may be several, as `1,2,3`; those of its `config_groups` always may.
     """
-    metadata = {"help": help, "metavar": metavar, "group": group, "since": since, "within": within}
+    metadata = {"help": help, "metavar": metavar, "group": group, "since": since, "within": within, "several": several}
     return field(default=default, metadata=metadata)
 
 
@@ -125,6 +129,27 @@ def all_option_names(kind: type[CommandOptions]) -> list[str]:
     return list(dict.fromkeys(f.name for k in kinds for f in option_fields(k)))
 
 
+def number_lists(kind: type[CommandOptions]) -> dict[str, tuple[type, Interval | None]]:
+    """Kind and range of the numbers of which a command takes several, a run for each, by the names of their options.
+
+    The value of such an option is a number, or a text of several with commas.
+    """
+    return _number_lists((kind, *(config for _, config in kind.config_groups())))
+
+
+@cache  # a study asks for each trial
+def _number_lists(kinds: tuple[type, ...]) -> dict[str, tuple[type, Interval | None]]:
+    lists: dict[str, tuple[type, Interval | None]] = {}
+    for config in kinds:
+        hints = typing.get_type_hints(config)
+        for f in option_fields(config):
+            number = number_kind(hints[f.name])
+            if number is not None and f.name not in lists and (config is not kinds[0] or f.metadata.get("several")):
+                lists[f.name] = number, f.metadata.get("within")
+    own = {f.name for f in option_fields(kinds[0]) if not f.metadata.get("several")}
+    return {name: value for name, value in lists.items() if name not in own}
+
+
 def flag(name: str) -> str:
     """The flag of an option: `batch_size` -> `--batch-size`."""
     return "--" + name.replace("_", "-")
@@ -137,13 +162,6 @@ def check_ranges(config: Any) -> None:
             f.metadata["within"].check(flag(f.name), value)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises `InputError` where argparse would print the usage of all options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{one_line(ValueError(message.removeprefix('argument ')))} ({self.prog} --help shows all)")
-
-
 def parse(kind: type[_O], prog: str, description: str, argv: Sequence[str] | None = None) -> _O:
     """Read options into `kind`; wrong ones end in one line and exit with 2.
 
@@ -153,10 +171,12 @@ def parse(kind: type[_O], prog: str, description: str, argv: Sequence[str] | Non
         description: Head of its help.
         argv: Arguments; the process's own by default.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = Parser(prog, description)
     parser.add_argument("--config", help="read options from a YAML FILE", metavar="FILE")
     parser.add_argument(PRINT_CONFIG, action="store_true", help="print the options that were given, and exit")
     kinds = _add_options(parser, kind)
+    places = [f.metadata["metavar"] for f in option_fields(kind) if f.metadata.get("positional")]
+    parser.usage = " ".join([prog, "[options]", *places])  # a list of all options is below
     words = list(argv) if argv is not None else sys.argv[1:]
     try:
         parsed = vars(parser.parse_args(_with_config_files(words, kinds)))
@@ -200,6 +220,7 @@ def _with_config_files(argv: Sequence[str], kinds: Mapping[str, Any]) -> list[st
 def _add_options(parser: argparse.ArgumentParser, kind: type[CommandOptions]) -> dict[str, Any]:
     """Add the options of a command and of its config groups; returns name -> type of all."""
     kinds: dict[str, Any] = {}
+    lists = number_lists(kind)
     for title, config in [(None, kind), *kind.config_groups()]:
         own = {f.name for f in option_fields(kind)}
         if config is not kind and (clash := sorted({f.name for f in option_fields(config)} & own - SHARED)):
@@ -212,11 +233,19 @@ def _add_options(parser: argparse.ArgumentParser, kind: type[CommandOptions]) ->
             kinds[f.name] = hints[f.name]
             if f.metadata.get("group"):
                 place = parser.add_argument_group(f.metadata["group"])
-            _add_option(place, f, hints[f.name])
+            _add_option(place, f, hints[f.name], lists.get(f.name, (None, None))[0])
     return kinds
 
 
-def _add_option(place: Any, f: dataclasses.Field[Any], hint: Any) -> None:
+def _add_option(place: Any, f: dataclasses.Field[Any], hint: Any, several: type | None) -> None:
+    """Add the option of a field.
+
+    Args:
+        place: The parser, or a group of it.
+        f: The field.
+        hint: Its type.
+        several: The kind of its numbers, where there may be several.
+    """
     text = f.metadata["help"].replace("%", "%%")
     is_positional = f.metadata.get("positional")
     if hint is bool:
@@ -224,8 +253,12 @@ def _add_option(place: Any, f: dataclasses.Field[Any], hint: Any) -> None:
         return
 
     def convert(word: str) -> Any:
+        within = f.metadata.get("within")
         try:
-            return read_value(word, hint, f.metadata.get("within"))
+            if several is None:
+                return read_value(word, hint, within)
+            numbers = read_numbers(word, several, within)
+            return numbers[0] if len(numbers) == 1 else word
         except ValueError as error:
             raise InputError(f"{f.metadata['metavar'] if is_positional else flag(f.name)} {error}") from None
 

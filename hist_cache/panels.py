@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from hist_cache.errors import InputError
-from hist_cache.texts import bad_name, read_json, read_text
+from hist_cache.texts import bad_name, did_you_mean, read_json, read_text
 
 TECHNICAL = ("MT-", "RPS", "RPL")  # mitochondrial and ribosomal; "MT" without "-" would match metallothioneins too
 VARIABLE_PER_SLIDE = 2000
@@ -74,7 +74,10 @@ def read_panel(file: Path) -> list[str]:
     try:
         names = _panel_names(file)
     except ValueError as error:
-        raise InputError(f"--genes {file}: neither hmhvg, hvg nor a readable file of gene names ({error})") from error
+        near = did_you_mean(str(file), DEFAULT_SIZE)
+        raise InputError(
+            f"--genes {file}: neither hmhvg, hvg nor a readable file of gene names ({error}){near}"
+        ) from error
     if not names:
         raise InputError(f"--genes {file}: no gene names in it")
     if problem := bad_name(names):

@@ -17,7 +17,7 @@ from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.slide_parts import ROLES, WITHIN, within_rows
 from hist_cache.split_files import csv_rows, json_rows
-from hist_cache.texts import bad_name, first_names
+from hist_cache.texts import bad_name, did_you_mean, first_names
 from hist_cache.validation_slides import ValidateOn, validation_slides
 
 log = logging.getLogger(__name__)
@@ -130,6 +130,12 @@ def kind_in_use(dataset: str, ids: Collection[str], patients: Mapping[str, str],
     kind = _default_kind(dataset, ids, patients) if kind is None else kind
     draws = kind == "slide" and not published_splits(dataset, "slide")
     return "loso" if draws and len(ids) < MIN_SLIDES_TO_DRAW else kind
+
+
+def are_drawn(dataset: str, ids: Collection[str], patients: Mapping[str, str], kind: str | Path | None) -> bool:
+    """Tell whether `make_splits` draws this kind of splits, so that a seed changes them."""
+    in_use = kind_in_use(dataset, ids, patients, kind)
+    return in_use in ("slide", "patient") and not published_splits(dataset, str(in_use))
 
 
 def _default_kind(dataset: str, ids: Collection[str], patients: Mapping[str, str]) -> str:
@@ -273,8 +279,8 @@ def from_files(path: Path) -> list[Split]:
     """
     if not path.is_dir() and not path.is_file():
         raise InputError(
-            f"--split {path}: neither {', '.join(KINDS)} nor a file that is there; give one of these, a JSON "
-            "file or a folder of CSVs"
+            f"--split {path}: neither {', '.join(KINDS)} nor a file that is there{did_you_mean(str(path), KINDS)}; "
+            "give one of these, a JSON file or a folder of CSVs"
         )
     rows = csv_rows(path) if path.is_dir() else json_rows(path)
     return [_split(row, name) for name, row in rows]

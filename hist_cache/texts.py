@@ -6,6 +6,7 @@ Whatever is wrong with such a file is a `ValueError` of one line; the caller kno
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import tomllib
 import unicodedata
@@ -94,6 +95,13 @@ def shortened(text: str, longest: int = 60) -> str:
 def first_names(names: Sequence[str], most: int = 6) -> str:
     """Return the first of some names as one text, with dots where there are more."""
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def did_you_mean(name: str, names: Iterable[str], most: int = 1) -> str:
+    """Return ` (did you mean X?)` with the most similar of some names, for messages; "" where none is similar."""
+    by_lower = {known.lower(): known for known in names}
+    near = difflib.get_close_matches(name[:MAX_NAME].lower(), by_lower, n=most)
+    return f" (did you mean {' or '.join(by_lower[text] for text in near)}?)" if near else ""
 
 
 def bad_name(names: Iterable[str]) -> str | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hist_cache.errors import InputError
-from hist_cache.texts import bad_name, shortened
+from hist_cache.texts import bad_name, did_you_mean, shortened
 
 Precision = Literal["bf16", "fp32"]  # of matrix products
 SelectBy = Literal["mse", "centered_mse", "pcc", "loss"]  # what an epoch or a penalty is selected by
@@ -91,7 +91,7 @@ def read_value(word: str, hint: Any, within: Interval | None = None) -> Any:
         raise ValueError("'': give a value or leave the option out")
     if choices := choices_of(hint):
         if word not in choices:
-            raise ValueError(f"{_shown(word)}: one of {', '.join(choices)}")
+            raise ValueError(f"{_shown(word)}{did_you_mean(word, choices)}: one of {', '.join(choices)}")
         return word
     if str in kinds or tuple[str, ...] in kinds:
         if len(word) > MAX_TEXT:
@@ -105,6 +105,25 @@ def read_value(word: str, hint: Any, within: Interval | None = None) -> Any:
     if within is not None and not within.holds(number):
         raise ValueError(f"{_shown(word)}: must be {within.wanted(number)}")
     return number
+
+
+def number_kind(hint: Any) -> type[int] | type[float] | None:
+    """The kind of number that a type holds, also an optional one or one beside texts; None for another type."""
+    return int if int in _kinds(hint) else float if float in _kinds(hint) else None
+
+
+def read_numbers(value: object, kind: type, within: Interval | None = None) -> list[Any]:
+    """Read the numbers of an option that may have several.
+
+    Args:
+        value: A number, or a text such as `1e-3,1e-4`.
+        kind: int or float.
+        within: The numbers that each may be.
+
+    Raises:
+        ValueError: One of them is no such number; the message says what would be.
+    """
+    return [read_value(word.strip(), kind, within) for word in str(value).split(",")]
 
 
 def _read_number(word: str, whole: bool) -> int | float | None:

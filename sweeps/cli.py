@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hist_cache.console import out, say, warn
+from hist_cache.devices import choose_device, device_name
 from hist_cache.errors import HistError, InputError, keeping
 from hist_cache.options import parse, run
 from sweeps.options import SweepOptions
@@ -31,8 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def sweep(options: SweepOptions) -> int:
     """Run the command; returns the exit code."""
-    import torch
-
     from sweeps.opening import check_storage, open_study
     from sweeps.report import write_study
     from sweeps.workers import prepare
@@ -47,6 +46,7 @@ def sweep(options: SweepOptions) -> int:
     from train.experiments.grid import with_table
     from train.experiments.runner import default_workers
 
+    device = choose_device(options.device)
     check_options(options)
     options = with_table(options)
     check_finetuning(options)
@@ -56,7 +56,6 @@ def sweep(options: SweepOptions) -> int:
     announce_leaks([*jobs, *plan.final_jobs(workspace, {})], options, workspace)
     announce_crops(jobs, workspace)
     announce_splits(jobs, workspace)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     say_plan(plan)
     if options.dry_run:
         check_storage(plan)
@@ -146,7 +145,7 @@ def search(
         say(f"the study has {finished} trials or more: nothing to search, --trials N adds to it")
         return
     before = f", {finished} done before" if finished else ""
-    say(f"{left} trials{before}; on {'the GPU' if device.type == 'cuda' else 'the CPU'}, {workers} at once")
+    say(f"{left} trials{before}; on {device_name(device)}, {workers} at once")
     problems: list[HistError] = []
     try:
         with study_display(plan, storage) as display:
@@ -174,7 +173,7 @@ def conclude(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, devic
     from sweeps.report import write_best, write_study_report, write_trials
     from sweeps.trials import best_trial, importance, study_work, values_of
     from train.report.paper_tables import metrics_table
-    from train.report.table import to_rich
+    from train.report.terminal import to_rich
 
     trials = storage.study.get_trials(deepcopy=False)
     values = values_of(plan, best_trial(plan, trials))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,10 +53,11 @@ class StudyDisplay:
             say(f"{trial_line(self.plan, trial)}; {self.title(trials)}")
 
     def title(self, trials: Sequence[FrozenTrial]) -> str:
-        """Describe the progress: `57 of 100 trials, 21 pruned, ETA 3 min 20 s, best trial 31: 0.4123`."""
+        """Describe the progress: `57 of 100 trials, 21 pruned, 12.0 trials/min, ETA 4 min, best trial 31: 0.4123`."""
         pruned = sum(t.state == TrialState.PRUNED for t in trials)
         eta = duration(self.meter.eta_s)
-        progress = f"{len(self.finished)} of {self.plan.options.trials} trials, {pruned} pruned, ETA {eta}"
+        done = f"{len(self.finished)} of {self.plan.options.trials} trials, {pruned} pruned"
+        progress = f"{done}, {self.meter.pace}, ETA {eta}"
         best = ranked(self.plan, trials)[:1]
         return progress + "".join(f", best trial {t.number}: {t.value:.4f}" for t in best)
 
@@ -98,16 +100,39 @@ def value_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def best_table(plan: StudyPlan, trials: Sequence[FrozenTrial], title: str) -> Table:
-    """Make a table of the best trials, for `console.out.print`."""
+def best_table(plan: StudyPlan, trials: Sequence[FrozenTrial], title: str, width: int | None = None) -> Table:
+    """Make a table of the best trials, for `console.out.print`.
+
+    Args:
+        plan: The study.
+        trials: All of them.
+        title: Of the table.
+        width: In characters (default: that of the terminal). Where it does not hold a column for each parameter, all
+            are in one column, which takes several lines.
+    """
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
-    for name in ("trial", plan.objective, *(p.name.replace("_", " ") for p in plan.space), "epochs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for trial in ranked(plan, trials)[:BEST_SHOWN]:
-        number = f"{trial.number}, default" if trial.user_attrs.get("default") else str(trial.number)
-        epochs = str(sum(trial.user_attrs.get("epochs", ())))
-        cells = [value_text(v) for v in values_of(plan, trial).values()]
-        table.add_row(number, f"{trial.value:.4f}", *cells, epochs)
+    width = out.width if width is None else width
+    names = [p.name.replace("_", " ") for p in plan.space]
+    best = ranked(plan, trials)[:BEST_SHOWN]
+    head = ["trial", plan.objective, "epochs", *names]
+    rows = [[*_numbers(trial), *map(value_text, values_of(plan, trial).values())] for trial in best]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    fits = sum(widths) + 3 * len(widths) + 1 <= width
+    if not fits:
+        head = ["trial", plan.objective, "epochs", "settings"]
+        rows = [[*_numbers(trial), values_text(values_of(plan, trial))] for trial in best]
+    table = Table(title=escape(textwrap.fill(title, width)), title_justify="left")
+    for i, name in enumerate(head):
+        is_text = not fits and i == len(head) - 1
+        table.add_column(escape(name), justify="left" if is_text else "right", no_wrap=not is_text, overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
     return table
+
+
+def _numbers(trial: FrozenTrial) -> tuple[str, str, str]:
+    """A trial's number, score and epochs, as texts."""
+    number = f"{trial.number}, default" if trial.user_attrs.get("default") else str(trial.number)
+    return number, f"{trial.value:.4f}", str(sum(trial.user_attrs.get("epochs", ())))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hist_cache.errors import InputError, one_line
 from hist_cache.options import all_option_names, option_fields
 from hist_cache.own_tables import own_rows, own_tables
-from hist_cache.texts import read_text
+from hist_cache.texts import did_you_mean, read_text
 from hist_cache.values import LARGEST
 from sweeps.options import PEER_SPACE, SPACE, SweepOptions
 from train.models.registry import DEFAULT_MODEL
@@ -132,7 +132,8 @@ def _space_rows(space: str, source: str) -> tuple[dict[str, dict[str, Any]], set
         rows = {name: all_rows.get(name, {}) for name in named}
     own = {f.name for _, kind in TrainOptions.config_groups() for f in option_fields(kind)} & set(rows) - {*all_rows}
     if unknown := sorted(named - set(all_rows) - (own if is_own else set())):
-        raise InputError(f"{source}: {', '.join(unknown)} cannot be searched; there are {', '.join(all_rows)}")
+        near = did_you_mean(unknown[0], [*all_rows, *own])
+        raise InputError(f"{source}: {', '.join(unknown)} cannot be searched{near}; there are {', '.join(all_rows)}")
     for name in named:
         companions = rows[name].get("also", ())
         if not isinstance(companions, list | tuple):

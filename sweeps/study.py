@@ -12,7 +12,7 @@ from typing import Any
 
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import short_hash
-from hist_cache.options import all_option_names, flag
+from hist_cache.options import all_option_names, flag, number_lists
 from sweeps.options import SweepOptions
 from sweeps.space import Parameter
 from train.experiments.grid import points, used_options
@@ -25,7 +25,7 @@ from train.workspace import Workspace
 LIST_OPTIONS = (
     *("model", "ablation", "neighbors", "genes", "n_genes", "split", "protocol", "recipe", "transform", "lora_layers"),
 )
-NOT_IN_COMMAND = ("fold", "table", "resume", "jobs", "genes_to_plot", "logger", "dry_run", "debug")
+NOT_IN_COMMAND = ("fold", "table", "resume", "jobs", "genes_to_plot", "device", "logger", "dry_run", "debug")
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,9 @@ def check_single(options: SweepOptions, searchable: Collection[str]) -> None:
     Raises:
         InputError: Where an option has several values.
     """
-    for name in LIST_OPTIONS:
-        value = getattr(options, name)
+    given = {name: getattr(options, name) for name in LIST_OPTIONS}
+    given |= {name: value for name, value in options.config_values.items() if name in number_lists(type(options))}
+    for name, value in given.items():
         if "," in str(value) or value == "all":
             searched = f"search it (--space {name}) or " * (name in searchable)
             raise InputError(f"{flag(name)} {value}: a study has one value of each option; {searched}give one")

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import torch
 
+from hist_cache.devices import choose_device, use_device
 from hist_cache.errors import HistError
 from hist_cache.executor import Events, Report, Worker
 from hist_cache.options import folder_option
@@ -105,6 +106,7 @@ def run_trials_in_processes(
 
 def start_trial_worker(setup: TrialWorkerSetup) -> TrialWorkerSetup:
     """Make the models known that a user has registered; a worker works with what it is given."""
+    use_device(setup.device)
     for entry in setup.models:
         register(entry)
     return setup
@@ -146,6 +148,5 @@ def prepare(options: SweepOptions) -> tuple[StudyPlan, Workspace]:
         return make_study_plan(options.with_values({"precision": precision}), space, workspace, runs)
 
     if options.precision == "auto" and get_model(options.model).learns:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return settle_precision(plan_in, workspace, device), workspace
+        return settle_precision(plan_in, workspace, choose_device(options.device)), workspace
     return make_study_plan(options, space, workspace, runs), workspace

@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hist_cache.console import fail, hush, out, say
+from hist_cache.devices import AUTO, choose_device
 from hist_cache.errors import InputError, keeping
 from hist_cache.options import folder_option, parse, run
 from train.options import TrainOptions
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from train.workspace import Workspace
 
 DESCRIPTION = """Phase two: train models on a dataset's cache, test them on held-out slides, print their metrics beside
-what any model must beat. Options with several values (--ablation all, --neighbors 6,18,36) run every combination.
+what any model must beat. Options with several values (--ablation all, --neighbors 6,18,36, --seed 1,2,3, and every
+number of models, training and recipes) run every combination.
 Finished folds are not run again; a stopped one goes on where it was."""
 
 
@@ -34,12 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(options: TrainOptions) -> int:
     """Run the command; returns the exit code."""
-    import torch
-
     from train import distributed
     from train.experiments import announcements
     from train.experiments.adapted import announce_adapters, with_adapters
-    from train.experiments.grid import points, table_row, with_table
+    from train.experiments.grid import listed_numbers, points, table_row, with_table
     from train.experiments.jobs import make_jobs
     from train.experiments.logged_folds import check_logger, logging_to
     from train.experiments.own_rows import use_own_rows
@@ -47,8 +47,7 @@ def train(options: TrainOptions) -> int:
     from train.experiments.runner import default_workers, describe_failure
 
     own_device = distributed.init()
-    if own_device is not None and not options.finetune_lora:
-        raise InputError("several processes on one batch are for --finetune-lora; on a cache one is enough (--jobs N)")
+    device = choose_device(options.device) if own_device is None else check_own_device(own_device, options)
     if distributed.rank() > 0:
         hush()
     use_own_rows(options)
@@ -61,7 +60,6 @@ def train(options: TrainOptions) -> int:
     workspace = announcements.open_workspace(options, sorted({p.neighbors for p in grid}))
     jobs = make_jobs(grid, options, workspace, folder_option(options.runs, "HIST_RUNS", "runs"))
     jobs = with_adapters(jobs, options.lora, workspace)
-    device = own_device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     jobs = with_precision(jobs, options.precision, device)
     announcements.announce_leaks(jobs, options, workspace)
     announcements.announce_crops(jobs, workspace)
@@ -74,7 +72,8 @@ def train(options: TrainOptions) -> int:
     distributed.barrier()  # before any is done that was not
     finetuned = [job for job in left if job.setting.finetuning]
     workers = 1 if finetuned else min(options.jobs or default_workers(len(left), device), max(len(left), 1))
-    announcements.announce_grid(jobs, left, device, workers)
+    announcements.announce_seeds(jobs, options)
+    announcements.announce_grid(jobs, left, device, workers, listed_numbers(options))
     announcements.announce_changes(jobs)
     announce_adapters(left, options.lora, workspace)
     if options.dry_run:
@@ -94,6 +93,15 @@ def train(options: TrainOptions) -> int:
             print_results(jobs, genes_to_plot, options.table)
     distributed.destroy()
     return 1 if failures else 0
+
+
+def check_own_device(device: torch.device, options: TrainOptions) -> torch.device:
+    """The device of one of several processes that torchrun has started; `InputError` for options that do not suit."""
+    if not options.finetune_lora:
+        raise InputError("several processes on one batch are for --finetune-lora; on a cache one is enough (--jobs N)")
+    if options.device != AUTO:
+        raise InputError(f"--device {options.device}: torchrun gives each process a device of its own; leave it out")
+    return device
 
 
 def check_left(left: list[Job], options: TrainOptions, workspace: Workspace, device: torch.device) -> None:
@@ -154,7 +162,7 @@ def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -
     from train.report.paper_tables import results_tables
     from train.report.results import read_results
     from train.report.ridge_table import ridge_tables
-    from train.report.table import to_rich
+    from train.report.terminal import to_rich
 
     folders = [folder for folder in dict.fromkeys(job.folder.parent for job in jobs) if Run(folder).folds]
     for folder in folders:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from hist_cache.devices import DEVICE_HELP
 from hist_cache.options import CommandOptions, option
 from hist_cache.own_file import OWN_HELP
 from hist_cache.values import COUNT, FRACTION, INDEX, POSITIVE, Interval
@@ -85,7 +86,16 @@ class TrainOptions(CommandOptions):
     )
     folds: int | None = option(None, "run the first so many splits (default: all there are, or 5)", "N", within=COUNT)
     fold: int | None = option(None, "run this split only, counted from 0", "I", within=INDEX)
-    seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N", within=SEEDS)
+    seed: int | str = option(
+        42,
+        "seeds weights, dropout, order of spots and the permuted baseline, also drawn splits (1,2,3 runs each)",
+        "N",
+        within=SEEDS,
+        several=True,
+    )
+    split_seed: int | None = option(
+        None, "seeds the splits that are drawn (default: the seed; of several the first)", "N", within=SEEDS
+    )
     precision: Literal["auto", "bf16", "fp32"] = option(
         "auto", "of matrix products in training; auto: bf16 where it is measured to be faster, or that of begun runs"
     )
@@ -116,6 +126,7 @@ class TrainOptions(CommandOptions):
     jobs: int | None = option(
         None, "folds trained at once (default: one a CPU core, or one on a GPU)", "N", within=COUNT
     )
+    device: str = option("auto", DEVICE_HELP, "DEVICE")
     genes_to_plot: str | None = option(None, "genes on maps.png, such as COL1A1,FN1 (default: the best)", "NAMES")
     logger: Literal["wandb", "mlflow", "tensorboard"] | None = option(
         None, "also log losses, geometry, metrics and figures there (pip install hist-cache[loggers])"

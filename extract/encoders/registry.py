@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import sys
 import tomllib
@@ -25,6 +24,7 @@ from extract.encoders.weights import (
 from hist_cache.errors import InputError, one_line
 from hist_cache.own_file import check_own_row
 from hist_cache.own_tables import add_own_row, own_rows, own_tables
+from hist_cache.texts import did_you_mean
 
 if TYPE_CHECKING:  # the table can be read without torch
     from torch import nn
@@ -154,7 +154,7 @@ def find_entry(name: str) -> EncoderEntry:
     entry, names = encoder_entries().get(name), encoder_names()
     if entry is None:
         raise InputError(
-            f"unknown encoder {name!r}{_suggestion(name, names)}; "
+            f"unknown encoder {name!r}{did_you_mean(name, names, 3)}; "
             f"choose one of {', '.join(names)}, or timm:NAME for a timm model"
         )
     if entry.unsupported:
@@ -169,10 +169,12 @@ def _timm_entry(name: str) -> EncoderEntry:
     try:
         config = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
     except RuntimeError as error:  # a tag that this model does not have
-        suggestion = _suggestion(model, timm.list_pretrained(model.split(".")[0] + ".*"))
+        suggestion = did_you_mean(model, timm.list_pretrained(model.split(".")[0] + ".*"), 3)
         raise InputError(f"unknown encoder {name!r}: {first_line(error)}{suggestion}") from error
     if config is None:
-        raise InputError(f"unknown encoder {name!r}: timm has no such model{_suggestion(model, timm.list_models())}")
+        raise InputError(
+            f"unknown encoder {name!r}: timm has no such model{did_you_mean(model, timm.list_models(), 3)}"
+        )
     channels, height, width = config.input_size
     if channels != 3 or height != width:
         raise InputError(f"encoder {name} takes {config.input_size} inputs; only square RGB crops are made")
@@ -311,8 +313,3 @@ def _finish(name: str, entry: EncoderEntry, backbone: nn.Module, pretrained: boo
         digest=weights_digest(backbone),
         entry=entry.recorded,
     )
-
-
-def _suggestion(name: str, names: Sequence[str]) -> str:
-    similar = difflib.get_close_matches(name.lower(), names, n=3)
-    return f" (did you mean {' or '.join(similar)}?)" if similar else ""

@@ -124,12 +124,6 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
     return values.to(device, non_blocking=True)
 
 
-def use_device(device: torch.device) -> None:
-    """Have what a new thread does on a GPU, pinned memory too, belong to this one: threads start with the first."""
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
-
-
 def in_background(batches: Iterator[_T]) -> Iterator[_T]:
     """Prepare batches ahead in a thread, which ends together with this iterator.
 

@@ -206,5 +206,7 @@ def test_a_cache_is_opened_by_each_name_of_its_encoder(tmp_path: Path, encoder: 
         cache = open_cache(str(tmp_path), "her2st", name)
         assert (cache.folder, cache.slides) == (here, ["SPA138"])
         assert cache.fingerprint().common["encoder"] == encoder
-    with pytest.raises(InputError, match=r"no cache of her2st with timm:vit_small; run hist-extract"):
+    with pytest.raises(
+        InputError, match=r"no cache of her2st with timm:vit_small( \(did you mean .*)?; run hist-extract"
+    ):
         open_cache(tmp_path, "her2st", "timm:vit_small")

@@ -35,7 +35,7 @@ def test_what_may_stand_in_a_file(tmp_path: Path) -> None:
         ("epochs: true", "epochs: must be a text or a number"),
         ("dry_run: 1", "dry_run: must be true or false"),
         ("runs: [1, 2]", "runs: must be a text or a number"),
-        ("epoch: 3", "no option 'epoch', did you mean epochs?"),
+        ("epoch: 3", "no option 'epoch' (did you mean epochs?)"),
         ("1: 3", "no option '1'"),
         ("config: c.yaml", "no option 'config'"),
         ("? [1]\n: 2", "not readable as YAML"),

@@ -3,7 +3,10 @@
 import subprocess
 import sys
 
-from hist_cache.console import duration, printable, size
+import pytest
+
+from hist_cache.console import Meter, duration, live_line, printable, size
+from tests.terminals import shown_in_terminal
 
 LOG = """
 import logging
@@ -40,6 +43,43 @@ def test_without_a_command_nothing_is_shown_on_standard_output() -> None:
 def test_a_hushed_process_shows_nothing() -> None:
     assert output("hush(); work()") == ("1.0\n", "")
     assert output("show_logs(); hush(); work()") == ("1.0\n", "")
+
+
+def test_the_live_line_keeps_count_rate_and_time_left_in_80_columns() -> None:
+    script = (
+        LOG.partition("log =")[0]
+        + """
+import time
+show_logs()
+with progress("folds", 24, "folds") as meter:
+    for i in range(3):
+        meter.advance(1, f"full-lora11-1a2b3c4d-5e6f7a8b fold {i}: epoch 117, validation MSE 0.1234")
+        time.sleep(0.15)
+print("done")
+"""
+    )
+    lines = shown_in_terminal(script, columns=80)
+    frames = [line for line in lines if "folds" in line]
+    assert lines[-1] == "done"
+    assert all(len(line) <= 80 for line in lines)
+    assert {line.split(" folds, ")[0] for line in frames} >= {"1/24", "2/24", "3/24"}
+    for line in frames[1:]:
+        assert "folds/s, ETA " in line or "folds/min, ETA " in line
+    assert any("━" in line and line.endswith("…") for line in frames)
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120, 200])
+def test_the_live_line_of_any_width(width: int) -> None:
+    meter = Meter("extract", 123_456, "crops")
+    meter.done, meter.note = 61_728, "SPA1, 12 % of the time waiting for pixels"
+    meter.started -= 100
+    line = live_line(meter, width)
+    assert len(line) <= width
+    if width >= 60:
+        assert line.startswith("extract 61,728/123,456 crops, 617.3 crops/s, ETA 1 min 40 s")
+    if width == 200:
+        assert line.endswith(f" {'━' * 6}{'╌' * 6}, {meter.note}, 1 min 40 s so far")
+    assert live_line(meter, width, ascii_only=True).isascii()
 
 
 def test_names_move_no_cursor_and_break_no_line() -> None:

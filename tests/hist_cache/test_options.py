@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import platform
+import re
+import shutil
+import subprocess
 import threading
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from hist_cache.options import UNEXPECTED, CommandOptions, parse, run
+from hist_cache.options import UNEXPECTED, CommandOptions, number_lists, option_fields, parse, run
 from sweeps.options import SweepOptions
 from train.experiments.announcements import check_finetuning
-from train.fit.config import FitConfig
+from train.fit.config import SEEDS, FitConfig
 from train.models.configs import HistConfig
 from train.options import TrainOptions
 
@@ -59,6 +64,54 @@ def test_printed_options_are_read_back_as_they_were_given(capsys: pytest.Capture
     (tmp_path / "none.yaml").write_text(printed(capsys, "--print_config"))
     assert options("--config", tmp_path / "none.yaml").given == frozenset()
     assert "--print_config" in printed(capsys, "--help")
+
+
+def test_several_numbers_are_kept_as_they_were_given(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv = ("--seed", "1,2,3", "--lr", "1e-3,1e-4", "--ensemble", "1,3", "--width", "64", "--nearest", "5, 50")
+    found = options(*argv)
+    assert found.seed == "1,2,3"
+    assert found.config_values == {"lr": "1e-3,1e-4", "ensemble": "1,3", "width": 64, "nearest": "5, 50"}
+    (tmp_path / "c.yaml").write_text(printed(capsys, *argv, "--print_config"))
+    assert options("--config", tmp_path / "c.yaml").given_values() == found.given_values()
+
+
+def test_every_number_of_models_training_and_recipes_may_be_several() -> None:
+    lists = number_lists(TrainOptions)
+    for kind in (kind for _, kind in TrainOptions.config_groups()):
+        numbers = {f.name for f in option_fields(kind) if str(f.type) in ("int", "float")}
+        assert numbers <= set(lists)
+    assert lists["seed"] == (int, SEEDS)
+    assert not {"fold", "folds", "jobs", "fixed_curvature", "select_by"} & set(lists)
+    assert "seed" not in number_lists(SweepOptions)
+
+
+def test_the_version_names_what_computes(capsys: pytest.CaptureFixture[str]) -> None:
+    versions = re.fullmatch(
+        r"hist-cache (\S+|not installed) \(Python (\S+), torch (\S+), timm (\S+)\)\n", printed(capsys, "--version")
+    )
+    assert versions is not None
+    assert versions[2] == platform.python_version()
+    assert versions[3] == version("torch")
+
+
+def test_bash_completes_options_their_choices_and_folders(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash here")
+    (tmp_path / "completion").write_text(printed(capsys, "--print-completion", "bash"))
+    (tmp_path / "runs_of_mine").mkdir()
+    (tmp_path / "runs_as_text").write_text("")
+    asked = [["--edge-sp"], ["--edge-spots", ""], ["--select-by", "c"], ["--runs", "runs_"]]
+    script = "source completion; complete -p hist-train >&2\n" + "".join(
+        f"COMPREPLY=(); COMP_WORDS=(hist-train {' '.join(w or chr(39) * 2 for w in words)}); "
+        f'COMP_CWORD={len(words)}; _shtab_hist_train; echo "${{COMPREPLY[@]}}"\n'
+        for words in asked
+    )
+    done = subprocess.run([bash, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "hist-train" in done.stderr
+    assert done.stdout.splitlines() == ["--edge-spots", "keep drop", "centered_mse", "runs_of_mine"]
+    for shell in ("zsh", "tcsh"):
+        assert "edge-spots" in printed(capsys, "--print-completion", shell)
 
 
 def test_a_file_that_names_every_option_as_version_0_1_printed_it(tmp_path: Path) -> None:
@@ -123,7 +176,13 @@ def test_a_field_may_not_take_the_name_of_a_commands_option(monkeypatch: pytest.
         (["--cache", "a\udcff"], "--cache 'a\\udcff': has control characters or is not UTF-8"),
         (["--debug=3"], "--debug: ignored explicit argument '3'"),
         (["--nope"], "unrecognized arguments: --nope (hist-train --help shows all)"),
-        (["--epoch", "3"], "unrecognized arguments: --epoch 3"),
+        (["--epoch", "3"], "unrecognized arguments: --epoch 3 (did you mean --epochs?)"),
+        (["--widht=3"], "unrecognized arguments: --widht=3 (did you mean --width?)"),
+        (["--lr", "1e-3,0"], "--lr 0: must be above 0"),
+        (["--lr", "1e-3,"], "--lr '': give a value or leave the option out"),
+        (["--seed", "1,b"], "--seed b: must be a whole number"),
+        (["--fold", "0,1"], "--fold 0,1: must be a whole number"),
+        (["--edge-spots", "kep"], "--edge-spots kep (did you mean keep?): one of keep, drop"),
         (["--lr"], "--lr: expected one argument"),
         (["--config"], "--config: expected one argument"),
     ],

@@ -140,7 +140,7 @@ def test_datasets_and_encoders_of_the_file_stand_beside_those_of_the_program(tmp
     assert (shared.split, shared.encoder, shared.training) == ("slide", "uni", {})
     assert encoder_names()[-1] == "small"
     assert find_entry("small").mean == find_entry("uni").mean  # of [default]
-    with pytest.raises(InputError, match="no dataset 'mime', did you mean mine"):
+    with pytest.raises(InputError, match=r"no dataset 'mime' \(did you mean mine"):
         get_dataset("mime")
     use_own_tables(None, tmp_path / "nowhere")
     assert "mine" not in dataset_names()

@@ -60,7 +60,7 @@ def test_a_file_of_ones_own(ending: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[alhpa]\nlow = 1\nhigh = 2\n", "alhpa cannot be searched; there are alpha, beta"),
+        ("[alhpa]\nlow = 1\nhigh = 2\n", r"alhpa cannot be searched \(did you mean alpha\?\); there are alpha, beta"),
         ("[alpha]\nlow = 2\nhigh = 2\n", "alpha: the range from 2 to 2 is empty"),
         ("[alpha]\nlow = 3.5\nhigh = 0.1\n", "alpha: the range from 3.5 to 0.1 is empty"),
         ("[alpha]\nlow = 0.0\nhigh = 1\nlog = true\n", "alpha: low 0.0: must be above 0 with log"),
@@ -107,4 +107,10 @@ def test_a_study_has_one_value_of_what_may_be_a_list(name: str) -> None:
 
 
 def test_all_options_that_may_be_lists_are_known() -> None:
-    assert set(LIST_OPTIONS) == {f.name for f in fields(Point)}
+    assert {*LIST_OPTIONS, "numbers"} == {f.name for f in fields(Point)}
+
+
+def test_a_study_has_one_of_each_number() -> None:
+    check_single(options_with(lr=1e-3, seed=3), ())
+    with pytest.raises(InputError, match=r"--lr 1e-3,1e-4: a study has one value .*; search it \(--space lr\) or give"):
+        check_single(options_with(lr="1e-3,1e-4"), ("lr",))

@@ -221,6 +221,9 @@ def test_other_neighbours_and_panels_in_one_study(cache: Path, tmp_path: Path) -
     [
         (("--neighbors", "6,18"), "--neighbors 6,18: a study has one value of each option"),
         (("--neighbors", "6,18", "--dry-run"), "search it (--space neighbors) or give one"),
+        (("--width", "8,16"), "--width 8,16: a study has one value of each option"),
+        (("--seed", "1,2"), "--seed 1,2: must be a whole number"),
+        (("--device", "cuda:77", "--dry-run"), "--device cuda:77: no "),
         (("--ablation", "all"), "--ablation all: a study has one value of each option; give one"),
         (("--storage", "postgresql://nobody:secret@127.0.0.1:1/none", "--dry-run"), "127.0.0.1:1/none: cannot be"),
         (("--storage", "postgresql://no:top@secret@127.0.0.1/d"), "write @ in a password as %40"),

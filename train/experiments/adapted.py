@@ -139,6 +139,7 @@ def run_adapted(
                 workspace.sizes,
                 lambda: load_cached_encoder(workspace.common, weights),
                 lambda cache: find_data_root(cache, options.data_root),
+                device,
             )
             for plain in (workspace.cache, workspace.test_cache)
             if plain is not None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import tempfile
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from extract.encoders.registry import use_recorded_encoder
 from hist_cache.cache import Cache, cache_folders, has_adapter, last_dataset, open_cache
 from hist_cache.cached_dataset import use_kept_dataset
 from hist_cache.datasets import check_dataset_name, dataset_named
+from hist_cache.devices import device_name
 from hist_cache.errors import InputError
 from hist_cache.files import FULL, write_error
 from hist_cache.fingerprint import CropRule, is_tuned
@@ -21,10 +24,13 @@ from hist_cache.options import flag, folder_option
 from hist_cache.splits import LOSO_ALIKE, shared_patients
 from hist_cache.validation_slides import reason_for
 from train.experiments import protocols
+from train.experiments.grid import listed_numbers, used_options
 from train.experiments.jobs import Job
 from train.experiments.run_folders import changed_contents
+from train.experiments.setting import Setting
 from train.experiments.within import NOTHING_OF_NEW_SLIDES, describe_within
 from train.leaks import cached_adapter, find_validation_leak, leak_sentences
+from train.models.registry import get_model
 from train.options import ADAPTED, FINETUNING, TrainOptions
 from train.workspace import Workspace
 
@@ -196,7 +202,26 @@ def _why_validated(job: Job, patients: dict[str, str]) -> str:
     return f" ({reason_for(left_out, slides, patients)})"
 
 
-def announce_grid(jobs: list[Job], left: list[Job], device: torch.device, workers: int) -> None:
+def announce_seeds(jobs: list[Job], options: TrainOptions) -> None:
+    """Log what splits are drawn with where it is not each run's own seed; warn of ensembles that share members."""
+    seeds = listed_numbers(options).get("seed", [])
+    drawn = {job.setting.split_seed for job in jobs} - {None}
+    for seed in drawn:
+        why = "" if options.split_seed is not None else ", so that runs differ by training alone (--split-seed sets it)"
+        log.info(f"splits are drawn with seed {seed} for all of --seed {options.seed}{why}")
+    if options.split_seed is not None and not drawn and options.split_seed != options.seed:
+        log.info(f"--split-seed {options.split_seed} changes nothing: no splits are drawn here")
+    members = max(job.setting.recipe.ensemble for job in jobs)
+    if len(seeds) > 1 and min(b - a for a, b in itertools.pairwise(sorted(seeds))) < members:
+        log.warning(
+            f"--seed {options.seed}: ensembles of {members} have members of the same seeds, so that the spread over "
+            f"seeds is too small; give seeds that are {members} apart"
+        )
+
+
+def announce_grid(
+    jobs: list[Job], left: list[Job], device: torch.device, workers: int, listed: Collection[str] = ()
+) -> None:
     """Log each setting, how many runs there are, how many are left, and where they run.
 
     Args:
@@ -204,20 +229,26 @@ def announce_grid(jobs: list[Job], left: list[Job], device: torch.device, worker
         left: Those that are not done.
         device: To train on.
         workers: How many run at once.
+        listed: Options of which several numbers were given, whose value is said of each setting.
     """
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU (no GPU found)"
     settings = {job.folder.parent: job for job in jobs}
     for job in settings.values():
         s = job.setting
         tuned = f", last {s.finetuning.lora.layers} blocks fine-tuned from {s.finetuning.start}" if s.finetuning else ""
-        width = f", width {s.model.width}" if hasattr(s.model, "width") else ""
         log.info(
-            f"{s.method}: {s.n_genes} genes, {s.neighbors} neighbours{width}, protocol "
+            f"{s.method}: {s.n_genes} genes, {s.neighbors} neighbours{_numbers(s, ('width', *listed))}, protocol "
             f"{s.protocol.name}{tuned}; {job.folder.parent}"
         )
     count = f"{len(settings)} settings x folds = {len(jobs)} runs" if len(settings) > 1 else f"{len(jobs)} folds"
     done = f", {len(jobs) - len(left)} done before, not run again" if len(left) < len(jobs) else ""
-    log.info(f"{count}{done}" + (f"; on {where}, {workers} at once" if left else ""))
+    log.info(f"{count}{done}" + (f"; on {device_name(device)}, {workers} at once" if left else ""))
+
+
+def _numbers(setting: Setting, names: Sequence[str]) -> str:
+    """`, width 256, lr 0.001`: those of some options that a setting's model uses."""
+    values = vars(setting.model) | vars(setting.recipe) | vars(setting.fit)
+    used = used_options(get_model(setting.model_name)) & set(values)
+    return "".join(f", {name.replace('_', ' ')} {values[name]}" for name in dict.fromkeys(names) if name in used)
 
 
 def announce_changes(jobs: list[Job]) -> None:

@@ -11,7 +11,9 @@ from typing import Any, TypeVar, get_args
 
 from hist_cache.errors import InputError
 from hist_cache.lattice import RINGS
-from hist_cache.options import SHARED, flag, option_fields
+from hist_cache.options import SHARED, flag, number_lists, option_fields
+from hist_cache.texts import did_you_mean
+from hist_cache.values import read_numbers
 from train.experiments.protocols import get_protocol
 from train.expression import Transform
 from train.fit.config import FitConfig
@@ -41,6 +43,7 @@ class Point:
             11 at most.
         model: Its name.
         recipe: The name of a row of recipes.
+        numbers: Those options of which several numbers were given, with one of them each: `("seed", 1), ("lr", 0.001)`.
     """
 
     ablation: str
@@ -53,6 +56,7 @@ class Point:
     lora_layers: int | None = 0
     model: str = DEFAULT_MODEL
     recipe: str = DEFAULT_RECIPE
+    numbers: tuple[tuple[str, float], ...] = ()
 
 
 def points(options: TrainOptions) -> list[Point]:
@@ -64,22 +68,26 @@ def points(options: TrainOptions) -> list[Point]:
     combinations = product(
         *(_values(options.protocol), _values(options.recipe), _values(options.split)),
         *(_values(options.genes), _numbers("n_genes", options)),
-        *(_values(options.transform), _numbers("neighbors", options), _lora_layers(options), _methods(options)),
+        *(_values(options.transform), _numbers("neighbors", options), _lora_layers(options)),
+        *(product(*_axes(options)), _methods(options)),
     )
     grid = [
         Point(
             *(ablation, neighbors, genes, n_genes, split, protocol, transform),
-            *(layers if entry.learns else 0, entry.name, recipe),
+            *(layers if entry.learns else 0, entry.name, recipe, _used(numbers, entry)),
         )
-        for protocol, recipe, split, genes, n_genes, transform, neighbors, layers, (entry, ablation) in combinations
+        for protocol, recipe, split, genes, n_genes, transform, neighbors, layers, numbers, (entry, ablation) in (
+            combinations
+        )
     ]
     for point in grid:
         get_protocol(point.protocol)
         _check_recipe(point.recipe, options)
         if point.neighbors not in RINGS:
             raise InputError(f"--neighbors {point.neighbors}: one of {', '.join(map(str, RINGS))} (rings 1, 2, 3)")
-        if point.transform not in get_args(Transform):
-            raise InputError(f"--transform {point.transform}: one of {', '.join(get_args(Transform))}")
+        if point.transform not in (names := get_args(Transform)):
+            near = did_you_mean(point.transform, names)
+            raise InputError(f"--transform {point.transform}{near}: one of {', '.join(names)}")
     return list(dict.fromkeys(grid))
 
 
@@ -107,6 +115,43 @@ def used_options(entry: ModelEntry) -> set[str]:
     if not entry.learns:  # it has no steps, and is the same for each seed
         training, recipe = {"seed", "select_by"}, recipe - {"ensemble"}
     return (training | recipe | {f.name for f in option_fields(entry.config)}) - set(entry.unused)
+
+
+def listed_numbers(options: TrainOptions) -> dict[str, list[Any]]:
+    """The options of which several numbers were given, such as `--lr 1e-3,1e-4`, with these; the seed first.
+
+    Raises:
+        InputError: One of them is no number of the option's range.
+    """
+    given, listed = options.given_values(), {}
+    for name, (kind, within) in number_lists(type(options)).items():
+        if isinstance(given.get(name), str):
+            try:
+                listed[name] = list(dict.fromkeys(read_numbers(given[name], kind, within)))
+            except ValueError as error:
+                raise InputError(f"{flag(name)} {error}") from None
+    return listed
+
+
+def options_at(point: Point, options: TrainOptions) -> TrainOptions:
+    """The options with one number each: the point's, and the first where its model uses none of them."""
+    first = {name: numbers[0] for name, numbers in listed_numbers(options).items()}
+    return options.with_values(first | dict(point.numbers))
+
+
+def first_seed(options: TrainOptions) -> int:
+    """The seed, of several the first."""
+    return int(listed_numbers(options).get("seed", [options.seed])[0])
+
+
+def _axes(options: TrainOptions) -> list[list[tuple[str, Any]]]:
+    return [[(name, number) for number in numbers] for name, numbers in listed_numbers(options).items()]
+
+
+def _used(numbers: Iterable[tuple[str, Any]], entry: ModelEntry) -> tuple[tuple[str, Any], ...]:
+    """Those numbers that change anything of a model."""
+    used = used_options(entry)
+    return tuple((name, number) for name, number in numbers if name in used)
 
 
 def _check_recipe(name: str, options: TrainOptions) -> None:

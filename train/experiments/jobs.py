@@ -19,11 +19,11 @@ from hist_cache.options import option_fields
 from hist_cache.own_tables import own_rows
 from hist_cache.runs import CHECKPOINT, CONFIG, Fold, member_checkpoint
 from hist_cache.slide_parts import WITHIN
-from hist_cache.splits import LOSO_ALIKE, SPLIT_PARTS, Split, kind_in_use, make_splits
+from hist_cache.splits import LOSO_ALIKE, SPLIT_PARTS, Split, are_drawn, kind_in_use, make_splits
 from hist_cache.validation_slides import ValidateOn
 from hist_cache.values import Precision
 from train.experiments.fold_files import read_split
-from train.experiments.grid import Point, used_options
+from train.experiments.grid import Point, first_seed, options_at, used_options
 from train.experiments.protocols import Protocol, get_protocol, protocol_options
 from train.experiments.run_folders import run_folder
 from train.experiments.setting import Setting
@@ -136,6 +136,7 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
     """
     jobs = []
     layers: dict[int | None, int] = {}  # counted once, because it is logged
+    split_seed = first_seed(options) if options.split_seed is None else options.split_seed
     for point in points:
         if point.lora_layers not in layers:
             name = workspace.common["encoder"]
@@ -147,7 +148,7 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
             niche_profile=options.niche_profile,
             validate_on=options.validate_on,
         )
-        folds = choose_folds(splits_of(point, protocol, options, workspace), options.fold)
+        folds = choose_folds(splits_of(point, protocol, options, workspace, split_seed), options.fold)
         cuts: dict[int, BandCut] = {}
         if split_name(point, protocol, workspace) == WITHIN:
             check_within(options, workspace)
@@ -165,7 +166,8 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
         point = dataclasses.replace(point, lora_layers=layers[point.lora_layers])
         if point.lora_layers and is_tuned(workspace.common):
             raise InputError(f"{workspace.cache.folder}: its encoder is fine-tuned already; give the plain one's cache")
-        setting = make_setting(point, protocol, options, workspace, next(iter(panels.values())))
+        panel = next(iter(panels.values()))
+        setting = make_setting(point, protocol, options_at(point, options), workspace, panel, split_seed)
         run = run_folder(runs / workspace.dataset, setting)
         for i, split in folds.items():
             drop_edges = protocol.edge_spots == "drop"
@@ -180,13 +182,11 @@ def make_jobs(points: Sequence[Point], options: TrainOptions, workspace: Workspa
     return list({job.folder: job for job in jobs}.values())  # a model that takes no recipe is the same under each
 
 
-def splits_of(point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace) -> list[Split]:
-    """The splits, with the test dataset's slides in place of their own test slides where there is one."""
+def splits_of(point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace, seed: int) -> list[Split]:
+    """The splits, drawn with this seed if they are drawn; where there is a test dataset, all its slides are tested."""
     kind = point.split or protocol.split or None
     ids = list(workspace.slides)
-    splits = make_splits(
-        workspace.dataset, ids, workspace.patients, kind, options.folds, options.seed, protocol.validate_on
-    )
+    splits = make_splits(workspace.dataset, ids, workspace.patients, kind, options.folds, seed, protocol.validate_on)
     if workspace.test_dataset is None:
         return splits
     test = tuple(workspace.test_slides)
@@ -201,6 +201,12 @@ def split_name(point: Point, protocol: Protocol, workspace: Workspace) -> str:
         return LOSO_ALIKE
     is_own = workspace.dataset in own_rows("datasets")  # its default may change, and runs are told apart by the name
     return kind or (str(in_use) if is_own else "default")
+
+
+def draws_splits(point: Point, protocol: Protocol, workspace: Workspace) -> bool:
+    """Whether the splits are drawn, so that a seed changes them."""
+    kind = point.split or protocol.split or None
+    return are_drawn(workspace.dataset, list(workspace.slides), workspace.patients, kind)
 
 
 def check_validate_on(asked: ValidateOn | None, split_names: Collection[str]) -> None:
@@ -228,9 +234,23 @@ def panel_slides(protocol: Protocol, split: Split, workspace: Workspace) -> tupl
 
 
 def make_setting(
-    point: Point, protocol: Protocol, options: TrainOptions, workspace: Workspace, panel: Sequence[str]
+    point: Point,
+    protocol: Protocol,
+    options: TrainOptions,
+    workspace: Workspace,
+    panel: Sequence[str],
+    split_seed: int | None = None,
 ) -> Setting:
-    """Resolve a point: what was given, over the recipe, the protocol, the model's own, the dataset and the defaults."""
+    """Resolve a point: what was given, over the recipe, the protocol, the model's own, the dataset and the defaults.
+
+    Args:
+        point: Of the grid.
+        protocol: With the options that were given in place of its own.
+        options: Of the command, with one number each.
+        workspace: The cache.
+        panel: Names of the genes.
+        split_seed: What the splits are drawn with, if they are drawn; None: the seed of training.
+    """
     of_protocol, of_recipe = protocol_options(protocol.name), recipe_options(point.recipe, options.recipe_path)
     if options.config_values.get("targets") == "raw":
         of_recipe.pop("level", None)  # it belongs to the row's targets, in whose place others were given
@@ -278,6 +298,7 @@ def make_setting(
         model_name=point.model,
         recipe=recipe,
         digests={name: slide_digests(slide, point.neighbors) for name, slide in workspace.all_slides.items()},
+        split_seed=split_seed if split_seed != fit.seed and draws_splits(point, protocol, workspace) else None,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import CropRule
 from hist_cache.own_tables import own_rows
+from hist_cache.texts import did_you_mean
 from hist_cache.validation_slides import ValidateOn
 from train.expression import NicheProfile
 from train.fit.config import FitConfig, Tested
@@ -76,7 +77,7 @@ def get_protocol(name: str) -> Protocol:
     """The protocol called `name`; `InputError` listing the names on an unknown one."""
     rows = _rows()
     if name not in rows:
-        raise InputError(f"--protocol {name}: there are {', '.join(rows)}")
+        raise InputError(f"--protocol {name}{did_you_mean(name, rows)}: there are {', '.join(rows)}")
     row = {k: v for k, v in rows[name].items() if k not in ("description", "options")}
     for key in ("entail_scale", "min_spot_um"):
         row |= {key: float(row[key])} if name in own_rows("protocols") and key in row else {}

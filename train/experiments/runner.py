@@ -12,6 +12,7 @@ import torch
 
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.console import progress
+from hist_cache.devices import use_device
 from hist_cache.executor import Events, Failure, Report, SerialExecutor, Worker
 from hist_cache.files import atomic_file
 from hist_cache.fingerprint import short_hash
@@ -166,6 +167,7 @@ class FoldWorkerSetup:
 
 def start_worker(setup: FoldWorkerSetup) -> FoldContext:
     """What a worker process needs for many folds."""
+    use_device(setup.device)
     for entry in setup.models:
         register(entry)  # one that a user has registered is unknown in another process
     tensors: TensorCache[SpotData] = TensorCache()

@@ -60,6 +60,7 @@ class Setting:
         recipe: What the model reads and learns, and what becomes of its predictions.
         digests: Slide -> digests of its counts and of its embeddings, for all slides that are read; {} in runs of
             version 0.1. No part of the hash: `train.experiments.run_folders` tells runs on other contents apart.
+        split_seed: What the splits were drawn with; None where the seed of training drew them, or nothing was drawn.
     """
 
     dataset: str
@@ -80,6 +81,7 @@ class Setting:
     model_name: str = DEFAULT_MODEL
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     digests: dict[str, dict[str, str]] = field(default_factory=dict)
+    split_seed: int | None = None
 
     @property
     def method(self) -> str:
@@ -109,6 +111,7 @@ class Setting:
         absent = [] if self.finetuning else ["tuning"]
         absent += ["model_name"] if self.model_name == DEFAULT_MODEL else []
         absent += [] if self.digests else ["digests"]
+        absent += ["split_seed"] if self.split_seed is None else []
         absent += ["recipe"] if self.recipe == RecipeConfig() else []
         return {name: value for name, value in values.items() if name not in absent}
 
@@ -161,6 +164,7 @@ class Setting:
             recipe=RecipeConfig(**values.get("recipe", {})),
             finetuning=Finetuning.from_dict(values["tuning"]) if values.get("tuning") else None,
             digests=values.get("digests", {}),
+            split_seed=values.get("split_seed"),
         )
         check_fields(setting)
         check_entries(setting.cache, {"encoder": str}, {"pretrained": bool, "lora": str | None})

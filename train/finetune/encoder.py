@@ -155,7 +155,7 @@ class Finetuner:
             block = usable[-1] if usable else self.blocks - layers
             for cache, slides in self._slides_by_cache(list(self.caches)).items():
                 data_root = find_data_root(cache, self.data_root)
-                failures = make_tokens(cache, slides, sizes, self.encoder, block, data_root)
+                failures = make_tokens(cache, slides, sizes, self.encoder, block, data_root, self.device)
                 if failures:
                     raise failures[0]
         distributed.barrier()

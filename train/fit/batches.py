@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from extract.slides.batches import use_device
+from hist_cache.devices import use_device
 from train.data import Batch, Inputs, SpotData, SpotNiche
 
 AHEAD = 2  # batches read while one is used

@@ -26,7 +26,7 @@ class FitConfig:
     batch_size: int = option(128, "spots a step", "N", within=COUNT)
     lr: float = option(1e-4, "learning rate of AdamW", "X", within=POSITIVE)
     weight_decay: float = option(0.01, "weight decay of AdamW", "X", within=NOT_NEGATIVE)
-    seed: int = option(42, "seeds weights, order of spots, drawn splits and baselines", "N", within=SEEDS)
+    seed: int = option(42, "seeds weights, dropout, order of spots and the permuted baseline", "N", within=SEEDS)
     select_by: SelectBy = option(
         "mse",
         "validation score of early stopping and of the best epoch: error; error less each slide's offset; PCC within "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hist_cache.errors import InputError
+from hist_cache.texts import did_you_mean
 from train.models import configs
 from train.models.configs import ModelConfig
 
@@ -160,9 +160,7 @@ def get_model(name: str) -> ModelEntry:
     """The model called `name`; `InputError` with the names there are and the nearest one."""
     if name in _ENTRIES:
         return _ENTRIES[name]
-    near = difflib.get_close_matches(name, _ENTRIES, n=1)
-    question = f" (did you mean {near[0]}?)" if near else ""
-    raise InputError(f"--model {name}: no such model{question}; there are {', '.join(_ENTRIES)}")
+    raise InputError(f"--model {name}: no such model{did_you_mean(name, _ENTRIES)}; there are {', '.join(_ENTRIES)}")
 
 
 def named_models(text: str) -> list[ModelEntry]:

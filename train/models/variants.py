@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from hist_cache.errors import InputError
 from hist_cache.own_tables import own_rows, own_tables
+from hist_cache.texts import did_you_mean
 from train.models.alignment import FourFlags, FourWeights, Geometry, Level, Terms
 
 Decoder = Literal["both", "spot", "niche"]
@@ -92,7 +93,7 @@ def get_variant(name: str) -> Variant:
     """
     variants = all_variants()
     if name not in variants:
-        raise InputError(f"unknown variant {name!r}; known are {', '.join(variants)}")
+        raise InputError(f"unknown variant {name!r}{did_you_mean(name, variants)}; known are {', '.join(variants)}")
     return variants[name]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hist_cache.console import out, say, warn
+from hist_cache.devices import choose_device
 from hist_cache.errors import InputError, keeping
 from hist_cache.options import folder_option, parse, run
 from train.predict.options import PredictOptions
@@ -28,8 +29,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict_slides(options: PredictOptions) -> int:
     """Run the command; returns the exit code: 1 if some slides failed."""
-    import torch
-
     from extract.virtual_slides import VirtualSlides
     from train.predict.extras import Extras
     from train.predict.folds import read_folds, run_name
@@ -38,6 +37,7 @@ def predict_slides(options: PredictOptions) -> int:
 
     if options.run is None or options.wsi is None:
         raise InputError("which run and which slides? give --run RUN and --wsi FILE or FOLDER")
+    device = choose_device(options.device)
     run_folder = Path(options.run)
     cache_root = folder_option(options.cache, "HIST_CACHE", "cache")
     folds = read_folds(run_folder, Path(options.lora) if options.lora else None, cache_root)
@@ -53,7 +53,6 @@ def predict_slides(options: PredictOptions) -> int:
         f"slides, {where}, crops of spots of {rule.trained.spot_um:g} um, {rule.trained.pitch_um:g} um apart"
     )
     folder = Path(options.out) if options.out else Path("predicted") / run_name(run_folder)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     work = Prediction(run_folder, folds, slides, truths, folder, cache_root, device, extras)
     weights = Path(options.weights) if options.weights else None
     if options.dry_run:
@@ -73,7 +72,7 @@ def predict_slides(options: PredictOptions) -> int:
 def show_predictions(options: PredictOptions, work: Prediction) -> None:
     """Print what is said of each slide, and write what was asked for besides the predictions."""
     from train.predict.summary import predicted_table, write_pseudobulk
-    from train.report.table import to_rich
+    from train.report.terminal import to_rich
 
     done = [work.predicted[name] for name in work.names if name in work.predicted]
     if not done:

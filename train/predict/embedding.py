@@ -18,6 +18,7 @@ from extract.virtual_embeddings import embed_virtual_slide
 from extract.virtual_slides import VirtualSlides
 from hist_cache.cache import Cache
 from hist_cache.console import progress, say
+from hist_cache.devices import device_name
 from hist_cache.errors import HistError
 from hist_cache.fingerprint import CropRule
 from hist_cache.values import Precision
@@ -82,7 +83,7 @@ class Embedder:
         common = common_identity(encoder, encoding.precision, min_spot_um)
         self._request = Request(slides, (fold.setting.neighbors,), min_spot_um, common)
         self.cache = Cache(cache_root / FOLDER / folder_name(encoder, common))
-        say(f"encoder {encoder.name} ({encoder.source}){adapter} in {encoding.precision} on {device}")
+        say(f"encoder {encoder.name} ({encoder.source}){adapter} in {encoding.precision} on {device_name(device)}")
 
     def run(self, names: Sequence[str], ready: Callable[[str], None]) -> tuple[list[HistError], list[str]]:
         """Compute what the cache lacks.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hist_cache.devices import DEVICE_HELP
 from hist_cache.options import CommandOptions, option
 from hist_cache.values import Interval
 
@@ -45,5 +46,6 @@ class PredictOptions(CommandOptions):
     cache: str | None = option(None, "folder of the cache (default: $HIST_CACHE or ./cache)", "D", group="Encoder")
     weights: str | None = option(None, "file or folder with the encoder's weights", "F")
     lora: str | None = option(None, "the adapter that made the embeddings of the run, or the run it belongs to", "RUN")
+    device: str = option("auto", DEVICE_HELP, "DEVICE")
     dry_run: bool = option(False, "show what would be predicted, and exit", group="Other")
     debug: bool = option(False, "show a traceback for every error")

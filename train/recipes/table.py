@@ -9,7 +9,7 @@ from typing import Any
 
 from hist_cache.errors import InputError
 from hist_cache.own_tables import own_rows
-from hist_cache.texts import bad_name, read_toml, shortened
+from hist_cache.texts import bad_name, did_you_mean, read_toml, shortened
 
 RECIPES_FILE = Path(__file__).with_name("recipes.toml")
 ROW_KEYS = ("description", "options")
@@ -37,7 +37,7 @@ def recipe_options(name: str, file: Path | None = None) -> dict[str, Any]:
     """
     rows = _program_rows() | own_rows("recipes") | (read_rows(file) if file else {})
     if name not in rows:
-        raise InputError(f"--recipe {name}: there are {', '.join(rows)}")
+        raise InputError(f"--recipe {name}{did_you_mean(name, rows)}: there are {', '.join(rows)}")
     return dict(rows[name].get("options", {}))
 
 

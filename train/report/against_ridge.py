@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from train.experiments.setting import Setting
 from train.report.alike import fold_pairs
 from train.report.baseline_rows import RIDGE, RIDGE_TUNED
 from train.report.fold_result import FoldResult
@@ -166,19 +166,16 @@ def common_metric(folds: Sequence[FoldResult]) -> str | None:
 
 def seed_groups(runs: Sequence[RunResult]) -> list[list[RunResult]]:
     """Runs under several seeds whose settings are equal in all else, each seed once."""
-    groups: list[tuple[Setting, dict[int, RunResult]]] = []
+    groups: dict[str, dict[int, RunResult]] = {}
     for run in runs:
-        own = _without_seed(run)
-        group = next((group for setting, group in groups if setting == own), None)
-        if group is None:
-            groups.append((own, {run.setting.fit.seed: run}))
-        else:
-            group.setdefault(run.setting.fit.seed, run)
-    return [list(group.values()) for _, group in groups if len(group) > 1]
+        groups.setdefault(_without_seed(run), {}).setdefault(run.setting.fit.seed, run)
+    return [list(group.values()) for group in groups.values() if len(group) > 1]
 
 
-def _without_seed(run: RunResult) -> Setting:
-    return replace(run.setting, fit=replace(run.setting.fit, seed=0))
+def _without_seed(run: RunResult) -> str:
+    """All that a run is named by, without its seed, as a key."""
+    setting = replace(run.setting, fit=replace(run.setting.fit, seed=0), split_seed=None)
+    return json.dumps(setting.as_dict(), sort_keys=True)
 
 
 def shared_folds(group: Sequence[RunResult]) -> list[list[FoldResult]]:

@@ -41,6 +41,7 @@ class ReportOptions(CommandOptions):
         "where to write report.html, tables/, figures/ (default: <dataset's runs>/report; with --classify: classify/ "
         "beside the first file)",
         "DIR",
+        group="output",
     )
     format: Literal["rich", "csv", "latex", "markdown"] = option("rich", "of the tables printed")
     figures: str | None = option(
@@ -49,7 +50,9 @@ class ReportOptions(CommandOptions):
     dpi: int = option(
         300, "of the PNG files of --figures, and of what SVG and PDF hold as pictures", "N", within=PAPER_DPI
     )
-    table: int | None = option(None, "only the runs and tables of this table of the paper", "N", within=COUNT)
+    table: int | None = option(
+        None, "only the runs and tables of this table of the paper", "N", within=COUNT, group="content"
+    )
     against: str | None = option(None, "the variant or run to test the others against (default: full)", "VARIANT")
     genes_to_plot: str | None = option(
         None, "genes on the maps and by region, such as COL1A1,FN1 (default: the best)", "NAMES"
@@ -68,9 +71,10 @@ class ReportOptions(CommandOptions):
         "how well predicted expression tells classes of slides apart (table 2), with CSV files instead of runs: FILE "
         "has the columns slide, label and, where known, patient",
         "FILE",
+        group="classes of slides",
     )
     seed: int = option(42, "of --classify: forests, folds, permutations and draws", "N", within=SEEDS)
-    debug: bool = option(False, "show a traceback for every error")
+    debug: bool = option(False, "show a traceback for every error", group="running")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -270,7 +274,8 @@ def region_tables(results: Results, request: ReportRequest) -> list[Table]:
 
 def print_tables(tables: Sequence[Table], format: str) -> None:
     """Print tables for people ("rich"), or for a program, with nothing else on standard output."""
-    from train.report.table import to_csv, to_latex, to_markdown, to_rich
+    from train.report.table import to_csv, to_latex, to_markdown
+    from train.report.terminal import to_rich
 
     writers = {"csv": to_csv, "latex": to_latex, "markdown": to_markdown}
     for i, table in enumerate(tables):

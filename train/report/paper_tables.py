@@ -23,6 +23,7 @@ from train.report.published import (
 )
 from train.report.results import COST_KEYS, Results, RunResult
 from train.report.run_settings import WITHIN_SLICES
+from train.report.seeds import over_seeds, seed_row, seed_spread_notes
 from train.report.significance import P_NOTE, REFERENCE, compare, references, without_reference
 from train.report.table import (
     CENTERED_MSE,
@@ -121,6 +122,8 @@ def metrics_table(
 ) -> Table:
     """Mean and standard deviation over folds, with p-values and published numbers under each run; then baselines.
 
+    Runs that differ by their seed alone are one row, with the standard deviation over seeds below.
+
     Args:
         results: all runs; references are chosen among them.
         runs: those in the table, one of the `run_groups`.
@@ -132,6 +135,8 @@ def metrics_table(
     Raises:
         InputError: The reference is not among the runs.
     """
+    if reference is None or reference in {run.method for run in results.runs}:  # else one of the seeds is asked for
+        results, runs = over_seeds(results, runs)
     frame = results.metrics[results.metrics["scope"] == scope]
     frame = frame[frame["run"].isin([r.label for r in runs])]
     metrics = ordered_metrics(set(frame["metric"]))
@@ -141,6 +146,7 @@ def metrics_table(
     rows = []
     for run in runs:
         rows.append(Row(run.label, "run", mean_cells(frame[frame["run"] == run.label], metrics)))
+        rows += [row for row in [seed_row(run, metrics, scope)] if row is not None]
         if run.label in chosen:
             rows.append(_p_row(results, run, chosen[run.label], metrics, scope))
         if scope == "pooled":
@@ -153,6 +159,7 @@ def metrics_table(
         rows = mark_best(rows, columns, leaking)
     rows += _method_rows(runs, metrics, table) if scope == "pooled" else []
     notes = [f"mean ± std over {_fold_counts(runs)} folds, {SCOPES[scope]}; MSE and MAE in {unit_of(runs[0])}"]
+    notes += seed_spread_notes(runs)
     notes += [CENTERED_NOTE] if CENTERED_MSE in metrics else []
     notes += [P_NOTE] if any(cell.value is not None for cell in p_cells) else []
     notes += without_reference(results, runs, reference)

@@ -39,6 +39,8 @@ class RunResult:
     """The shortest text that tells the run from the others."""
     data_label: str = ""
     """The part of the label that is about data; "" where all runs share theirs."""
+    seeds: tuple[RunResult, ...] = ()
+    """The runs of several seeds whose means this one has; () where it is one run."""
 
     @property
     def setting(self) -> Setting:
@@ -78,7 +80,8 @@ class RunResult:
     @property
     def marks(self) -> list[str]:
         """What its label always says, so that no table leaves it out."""
-        return ["tuned cache"] * self.is_tuned + ["LEAK"] * bool(self.leaks) + self._divergence()
+        seeds = [f"mean of {len(self.seeds)} seeds"] if self.seeds else []
+        return [*seeds, *["tuned cache"] * self.is_tuned, *["LEAK"] * bool(self.leaks), *self._divergence()]
 
     def _divergence(self) -> list[str]:
         """`diverged`, or `diverged in fold 1`, where it did."""
@@ -89,7 +92,8 @@ class RunResult:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings but the method, by name."""
-        return settings_of(self.setting)
+        numbers = ", ".join(str(run.setting.fit.seed) for run in self.seeds)
+        return settings_of(self.setting) | ({"seed": f"seeds {numbers}", "split_seed": None} if self.seeds else {})
 
     @property
     def splits(self) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ RANKING = (  # runs are put in order by these settings, then by the others
 )
 DATA = (  # settings on which data and baselines depend
     *("dataset", "test_dataset", "split", "encoder", "cache", "slides", "neighbors", "genes", "n_genes", "panel"),
-    *("transform", "panel_from", "edge_spots", "niche_profile", "seed", "counts", "embeddings"),
+    *("transform", "panel_from", "edge_spots", "niche_profile", "seed", "split_seed", "counts", "embeddings"),
 )
 RECIPE_SETTINGS = (  # settings on which ridge on the same inputs and targets depends
     *("recipe", "standardize", "neighbor_rings", "targets", "level", "smooth", "select_by"),
@@ -94,6 +94,7 @@ def settings_of(setting: Setting) -> dict[str, Any]:
         **{name: value for name, value in asdict(setting.recipe).items() if name != "name"},
         **model_settings(setting.model),
         **_training_settings(setting),
+        "split_seed": setting.split_seed,
     }
 
 
@@ -137,6 +138,10 @@ def phrase(key: str, value: Any) -> str:
     """A setting in words, as labels have it: `18 neighbours`, `alpha 0.3`."""
     if key == "test_dataset" and value is None:
         return "own test slides"
+    if key == "seed" and isinstance(value, str):  # of several
+        return value
+    if key == "split_seed" and value is None:
+        return "splits by the seed"
     if key == "split" and value == WITHIN:
         return WITHIN_SLICES
     if key == "slides":

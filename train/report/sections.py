@@ -33,6 +33,7 @@ from train.report.paper_tables import cost_table, group_name, metrics_table, run
 from train.report.pathway_tables import pathway_tables
 from train.report.results import Results, RunResult
 from train.report.ridge_table import ridge_table, ridge_text
+from train.report.seeds import over_seeds
 from train.report.significance import references
 from train.report.table import Table, mean_cells, slug, write_table_files
 
@@ -253,6 +254,7 @@ def summary_text(results: Results, runs: list[RunResult], metric: str) -> str:
         runs: the group.
         metric: such as `pcc@50`.
     """
+    results, runs = over_seeds(results, runs)  # the best of several seeds is chosen by chance
     if not same_tests(runs):
         return "The runs are tested on other slides, spots or genes, so that none of them is called the best."
     pooled = results.metrics[results.metrics["scope"] == "pooled"]

@@ -1,4 +1,4 @@
-"""Tables as plain data, and the same table as text: for the terminal, as CSV, LaTeX and Markdown."""
+"""Tables as plain data, and the same as CSV, LaTeX and Markdown; `train.report.terminal` shows them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import io
 import math
 import re
-import textwrap
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,17 +15,15 @@ from hist_cache.files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
-    import rich.table
 
 HIGHER, LOWER, NEITHER = 1, -1, 0  # which values of a column are better
 BASELINE = "control"  # kind of a baseline's row; CSV files have had this word since version 0.1
 METHOD = "method"  # kind of the row of a method that others have published
-SUBROW_KINDS = ("p", "published")  # kinds of rows that belong to the run above them
+OVER_SEEDS = "seeds"  # kind of the row of standard deviations over seeds, which CSV files have in columns of their own
+SUBROW_KINDS = (OVER_SEEDS, "p", "published")  # kinds of rows that belong to the run above them
 CENTERED_MSE = "centered_mse"  # MSE after each gene's mean over a slide is taken from prediction and truth
 METRIC_TITLES = {CENTERED_MSE: "MSE, centred"}  # of others the name in capitals
 ROUNDING = 1e-6  # values that differ by a smaller share are equal: the same model in another order of sums
-NOTE_WIDTH = 110  # characters, on the terminal
-LABEL_WIDTH = 12  # characters of a label in one line at least, on the terminal
 ARROWS = {HIGHER: "↑", LOWER: "↓"}
 MARKDOWN_SPECIAL = re.compile(r"[\\`*_{}\[\]<>#|~$&]")
 LATEX_ESCAPES = {
@@ -163,47 +160,34 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def to_rich(table: Table) -> rich.table.Table:
-    """The table for `console.out.print`: rows under a run are indented and dim, the best values bold."""
-    from rich.markup import escape
-    from rich.table import Table as RichTable
-
-    notes = "\n".join(textwrap.fill(note, NOTE_WIDTH, subsequent_indent="  ") for note in table.notes)
-    rich_table = RichTable(title=escape(table.title), caption=escape(notes) or None, caption_justify="left")
-    width = min(LABEL_WIDTH, max((len(row.label) for row in table.rows), default=0))
-    rich_table.add_column(escape(table.head), min_width=width)  # a long label takes several lines: no number is cut
-    for column in table.columns:
-        rich_table.add_column(escape(heading(column)), justify="right", no_wrap=True)
-    for i, row in enumerate(table.rows):
-        if _starts_part(table.rows, i):
-            rich_table.add_section()
-        cells = [f"[bold]{escape(c.text)}[/bold]" if c.best else escape(c.text) for c in row.cells]
-        is_subrow = row.kind in SUBROW_KINDS
-        label = f"  {row.label}" if is_subrow else row.label
-        rich_table.add_row(escape(label), *cells, style="dim" if is_subrow else None)
-    return rich_table
-
-
 def to_csv(table: Table) -> str:
     """The table as CSV, numbers in full precision.
 
     The column `row` holds the kind of a run's or baseline's row, and the label of a row under a run. A column with
-    standard deviations is followed by one for them, `<title> std`.
+    standard deviations over folds is followed by one for them, `<title> std`, and by `<title> std over seeds` where a
+    run has several.
     """
-    has_spread = [any(row.cells[i].spread is not None for row in table.rows) for i in range(len(table.columns))]
+    columns = range(len(table.columns))
+    has_spread = [any(row.cells[i].spread is not None for row in table.rows) for i in columns]
+    has_seeds = any(row.kind == OVER_SEEDS for row in table.rows)
     head = [table.head or "run", "row"]
     for column, spread in zip(table.columns, has_spread, strict=True):
-        head += [column.title, f"{column.title} std"] if spread else [column.title]
+        head += [column.title, *[f"{column.title} std"] * spread, *[f"{column.title} std over seeds"] * has_seeds]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
     run = ""
-    for row in table.rows:
+    for i, row in enumerate(table.rows):
+        if row.kind == OVER_SEEDS:
+            continue
         run = run if row.kind in SUBROW_KINDS else row.label
+        below = table.rows[i + 1] if table.rows[i + 1 : i + 2] and table.rows[i + 1].kind == OVER_SEEDS else None
         line: list[float | str] = [run, row.label if row.kind in SUBROW_KINDS else row.kind]
-        for cell, spread in zip(row.cells, has_spread, strict=True):
+        for k, cell in enumerate(row.cells):
             value: float | str = cell.value if cell.value is not None else ("" if cell.text == "–" else cell.text)
-            line += [value, "" if cell.spread is None else cell.spread] if spread else [value]
+            line += [value, "" if cell.spread is None else cell.spread] if has_spread[k] else [value]
+            over_seeds = below.cells[k].value if below else None
+            line += ["" if over_seeds is None else over_seeds] * has_seeds
         writer.writerow(line)
     return text.getvalue()
 
@@ -221,7 +205,7 @@ def to_latex(table: Table) -> str:
         r"\midrule",
     ]
     for i, row in enumerate(table.rows):
-        if _starts_part(table.rows, i):
+        if starts_part(table.rows, i):
             lines.append(r"\midrule")
         cells = [rf"\textbf{{{escape_latex(c.text)}}}" if c.best else escape_latex(c.text) for c in row.cells]
         label = escape_latex(row.label)
@@ -249,7 +233,7 @@ def to_markdown(table: Table) -> str:
     return "\n".join([*lines, ""])
 
 
-def _starts_part(rows: tuple[Row, ...], i: int) -> bool:
+def starts_part(rows: tuple[Row, ...], i: int) -> bool:
     """Whether row i is the first baseline, or the first of other methods: a line separates it from rows before it."""
     return i > 0 and rows[i].kind in (BASELINE, METHOD) and rows[i - 1].kind != rows[i].kind
 

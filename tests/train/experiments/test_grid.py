@@ -8,7 +8,7 @@ import pytest
 
 from hist_cache.errors import InputError
 from hist_cache.options import parse
-from train.experiments.grid import Point, points, table_row, with_table
+from train.experiments.grid import Point, first_seed, options_at, points, table_row, with_table
 from train.models.registry import model_entries
 from train.models.variants import load_variants
 from train.options import TrainOptions
@@ -33,6 +33,19 @@ def test_every_combination_with_variants_fastest() -> None:
     ]
 
 
+def test_numbers_are_axes_of_the_models_that_use_them() -> None:
+    found = grid(model="hist,ridge", seed="1,2", lr="1e-3,1e-4", width=64)
+    assert [(p.model, dict(p.numbers)) for p in found] == [
+        ("hist", {"seed": 1, "lr": 1e-3}), ("ridge", {"seed": 1}), ("hist", {"seed": 1, "lr": 1e-4}),
+        ("hist", {"seed": 2, "lr": 1e-3}), ("ridge", {"seed": 2}), ("hist", {"seed": 2, "lr": 1e-4}),
+    ]  # fmt: skip
+    assert [p.numbers for p in grid(seed="3,3", dropout="0.1")] == [(("seed", 3), ("dropout", 0.1))]
+    asked = TrainOptions().with_values({"model": "hist,ridge", "seed": "1,2", "lr": "1e-3,1e-4"})
+    of_ridge = options_at(points(asked)[1], asked)
+    assert (of_ridge.seed, of_ridge.config_values["lr"]) == (1, 1e-3), "one number, though ridge has no learning rate"
+    assert first_seed(asked) == 1
+
+
 def test_all_is_every_row_of_the_table_and_nothing_is_run_twice() -> None:
     assert [p.ablation for p in grid(ablation="all")] == list(load_variants())
     assert len(grid(ablation="full,full", neighbors="6,6")) == 1
@@ -50,12 +63,14 @@ def test_variants_are_of_the_models_that_have_them() -> None:
     ("given", "says"),
     [
         ({"neighbors": "6,7"}, "--neighbors 7: one of 6, 18, 36"),
+        ({"lr": "1e-3,0"}, "--lr 0: must be above 0"),
+        ({"seed": "1,-2"}, "--seed -2: must be from 0 to"),
         ({"neighbors": "six"}, "--neighbors six: a whole number"),
         ({"n_genes": "200,-1"}, "--n-genes 200,-1: must be 1 or more"),
         ({"ablation": "full,no_hae"}, "'no_hae'"),
         ({"ablation": "full,"}, "''"),
         ({"protocol": "paper,stict"}, "--protocol stict"),
-        ({"transform": "log3"}, "--transform log3: one of log2, ln_cp10k"),
+        ({"transform": "log3"}, "--transform log3 (did you mean log2?): one of log2, ln_cp10k"),
         ({"model": "hist,rigde"}, "--model rigde: no such model (did you mean ridge?); there are hist"),
         ({"model": "ridge", "finetune_lora": True}, "--finetune-lora: --model ridge is not trained by gradient steps"),
         ({"model": "ridge,knn", "alpha": 0.3}, "--alpha: no option of --model ridge,knn"),

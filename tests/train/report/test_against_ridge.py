@@ -25,7 +25,7 @@ from train.report.context import result_warnings
 from train.report.forest import plot_forest
 from train.report.results import read_results
 from train.report.ridge_table import ridge_tables, ridge_text
-from train.report.table import to_rich
+from train.report.terminal import to_rich
 
 FULL = (0.70, 0.72, 0.74, 0.69)
 TUNED = (0.69, 0.70, 0.73, 0.66)

@@ -25,7 +25,8 @@ from train.report.paper_tables import cost_table, results_tables
 from train.report.plots import plot_ablation
 from train.report.results import read_results
 from train.report.selection import runs_of_table
-from train.report.table import Cell, Column, Row, Table, escape_latex, heading, to_csv, to_latex, to_markdown, to_rich
+from train.report.table import Cell, Column, Row, Table, escape_latex, heading, to_csv, to_latex, to_markdown
+from train.report.terminal import to_rich
 
 OTHER = ", not comparable"  # the runs here have other widths, epochs and splits than the published ones
 FULL, NO_HEA = (0.7, 0.72, 0.74, 0.69, 0.75), (0.68, 0.71, 0.7, 0.69, 0.7)
