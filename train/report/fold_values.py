@@ -63,9 +63,11 @@ def _read(file: h5py.File, genes: list[str]) -> FoldValues:
     var = file["var"]
     if list(map(str, read_elem(var[var.attrs["_index"]]))) != genes:
         raise ValueError(f"its genes are not those of {PANEL}")
+    predicted, truth = (np.asarray(array[()]) for array in arrays)
     return FoldValues(
         genes,
-        *(np.asarray(array[()]) for array in arrays),
+        predicted,
+        truth,
         np.asarray(read_elem(file["obs/slide"]), dtype=object).astype(str),
         np.asarray(file["obsm/spatial"][()]),
         {name.removeprefix(RADIUS_PREFIX): float(np.mean(file[f"obs/{name}"][()])) for name in names},

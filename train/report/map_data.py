@@ -170,7 +170,7 @@ class _MapData:
 
     def _slide(self, values: FoldValues, slide: str, genes: list[int], columns: list[int]) -> dict[str, Any]:
         rows = np.flatnonzero(values.slides == slide)
-        truth, predicted = values.truth[np.ix_(rows, columns)], values.predicted[np.ix_(rows, columns)]
+        truth, predicted = values.truth[rows][:, columns], values.predicted[rows][:, columns]
         coords = values.coords[rows].astype("<f4")
         measured = to_codes(truth, 8)
         parts = (slide, repr(genes), coords.tobytes(), measured.low.tobytes(), measured.codes.tobytes())

@@ -95,8 +95,8 @@ def _draw_bars(ax: Axes, values: BarValues, runs: Sequence[RunResult], metric: s
     whiskers = {"elinewidth": 1, "ecolor": "0.25"}
     ax.barh(rows, values.means, height=0.66, color=colors, xerr=values.stds, error_kw=whiskers)
     places = np.repeat(rows, [len(v) for v in values.folds])
-    point = {"markersize": 3.2, "color": "white", "markeredgecolor": "0.2", "markeredgewidth": 0.7}
-    ax.plot(np.concatenate(values.folds), places, "o", **point)
+    points = np.concatenate(values.folds)
+    ax.plot(points, places, "o", markersize=3.2, color="white", markeredgecolor="0.2", markeredgewidth=0.7)
     ax.vlines(values.ridge, rows - 0.42, rows + 0.42, color=ORANGE, linewidth=1.6)
     ax.set_title(metric.upper() + (" ↑" if metric.startswith("pcc") else " ↓"), fontsize=11)
     quiet_axes(ax, grid="x")
