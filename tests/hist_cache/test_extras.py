@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Callable
 from typing import Any
@@ -29,11 +30,18 @@ def adapt_encoder() -> Any:
     return adapt(None, LoraConfig())  # type: ignore[arg-type]
 
 
+def finetune_encoder() -> Any:
+    from train.experiments.runner import make_finetuner
+
+    return make_finetuner(None, None, [], None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("call", "line"),
     [
         (read_database, "--storage: the package psycopg is not installed; pip install 'hist-cache[sweeps-postgres]'"),
         (adapt_encoder, "LoRA: the package peft is not installed; pip install 'hist-cache[lora]'"),
+        (finetune_encoder, "--finetune-lora: the package peft is not installed; pip install 'hist-cache[lora]'"),
     ],
 )
 def test_a_missing_package_is_one_line(call: Callable[[], Any], line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,6 +49,16 @@ def test_a_missing_package_is_one_line(call: Callable[[], Any], line: str, monke
     with pytest.raises(InputError) as error:
         call()
     assert str(error.value) == line
+
+
+def test_a_module_has_no_adapter_where_peft_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So `hist-extract --tokens-at` needs no extra."""
+    from torch import nn
+
+    from extract.encoders.lora import adapted_names
+
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert adapted_names(nn.Linear(2, 2)) == ()
 
 
 def test_the_extras_that_are_named_install_what_is_missing() -> None:

@@ -14,6 +14,7 @@ from hist_cache.cached_slide import CachedSlide
 from hist_cache.console import progress
 from hist_cache.devices import use_device
 from hist_cache.executor import Events, Failure, Report, SerialExecutor, Worker
+from hist_cache.extras import require
 from hist_cache.files import atomic_file
 from hist_cache.fingerprint import short_hash
 from hist_cache.processes import ProcessExecutor, cores
@@ -56,6 +57,7 @@ def make_finetuner(
         device: To run on.
         dry_run: Only open what will be read.
     """
+    require("peft", "lora", "--finetune-lora")  # before tokens are made, which takes long
     encoder = load_cached_encoder(workspace.common, Path(options.weights) if options.weights else None)
     caches = {slide: workspace.cache_of(slide) for slide in workspace.all_slides}
     for cache in set(caches.values()):
