@@ -4,7 +4,7 @@
 ARG BASE=python:3.11-slim
 FROM ${BASE}
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-ARG EXTRAS=lora,loggers,sweeps-postgres
+ARG EXTRAS=lora,loggers,parquet,sweeps-postgres
 
 # CUDA's images have no Python: Ubuntu's is taken. An environment of its own works with either.
 RUN if ! command -v python3 >/dev/null; then \
@@ -22,6 +22,6 @@ COPY sweeps /src/sweeps
 RUN pip install "/src[${EXTRAS}]"
 
 # Mount a folder here: caches and runs are written below it, weights that are downloaded in its .huggingface.
-ENV HF_HOME=/work/.huggingface
-WORKDIR /work
+ENV HF_HOME=/workspace/.huggingface
+WORKDIR /workspace
 CMD ["hist-train", "--help"]
