@@ -207,11 +207,12 @@ def _folder_digest(folder: Path) -> str:
 def folder_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield the files of an image that is a folder, by their names below it, sorted.
 
-    Left out is what is not part of the image: `labels`, where OME-Zarr keeps segmentations, and what is no plain file.
+    Left out is what is not part of the image: `labels`, where OME-Zarr keeps segmentations (those of bioformats2raw's
+    image 0 are in `0/labels`), and what is no plain file.
     """
     names = []
     for root, folders, files in os.walk(folder):
-        if Path(root) == folder:
+        if folder in (Path(root), Path(root).parent):
             folders[:] = [name for name in folders if name != LABELS]
         names += [Path(root, name).relative_to(folder).as_posix() for name in files]
     for name in sorted(names):

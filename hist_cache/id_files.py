@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from hist_cache.datasets import check_slide_name, parse_ids
@@ -20,7 +21,7 @@ def read_ids(text: str) -> list[str]:
         InputError: The file cannot be read, has no IDs, or has one twice; or the list has an error.
     """
     file = Path(text)
-    if not file.is_file():
+    if not os.path.isfile(file):  # Path.is_file fails for a list that is too long for a file's name
         if "/" in text or text.endswith(".txt"):
             raise InputError(f"--ids {text}: no such file; give a file with one slide id a line, or ids such as SPA138")
         return parse_ids(text)

@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         text = one_line(ValueError(message.removeprefix("argument ")))
         near = ""
         if message.startswith(UNRECOGNIZED):
-            word = message.removeprefix(UNRECOGNIZED).split()[0].partition("=")[0]
+            word = message.removeprefix(UNRECOGNIZED).strip().partition(" ")[0].partition("=")[0]
             known = [name.removeprefix("--") for name in self._option_string_actions]
             near = did_you_mean(word.removeprefix("--"), known).replace("mean ", "mean --")
         raise InputError(f"{text}{near} ({self.prog} --help shows all)")

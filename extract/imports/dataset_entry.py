@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hist_cache.datasets import check_dataset_name, dataset_names
 from hist_cache.errors import InputError
 from hist_cache.files import write_text
+from hist_cache.own_file import check_own_row
 from hist_cache.texts import read_text
 
 FILE_NAME = "hist.toml"
@@ -24,10 +24,9 @@ def check_new_name(name: str) -> None:
     """Check the name of a dataset of one's own.
 
     Raises:
-        InputError: It is no name of a folder, or that of a preset.
+        InputError: It is no name of a folder, or one that the program has.
     """
-    if check_dataset_name(name) in dataset_names():
-        raise InputError(f"--name {name}: a dataset of hist-cache has this name; give another one")
+    check_own_row("datasets", name, {"ids": ["A1"]}, f"--name {name}")
 
 
 def add_to_dataset(root: Path, name: str, ids: Sequence[str]) -> Path:

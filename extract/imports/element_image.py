@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from extract.imports.options import ImportOptions
 from hist_cache.errors import SlideError
 from hist_cache.files import atomic_write
+from hist_cache.fingerprint import short_hash
 from hist_cache.options import folder_option
 from hist_cache.scratch import scratch_folder
 
@@ -54,7 +55,8 @@ def write_element(slide: str, source: Path, name: str, image: Element, options: 
         options: The command's options, which name the data root.
 
     Returns:
-        The file: `exported_images/ID.tif` of the data root.
+        The file: `exported_images/ID-<8 hex>.tif` of the data root; the digits are those of the store's place, so that
+        the image of another store is never overwritten, whose slide may be there already.
 
     Raises:
         SlideError: The image is not 8-bit RGB.
@@ -67,7 +69,7 @@ def write_element(slide: str, source: Path, name: str, image: Element, options: 
     if channels != 3 or pixels.dtype != np.uint8:
         problem = f"its image {name!r} has {channels} channels of {pixels.dtype}"
         raise SlideError(slide, source, problem, "8-bit RGB is needed; give the H&E image with --image")
-    path = _folder(options) / f"{slide}.tif"
+    path = _folder(options) / f"{slide}-{short_hash({'store': str(source.resolve())})}.tif"
     big = channels * height * width > MAX_CLASSIC_BYTES
     with atomic_write(path) as aside, tifffile.TiffWriter(aside, bigtiff=big) as file:
         file.write(

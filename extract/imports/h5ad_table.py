@@ -10,7 +10,16 @@ import h5py
 import numpy as np
 
 from extract.imports.options import ImportOptions
-from extract.imports.pitch import VISIUM_PITCH_UM, VISIUM_SPOT_UM, measure_pitch, visium_scale
+from extract.imports.pitch import (
+    VISIUM_PITCH_UM,
+    VISIUM_SPOT_UM,
+    MeasuredPitch,
+    SpotSizes,
+    given_sizes,
+    measure_pitch,
+    sizes_by_pitch,
+    visium_scale,
+)
 from extract.imports.sample import Sample, sample_name
 from hist_cache.errors import InputError
 from hist_cache.h5ad import TableError, has_column, open_parts, table_column, table_names, table_part
@@ -29,6 +38,7 @@ class H5adReader:
 
     name = "h5ad"
     expected = "an .h5ad file with obsm['spatial']"
+    uses: tuple[str, ...] = ("pitch", "spot")
 
     def recognises(self, source: Path) -> bool:
         """Tell whether it is a file with this ending."""
@@ -44,16 +54,7 @@ class H5adReader:
             gene_ids = _gene_ids(home, counts.shape[1])
             diameter_px = _stated_diameter(file)
         measured = measure_pitch(coords, array)
-        is_visium = diameter_px is not None or (measured is not None and measured.kind == "hex" and measured.by_array)
-        technology, pitch_um, spot_um = _technology(source, options, is_visium)
-        um_per_px, um_source = None, ""
-        notes: tuple[str, ...] = ()
-        if technology == "Visium":
-            scale = visium_scale(measured, diameter_px)
-            if scale:
-                um_per_px, um_source, notes = scale.um_per_px, scale.source, scale.notes
-        elif measured is not None:
-            um_per_px, um_source = pitch_um / measured.px, f"the pitch of {pitch_um:g} um"
+        sizes, notes = _sizes(source, options, measured, diameter_px)
         return Sample(
             name=slide,
             counts=counts,
@@ -62,22 +63,28 @@ class H5adReader:
             gene_ids=gene_ids,
             coords=coords,
             array=array,
-            technology=technology,
-            pitch_um=pitch_um,
-            spot_um=spot_um,
-            um_per_px=um_per_px,
-            um_per_px_source=um_source,
             image=None,
             notes=(f"counts are those of {where}", *notes),
+            **sizes,
         )
 
 
-def _technology(source: Path, options: ImportOptions, is_visium: bool) -> tuple[str, float, float]:
-    """Return technology, pitch and spot diameter."""
-    if options.pitch is not None and options.spot is not None:
-        return "unknown", options.pitch, options.spot
+def _sizes(
+    source: Path, options: ImportOptions, measured: MeasuredPitch | None, diameter_px: float | None
+) -> tuple[SpotSizes, tuple[str, ...]]:
+    """Return the sizes of spots and of a px, and lines about what says otherwise.
+
+    Bins of Visium HD come with a diameter too; on their square lattice they are never taken for Visium's spots.
+    """
+    if sizes := given_sizes(options, measured):
+        return sizes, ()
+    stated = diameter_px is not None and (measured is None or measured.kind == "hex")
+    is_visium = stated or (measured is not None and measured.is_visium)
     if options.pitch is None and options.spot is None and is_visium:
-        return "Visium", VISIUM_PITCH_UM, VISIUM_SPOT_UM
+        sizes = sizes_by_pitch("Visium", VISIUM_PITCH_UM, VISIUM_SPOT_UM, measured)
+        if scale := visium_scale(measured, diameter_px):
+            sizes["um_per_px"], sizes["um_per_px_source"] = scale.um_per_px, scale.source
+        return sizes, scale.notes if scale else ()
     raise InputError(f"{source}: how large are its spots, and how far apart? give --pitch and --spot, both in um")
 
 

@@ -10,7 +10,7 @@ from extract.imports.options import ImportOptions
 from extract.imports.pseudo_spots import pool_sample
 from extract.imports.sample import Sample
 from hist_cache.errors import SlideError
-from hist_cache.metadata import estimated_pixel_size, missing_file, read_metadata
+from hist_cache.metadata import estimated_pixel_size, missing_file, read_metadata, read_patient
 from hist_cache.slides import TABLE_FOLDERS, SlideFiles, find_slide, image_places
 from hist_cache.spots import read_places, read_spots
 
@@ -20,6 +20,7 @@ class HestSlideReader:
 
     name = "HEST"
     expected = "st/ID.h5ad of a HEST folder"
+    uses: tuple[str, ...] = ()
 
     def recognises(self, source: Path) -> bool:
         """Tell whether it is an h5ad in st/ or adata/ of a folder with wsis/."""
@@ -35,7 +36,7 @@ class HestSlideReader:
             return _sample(files, options.any_scale)
         files = _without_spot_sizes(root, slide, source)
         bins = _sample(files, any_scale=True)
-        return pool_sample(bins, options.pseudo_spots, options.um_per_px or files.um_per_px)
+        return pool_sample(bins, options.pseudo_spots, options.um_per_source_px or files.um_per_px)
 
 
 def _without_spot_sizes(root: Path, slide: str, table: Path) -> SlideFiles:
@@ -49,7 +50,8 @@ def _without_spot_sizes(root: Path, slide: str, table: Path) -> SlideFiles:
     if um_per_px is None:
         raise SlideError(slide, file, "no pixel size", "set pixel_size_um_estimated (um per level-0 pixel) in it")
     gap_um = _gap_px(slide, table) * um_per_px
-    return SlideFiles(slide, image, table, metadata, um_per_px, gap_um, gap_um, None)
+    patient = read_patient(slide, file, metadata)
+    return SlideFiles(slide, image, table, metadata, um_per_px, gap_um, gap_um, patient)
 
 
 def _gap_px(slide: str, table: Path) -> float:
@@ -79,4 +81,5 @@ def _sample(files: SlideFiles, any_scale: bool) -> Sample:
         um_per_px=files.um_per_px,
         um_per_px_source="pixel_size_um_estimated of its metadata",
         image=files.image,
+        patient=files.patient,
     )

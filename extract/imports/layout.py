@@ -152,6 +152,22 @@ def check_replaced(target: Target, source: Path, replace: bool) -> str:
     return "replaced"
 
 
+def check_image_place(target: Target, image: Path, replace: bool) -> None:
+    """Check that no image of that ID is lost, and that none is read in place of the new one.
+
+    Raises:
+        InputError: There is one that is not a link.
+    """
+    for suffix in IMAGE_SUFFIXES:
+        other = target.image.with_name(f"{target.id}{suffix}")
+        if other.is_symlink() or not other.exists() or other.samefile(image):
+            continue
+        if other != target.image:
+            raise InputError(f"{other}: another image of {target.id}; move it away, or give --id for another ID")
+        if not target.metadata.exists() and not replace:
+            raise InputError(f"{other}: is not {image} and would be replaced; give --id for another ID, or --replace")
+
+
 def _place(source: Path) -> str:
     """Name a source, the same with and without `outs` at the end."""
     place = source.resolve()
@@ -177,13 +193,15 @@ def check_readable(
             raise SlideError(error.slide, source, error.problem, error.advice) from error
 
 
-def write_files(target: Target, table: anndata.AnnData, metadata: dict[str, Any], image: Path) -> None:
-    """Write a slide's files. Entries of its metadata that users have added stay.
+def write_files(
+    target: Target, table: anndata.AnnData, metadata: dict[str, Any], image: Path, patient: str | None
+) -> None:
+    """Write a slide's files. Entries of its metadata that users have added stay, the patient too.
 
     Raises:
         WriteError: A file cannot be written.
     """
-    before: dict[str, Any] = {"patient": None}
+    before: dict[str, Any] = {"patient": patient}
     if target.metadata.exists():
         before |= read_metadata(target.root, target.id)[1]
     target.table.unlink(missing_ok=True)
@@ -210,5 +228,7 @@ def _link_image(target: Target, image: Path) -> None:
             shutil.copyfile(origin, aside)
     if target.suffix == ".mrxs":  # its pixels lie in the folder of its name beside it
         folder, link = origin.with_suffix(""), target.image.with_suffix("")
+        if link.is_symlink():
+            link.unlink()  # of another image
         if folder.is_dir() and not link.exists():
             os.symlink(folder, link, target_is_directory=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import gzip
 import re
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -45,6 +46,7 @@ class LegacyReader:
 
     name = TECHNOLOGY
     expected = "a table of counts (.tsv, .csv, also .gz) with spots such as 10x13"
+    uses: tuple[str, ...] = ("positions",)
 
     def recognises(self, source: Path) -> bool:
         """Tell whether it is a file with the ending of a table."""
@@ -181,5 +183,8 @@ def _positions_beside(source: Path) -> Path:
 
 
 def _has_pixels(path: Path) -> bool:
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-        return b"pixel_x" in stream.readline(10_000)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
+            return b"pixel_x" in stream.readline(10_000)
+    except (OSError, EOFError, zlib.error):  # another file, which is damaged
+        return False

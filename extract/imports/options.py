@@ -10,6 +10,7 @@ from hist_cache.values import Interval
 
 UM = Interval(0.05, 10)
 SPOT_SIZES_UM = Interval(5, 1000)
+KIND_OPTIONS = ("positions", "pitch", "spot", "bin", "alignment")  # of some kinds of sources
 MEASURED_UM = Interval(1, 1000)  # of bins that are pooled, too
 
 
@@ -55,3 +56,8 @@ class ImportOptions(CommandOptions):
     any_scale: bool = option(False, "accept pixels, pitches and spots of any size, as hist-extract --any-scale")
     dry_run: bool = option(False, "read and check everything, write nothing", group="Other")
     debug: bool = option(False, "show a traceback for every error")
+
+    @property
+    def um_per_source_px(self) -> float | None:
+        """The size of a px of the positions by `--um-per-px`, which is that of the image, and `--scale`."""
+        return None if self.um_per_px is None else self.um_per_px * self.scale

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from extract.imports.options import ImportOptions
 from hist_cache.lattice import Kind, find_lattice
 
 VISIUM_PITCH_UM, VISIUM_SPOT_UM = 100.0, 55.0
@@ -30,6 +32,11 @@ class MeasuredPitch:
     kind: Kind
     by_array: bool
 
+    @property
+    def is_visium(self) -> bool:
+        """Whether it is the lattice of Visium's array."""
+        return self.kind == "hex" and self.by_array
+
 
 @dataclass(frozen=True)
 class DerivedScale:
@@ -44,6 +51,34 @@ class DerivedScale:
     um_per_px: float
     source: str
     notes: tuple[str, ...] = ()
+
+
+class SpotSizes(TypedDict):
+    """What a `Sample` states of its spots' sizes, and of the size of a px by these."""
+
+    technology: str
+    pitch_um: float
+    spot_um: float
+    um_per_px: float | None
+    um_per_px_source: str
+
+
+def sizes_by_pitch(technology: str, pitch_um: float, spot_um: float, measured: MeasuredPitch | None) -> SpotSizes:
+    """Return sizes with the pixel size by which spots are `pitch_um` apart; None where they follow no lattice."""
+    return SpotSizes(
+        technology=technology,
+        pitch_um=pitch_um,
+        spot_um=spot_um,
+        um_per_px=None if measured is None else pitch_um / measured.px,
+        um_per_px_source="" if measured is None else f"the pitch of {pitch_um:g} um",
+    )
+
+
+def given_sizes(options: ImportOptions, measured: MeasuredPitch | None) -> SpotSizes | None:
+    """Return the sizes that `--pitch` and `--spot` give; None where one is missing."""
+    if options.pitch is None or options.spot is None:
+        return None
+    return sizes_by_pitch("unknown", options.pitch, options.spot, measured)
 
 
 def measure_pitch(coords: NDArray[np.float64], array: NDArray[np.int32]) -> MeasuredPitch | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from extract.imports.h5ad_table import H5adReader
 from extract.imports.hest_slide import HestSlideReader
 from extract.imports.legacy_st import LegacyReader
+from extract.imports.options import KIND_OPTIONS
 from extract.imports.sample import SampleReader
 from extract.imports.space_ranger import SpaceRangerReader
 from extract.imports.spatial_data import SpatialDataReader
@@ -26,11 +27,15 @@ SAMPLE_READERS: tuple[SampleReader, ...] = (
 )
 
 
-def find_reader(source: Path) -> SampleReader:
+def find_reader(source: Path, given: frozenset[str] = frozenset()) -> SampleReader:
     """Return the reader of a source.
 
+    Args:
+        source: A file or folder.
+        given: Names of the options that were given.
+
     Raises:
-        InputError: There is no such file or folder, or no reader recognises it.
+        InputError: There is no such file or folder, no reader recognises it, or it has no use for an option.
     """
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
@@ -38,4 +43,6 @@ def find_reader(source: Path) -> SampleReader:
     if reader is None:
         expected = "; ".join(f"{reader.name}: {reader.expected}" for reader in SAMPLE_READERS)
         raise InputError(f"{source}: no measured slide that is read ({expected}); see docs/data-layout.md")
+    if unused := [name for name in KIND_OPTIONS if name in given and name not in reader.uses]:
+        raise InputError(f"{source}: --{unused[0]} is not for a source of the kind {reader.name}; leave it out")
     return reader

@@ -34,6 +34,7 @@ class Sample:
         um_per_px_source: What says so, for metadata and messages: `the pitch of 100 um`.
         image: The full-resolution image, where the source has or names one.
         low_resolution: A small image in the source, with px of it per px of `coords`. `--image` is compared with it.
+        patient: Name of the patient, where the source has it.
         notes: What the reader changed or left out, each a line for the user.
     """
 
@@ -51,6 +52,7 @@ class Sample:
     um_per_px_source: str
     image: Path | None
     low_resolution: tuple[Path, float] | None = None
+    patient: str | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -60,10 +62,12 @@ class SampleReader(Protocol):
     Attributes:
         name: The kind, for messages: `Space Ranger`.
         expected: What such a source is, for messages: `outs/ with spatial/ in it`.
+        uses: Those of `KIND_OPTIONS` that it uses.
     """
 
     name: str
     expected: str
+    uses: tuple[str, ...]
 
     def recognises(self, source: Path) -> bool:
         """Tell at once, by names of files alone, whether a source is of this kind."""

@@ -31,6 +31,7 @@ class SpaceRangerReader:
 
     name = "Space Ranger"
     expected = f"an outs/ folder with {COUNTS_FILE} and spatial/"
+    uses: tuple[str, ...] = ()
 
     def recognises(self, source: Path) -> bool:
         """Tell whether the folder, or `outs` in it, has spatial/ with positions beside counts."""

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 
 from extract.imports.element_image import Element, affine, element_size, write_element
 from extract.imports.options import ImportOptions
-from extract.imports.pitch import VISIUM_PITCH_UM, VISIUM_SPOT_UM, MeasuredPitch, measure_pitch
+from extract.imports.pitch import (
+    VISIUM_PITCH_UM,
+    VISIUM_SPOT_UM,
+    MeasuredPitch,
+    SpotSizes,
+    given_sizes,
+    measure_pitch,
+    sizes_by_pitch,
+)
 from extract.imports.sample import Sample, sample_name
 from hist_cache.errors import InputError, SlideError, kind_and_text
 from hist_cache.texts import first_names
@@ -30,6 +38,7 @@ class SpatialDataReader:
 
     name = "SpatialData"
     expected = "a .zarr store with a table, shapes and an image"
+    uses: tuple[str, ...] = ("pitch", "spot", "bin")
 
     def recognises(self, source: Path) -> bool:
         """Tell whether it is a Zarr store."""
@@ -47,7 +56,7 @@ class SpatialDataReader:
         array = _array(table.obs)
         measured = measure_pitch(coords, array)
         radius_px = None if radius is None else radius * float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-        technology, pitch_um, spot_um, um_per_px, um_source = _scale(source, name, options, measured, radius_px)
+        sizes = _sizes(source, name, options, measured, radius_px)
         file = Path(options.image) if options.image else write_element(slide, source, image_name, image, options)
         return Sample(
             name=slide,
@@ -57,13 +66,9 @@ class SpatialDataReader:
             gene_ids=[str(v) for v in table.var["gene_ids"]] if "gene_ids" in table.var else None,
             coords=coords,
             array=array,
-            technology=technology,
-            pitch_um=pitch_um,
-            spot_um=spot_um,
-            um_per_px=um_per_px,
-            um_per_px_source=um_source,
             image=file,
             notes=(f"table {name!r} on the image {image_name!r}",),
+            **sizes,
         )
 
 
@@ -132,23 +137,20 @@ def _image(slide: str, source: Path, store: Any, shapes: Element) -> tuple[str, 
     return name, image, matrix
 
 
-def _scale(
+def _sizes(
     source: Path, table: str, options: ImportOptions, measured: MeasuredPitch | None, radius_px: float | None
-) -> tuple[str, float, float, float | None, str]:
-    """Return technology, pitch, spot diameter, um per px and where this is from."""
+) -> SpotSizes:
+    """Return the sizes of spots and of a px."""
     if match := HD_TABLE.fullmatch(table):
-        bin_um = float(match[1])
-        um = None if measured is None else bin_um / measured.px
-        return "Visium HD", bin_um, bin_um, um, f"the bins of {bin_um:g} um"
-    if options.pitch is not None and options.spot is not None:
-        um = None if measured is None else options.pitch / measured.px
-        return "unknown", options.pitch, options.spot, um, "--pitch"
-    if measured is not None and measured.kind == "hex" and measured.by_array:
-        return "Visium", VISIUM_PITCH_UM, VISIUM_SPOT_UM, VISIUM_PITCH_UM / measured.px, "the pitch of 100 um"
-    if options.um_per_px is not None and radius_px is not None:
-        spot_um = 2 * radius_px * options.um_per_px
-        pitch_um = spot_um if measured is None else measured.px * options.um_per_px
-        return "unknown", pitch_um, spot_um, None, ""
+        return sizes_by_pitch("Visium HD", float(match[1]), float(match[1]), measured)
+    if sizes := given_sizes(options, measured):
+        return sizes
+    if measured is not None and measured.is_visium:
+        return sizes_by_pitch("Visium", VISIUM_PITCH_UM, VISIUM_SPOT_UM, measured)
+    um_per_px = options.um_per_source_px
+    if um_per_px is not None and radius_px is not None:
+        spot_um = 2 * radius_px * um_per_px
+        return sizes_by_pitch("unknown", spot_um if measured is None else measured.px * um_per_px, spot_um, measured)
     needed = "give --pitch and --spot, both in um, or for circles --um-per-px"
     raise InputError(f"{source}: how large are its spots, and how far apart? {needed}")
 

@@ -44,6 +44,7 @@ class VisiumHDReader:
 
     name = "Visium HD"
     expected = f"an outs/ folder with {BINNED}/"
+    uses: tuple[str, ...] = ("bin",)
 
     def recognises(self, source: Path) -> bool:
         """Tell whether the folder is, or has, `binned_outputs/`, or is one folder of bins in it."""

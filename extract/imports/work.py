@@ -12,6 +12,7 @@ import numpy as np
 from extract.imports.checks import Finding, PlacedImage, check_sample
 from extract.imports.layout import (
     Target,
+    check_image_place,
     check_readable,
     check_replaced,
     make_metadata,
@@ -71,8 +72,8 @@ def import_slide(source: Path, options: ImportOptions, root: Path) -> Imported:
         SlideError: A file is missing or cannot be used, or the spots do not fit the image.
         WriteError: A file cannot be written.
     """
-    reader = find_reader(source)
-    sample = _pooled(reader.read(source, options), options)
+    reader = find_reader(source, options.given)
+    sample = pool_if_asked(reader.read(source, options), options)
     slide = check_slide_name(options.id or sample.name)
     sample = replace(sample, name=slide)
     path = find_image(sample, options)
@@ -80,6 +81,7 @@ def import_slide(source: Path, options: ImportOptions, root: Path) -> Imported:
     if target.table.resolve() == source.resolve():
         raise InputError(f"{source}: would be replaced by itself; give --id or another --data-root")
     state = check_replaced(target, source, options.replace)
+    check_image_place(target, path, options.replace)
     with closing(open_image(slide, path)) as image:
         placed = place_on(sample, path, image, options)
         findings, fit, mask = check_sample(sample, placed)
@@ -98,11 +100,11 @@ def import_slide(source: Path, options: ImportOptions, root: Path) -> Imported:
     metadata = make_metadata(target, sample, placed, source, reader.name, options.command)
     check_readable(target, table, metadata, source, options.any_scale)
     if not options.dry_run:
-        write_files(target, table, metadata, path)
+        write_files(target, table, metadata, path, sample.patient)
     return Imported(target, sample, reader.name, state, placed, fit, findings)
 
 
-def _pooled(sample: Sample, options: ImportOptions) -> Sample:
+def pool_if_asked(sample: Sample, options: ImportOptions) -> Sample:
     """Pool the spots of a sample if that is asked for and its reader has not done it.
 
     Raises:
@@ -110,7 +112,7 @@ def _pooled(sample: Sample, options: ImportOptions) -> Sample:
     """
     if options.pseudo_spots is None or options.pseudo_spots == sample.spot_um:
         return sample
-    um_per_px = options.um_per_px or sample.um_per_px
+    um_per_px = options.um_per_source_px or sample.um_per_px
     if um_per_px is None:
         raise InputError(f"{sample.name}: how large is a pixel? --pseudo-spots needs --um-per-px here")
     return pool_sample(sample, options.pseudo_spots, um_per_px)

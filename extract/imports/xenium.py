@@ -38,6 +38,7 @@ class XeniumReader:
 
     name = "Xenium"
     expected = f"an outs/ folder with {EXPERIMENT}"
+    uses: tuple[str, ...] = ("alignment",)
 
     def recognises(self, source: Path) -> bool:
         """Tell whether the folder, or `outs` in it, has an experiment.xenium."""

@@ -18,6 +18,8 @@ def test_ids_of_a_file_in_its_order(tmp_path: Path) -> None:
 def test_a_list_as_before() -> None:
     assert read_ids("SPA138-141,NCBI563") == ["SPA138", "SPA139", "SPA140", "SPA141", "NCBI563"]
     assert len(read_ids("S1-200000")) == 200_000
+    ids = [f"SPA{i}" for i in range(100, 1100)]
+    assert read_ids(",".join(ids)) == ids  # longer than the name of a file or a path may be
 
 
 @pytest.mark.parametrize(

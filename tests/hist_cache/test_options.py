@@ -177,6 +177,7 @@ def test_a_field_may_not_take_the_name_of_a_commands_option(monkeypatch: pytest.
         (["--debug=3"], "--debug: ignored explicit argument '3'"),
         (["--nope"], "unrecognized arguments: --nope (hist-train --help shows all)"),
         (["--epoch", "3"], "unrecognized arguments: --epoch 3 (did you mean --epochs?)"),
+        ([""], "unrecognized arguments: (hist-train --help shows all)"),
         (["--widht=3"], "unrecognized arguments: --widht=3 (did you mean --width?)"),
         (["--lr", "1e-3,0"], "--lr 0: must be above 0"),
         (["--lr", "1e-3,"], "--lr '': give a value or leave the option out"),

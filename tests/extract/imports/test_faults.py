@@ -12,14 +12,9 @@ import pytest
 from extract.imports.cli import main
 from hist_cache.slides import find_slide
 from hist_cache.spots import read_spots
-from tests.extract.imports.sources import Section, color, make_section, marks_at, write_image, write_outs
+from tests.extract.imports.sources import Section, color, marks_at, write_image, write_outs
 
 Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def section() -> Section:
-    return make_section()
 
 
 def halved(pixels: np.ndarray) -> np.ndarray:

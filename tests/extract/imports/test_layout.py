@@ -14,23 +14,15 @@ import pytest
 
 from extract.imports.cli import main
 from extract.imports.dataset_entry import add_to_dataset, check_new_name
+from extract.imports.element_image import write_element
+from extract.imports.options import ImportOptions
 from extract.imports.overlay import OFF_TISSUE, ON_TISSUE, write_overlay
 from extract.slides.readers import open_image
 from hist_cache.errors import InputError
 from hist_cache.slides import find_slide
-from tests.extract.imports.sources import SIZE, Section, make_section, write_image, write_outs
+from tests.extract.imports.sources import SIZE, Section, write_outs
 
 Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def section() -> Section:
-    return make_section()
-
-
-@pytest.fixture(scope="module")
-def image(section: Section, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_image(tmp_path_factory.mktemp("images") / "scan.tif", section.pixels)
 
 
 def test_the_same_source_is_replaced_and_another_only_if_that_is_said(
@@ -101,14 +93,14 @@ def test_several_sources_become_a_dataset_and_one_that_fails_is_named(
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (("empty",), "no measured slide that is read (Space Ranger: an outs/ folder"),
+        (("empty",), "no measured slide that is read (Visium HD: an outs/ folder"),
         (("P7",), "P7: which image? give --image F"),
         (("P7", "--image", "none.tif"), "none.tif: no such file"),
         (("P7", "--image", "scan.gif"), ".gif is no ending of a slide's image"),
         (("P7", "P7", "--id", "A"), "--id names one slide"),
         (("P7", "P7", "--image", "scan.gif"), "for several sources give a folder of images"),
-        (("P7", "--name", "kidney"), "a dataset of hist-cache has this name"),
-        (("P7", "--name", "../x"), "use letters, digits"),
+        (("P7", "--name", "kidney"), "this program has one of that name"),
+        (("P7", "--name", "../x"), "a name has letters, digits"),
         (("P7", "--scale", "0"), "must be above 0"),
     ],
 )
@@ -159,10 +151,55 @@ def test_a_file_that_cannot_be_changed_stays_as_it_is(text: str, tmp_path: Path)
     assert (tmp_path / "hist.toml").read_text() == text
 
 
-def test_names_of_presets_are_taken() -> None:
+def test_names_of_the_program_are_taken() -> None:
     check_new_name("mine")
-    with pytest.raises(InputError, match="--name her2st"):
-        check_new_name("her2st")
+    for name in ("her2st", "default", "all", "a b"):
+        with pytest.raises(InputError, match=f"--name {name}"):
+            check_new_name(name)
+
+
+def test_images_that_are_no_links_are_neither_lost_nor_read_in_place_of_the_new_one(
+    section: Section, image: Path, tmp_path: Path, run_command: Run
+) -> None:
+    write_outs(tmp_path / "P7/outs", section)
+    kept = tmp_path / "data/wsis/P7.tif"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(b"the only copy")
+    code, text = run_command(main, "P7", "--image", image)
+    assert (code, f"P7.tif: is not {image} and would be replaced" in " ".join(text.split())) == (2, True)
+    assert kept.read_bytes() == b"the only copy"
+    picture = tmp_path / "scan.png"
+    PIL.Image.fromarray(section.pixels).save(picture)
+    code, text = run_command(main, "P7", "--image", picture, "--replace")  # P7.tif would come before P7.png
+    assert (code, "P7.tif: another image of P7; move it away" in " ".join(text.split())) == (2, True)
+    assert run_command(main, "P7", "--image", image, "--replace")[0] == 0
+    assert kept.resolve() == image
+
+
+def test_options_for_another_kind_of_source_are_refused(
+    section: Section, image: Path, tmp_path: Path, run_command: Run
+) -> None:
+    write_outs(tmp_path / "P7/outs", section)
+    for name, value in (("alignment", "m.csv"), ("positions", "p.tsv"), ("pitch", 100), ("spot", 55), ("bin", 16)):
+        code, text = run_command(main, "P7", "--image", image, f"--{name}", value)
+        assert code == 2
+        assert f"--{name} is not for a source of the kind Space Ranger; leave it out" in " ".join(text.split())
+
+
+def test_two_stores_of_one_name_have_images_of_their_own(tmp_path: Path) -> None:
+    class Pixels:  # as much of an element as is needed
+        def __init__(self, value: int) -> None:
+            self.data = np.full((3, 30, 40), value, dtype=np.uint8)
+            self.shape, self.dtype = self.data.shape, self.data.dtype
+
+        def transpose(self, *axes: str) -> Pixels:
+            return self
+
+    options = ImportOptions(source=("P7.zarr",), data_root=str(tmp_path / "data"))
+    files = []
+    for value, folder in ((50, "A"), (90, "B")):
+        files.append(write_element("P7", tmp_path / folder / "P7.zarr", "he", Pixels(value), options))
+    assert [PIL.Image.open(file).getpixel((5, 5)) for file in files] == [(50, 50, 50), (90, 90, 90)]
 
 
 def test_the_picture_has_outlines_where_spots_are_and_counts_beside(

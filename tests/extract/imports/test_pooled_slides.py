@@ -124,7 +124,8 @@ def test_bins_of_visium_hd_and_a_hest_folder_of_them(
         assert bins.counts[i].toarray()[0].tolist() == [3 * (k == on_tissue[i]) for k in range(len(GENES))]
     # The same slide with the metadata that HEST has for Visium HD is refused, with the command that mends it.
     file = tmp_path / "bins/metadata/P9.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"inter_spot_dist": 2.0, "spot_diameter": 2.0}))
+    stated = {"inter_spot_dist": 2.0, "spot_diameter": 2.0, "patient": "Patient 3"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | stated))
     argv = ("--dataset", "mine", "--ids", "P9", "--data-root", "bins", "--encoder", "demo")
     code, text = run_command(extract.cli.main, *argv)
     assert code == 1
@@ -133,6 +134,7 @@ def test_bins_of_visium_hd_and_a_hest_folder_of_them(
     assert (code, "would be replaced by itself" in text) == (2, True)
     code, text = run_command(main, "bins/st/P9.h5ad", "--pseudo-spots", 55, "--data-root", "data")
     assert code == 0, text
+    assert find_slide(tmp_path / "data", "P9").patient == "Patient 3"  # else splits could share the patient
     pooled = read_spots(find_slide(tmp_path / "data", "P9"))
     inside = np.linalg.norm(pooled.coords[:, None] - bins.coords[None], axis=2) * UM_PER_PX <= 27.5
     np.testing.assert_array_equal(pooled.counts.toarray(), inside @ bins.counts.toarray())

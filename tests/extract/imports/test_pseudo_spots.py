@@ -7,8 +7,10 @@ import pytest
 from scipy.sparse import csr_matrix, random
 
 from extract.imports import pseudo_spots
+from extract.imports.options import ImportOptions
 from extract.imports.pseudo_spots import PseudoSpots, nearest_sites, pool, pool_sample
 from extract.imports.sample import Sample
+from extract.imports.work import pool_if_asked
 from hist_cache.errors import InputError
 from hist_cache.lattice import find_lattice, ring_neighbors
 
@@ -114,3 +116,6 @@ def test_a_sample_of_bins() -> None:
     assert len(pooled.barcodes) == len(pooled.coords) == len(pooled.array)
     with pytest.raises(InputError, match="no larger than the spots of 8 um"):
         pool_sample(sample, 5, 0.5)
+    # --um-per-px is of the image: where that has half the resolution, positions have half its pixel size.
+    options = ImportOptions(source=("a",), pseudo_spots=55, um_per_px=1.0, scale=0.5)
+    np.testing.assert_array_equal(pool_if_asked(sample, options).coords, pooled.coords)

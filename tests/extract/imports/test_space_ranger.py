@@ -21,24 +21,12 @@ from tests.extract.imports.sources import (
     UM_PER_PX,
     Section,
     color,
-    make_section,
     marks_at,
-    write_image,
     write_matrix_folder,
     write_outs,
 )
 
 Run = Callable[..., tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def section() -> Section:
-    return make_section()
-
-
-@pytest.fixture(scope="module")
-def image(section: Section, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_image(tmp_path_factory.mktemp("images") / "scan.tif", section.pixels, UM_PER_PX)
 
 
 @pytest.mark.parametrize("version", [1, 2, 3])

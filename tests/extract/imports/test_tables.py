@@ -23,16 +23,6 @@ from tests.extract.imports.sources import GENES, UM_PER_PX, Section, color, make
 Run = Callable[..., tuple[int, str]]
 
 
-@pytest.fixture(scope="module")
-def section() -> Section:
-    return make_section()
-
-
-@pytest.fixture(scope="module")
-def image(section: Section, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_image(tmp_path_factory.mktemp("images") / "scan.tif", section.pixels)
-
-
 def make_h5ad(section: Section, x: np.ndarray | None = None, **more: Any) -> anndata.AnnData:
     rows = section.measured
     counts = section.counts[rows].astype(np.float32)
@@ -109,6 +99,17 @@ def test_the_diameter_in_uns_makes_a_visium_slide(
     assert "by the pitch of 100 um, and spot_diameter_fullres as 55 um" in text
 
 
+def test_a_diameter_makes_no_visium_slide_of_a_square_lattice(tmp_path: Path, run_command: Run) -> None:
+    square = make_section(kind="square")  # as bins of Visium HD, of which scanpy keeps spot_diameter_fullres
+    table = make_h5ad(square)
+    table.uns["spatial"] = {"L": {"scalefactors": {"spot_diameter_fullres": 55 / UM_PER_PX}}}
+    table.write_h5ad(tmp_path / "bins.h5ad")
+    image = write_image(tmp_path / "scan.tif", square.pixels)
+    code, text = run_command(main, "bins.h5ad", "--image", image, "--data-root", "data")
+    assert code == 2
+    assert "give --pitch and --spot" in text
+
+
 @pytest.mark.parametrize("form", ["spots as rows", "spots as columns", "packed, without a name over the rows"])
 def test_legacy_tables(form: str, tmp_path: Path, run_command: Run) -> None:
     section = make_section(pitch_px=200 / UM_PER_PX, kind="square")
@@ -174,7 +175,8 @@ def test_pitch_of_a_turned_lattice_with_missing_spots() -> None:
 
 @needs_shared
 def test_a_real_slide_of_hest_gets_hests_pixel_size(tmp_path: Path, run_command: Run) -> None:
-    table, image = SHARED / "hest/st/SPA138.h5ad", SHARED / "hest/wsis/SPA138.tif"
+    image, table = SHARED / "hest/wsis/SPA138.tif", tmp_path / "SPA138.h5ad"
+    table.symlink_to(SHARED / "hest/st/SPA138.h5ad")  # beside HEST's metadata, the pixel size would be read from there
     argv = (main, table, "--image", image, "--data-root", "data", "--pitch", 200, "--spot", 100, "--id", "mine")
     code, text = run_command(*argv)
     assert code == 0, text

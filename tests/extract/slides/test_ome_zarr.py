@@ -206,6 +206,8 @@ def test_names_and_digests_of_folders(tmp_path: Path) -> None:
     assert stamp[0] == sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     (path / "labels").mkdir()  # segmentations, which other programs add
     (path / "labels/.zgroup").write_text("{}")
+    (path / "0/labels").mkdir(parents=True)  # those of the first image that bioformats2raw writes
+    (path / "0/labels/.zgroup").write_text("{}")
     assert (file_digest(path), file_stamp(path)) == (digest, stamp)
     chunk = path / "0/0.0.0"
     data = chunk.read_bytes()
