@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,10 @@ class HeaderIndex:
         if entry is not None and entry[0] == stamp:
             return entry[1]
         header = read_header(path)
-        if _stamp(path) == stamp:  # not replaced while it was read
-            self._entries[path.name] = stamp, header
-            self._new += 1
+        with suppress(OSError):  # removed by now
+            if _stamp(path) == stamp:  # not replaced while it was read
+                self._entries[path.name] = stamp, header
+                self._new += 1
         return header
 
     def save(self) -> None:
