@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from train.report.alike import fold_pairs
+from train.report.alike import fold_pairs, same_splits
 from train.report.baseline_rows import RIDGE, RIDGE_TUNED
 from train.report.fold_result import FoldResult
 from train.report.results import RunResult
@@ -144,7 +144,7 @@ def against_ridge(runs: Sequence[RunResult]) -> list[AgainstRidge]:
     metric = common_metric([fold for run in runs for fold in run.folds])
     if metric is None:
         return []
-    groups = {id(group[-1]): group for group in seed_groups(runs)}
+    groups = {id(group[-1]): group for group in averaged_groups(runs)}
     found = []
     for run in runs:
         found += _compared([run], metric, run.label)
@@ -170,6 +170,22 @@ def seed_groups(runs: Sequence[RunResult]) -> list[list[RunResult]]:
     for run in runs:
         groups.setdefault(_without_seed(run), {}).setdefault(run.setting.fit.seed, run)
     return [list(group.values()) for group in groups.values() if len(group) > 1]
+
+
+def averaged_groups(runs: Sequence[RunResult]) -> list[list[RunResult]]:
+    """Those of `seed_groups` that are on the same splits: runs of which means over seeds can be taken.
+
+    A setting has several where its seeds were trained on splits that several seeds drew.
+    """
+    settings: dict[str, list[list[RunResult]]] = {}
+    for run in runs:
+        groups = settings.setdefault(_without_seed(run), [])
+        group = next((group for group in groups if same_splits(group[0], run)), None)
+        if group is None:
+            groups.append([run])
+        elif all(other.setting.fit.seed != run.setting.fit.seed for other in group):
+            group.append(run)
+    return [group for groups in settings.values() for group in groups if len(group) > 1]
 
 
 def _without_seed(run: RunResult) -> str:

@@ -25,6 +25,7 @@ FOLLOWS = {  # a setting, and those that may change it without being another dif
     "embeddings": ("encoder", "cache", "test_dataset", "slides", "counts", "neighbors"),
     "n_genes": ("genes",),
     "panel": ("genes", "n_genes", "panel_from", "slides"),
+    "split_seed": ("seed",),
     "tuning_precision": ("precision",),
 }
 TUNING_PREFIXES = ("lora_", "tuning_")  # such settings are None where the encoder is not fine-tuned
@@ -40,6 +41,13 @@ def fold_pairs(run: RunResult, other: RunResult) -> dict[int, int]:
     places = {_pair_key(fold): fold.number for fold in other.folds}
     keys = {fold.number: _pair_key(fold) for fold in run.folds}
     return {number: places[key] for number, key in keys.items() if key in places}
+
+
+def same_splits(run: RunResult, other: RunResult) -> bool:
+    """Whether the folds of the same numbers are pairs, at least one; a run that is not finished has fewer folds."""
+    pairs = fold_pairs(run, other)
+    shared = {fold.number for fold in run.folds} & {fold.number for fold in other.folds}
+    return bool(pairs) and shared <= pairs.keys()
 
 
 def _pair_key(fold: FoldResult) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from hist_cache.console import progress, size
 from hist_cache.errors import InputError
 from hist_cache.files import write_text
+from train.report.against_ridge import averaged_groups
 from train.report.context import cache_fingerprints, descriptions
 from train.report.ensemble_tables import ensemble_tables
 from train.report.index_tables import index_table, index_text, index_warnings, settings_overview
@@ -29,17 +30,24 @@ class ReportPart:
 
     Attributes:
         runs: Those that the page is for.
-        leader: That they are tested against, of a group that has several pages; it is on each of them.
+        leaders: What they are tested against, of a group that has several pages: a run, or its seeds. They are on
+            each of its pages.
     """
 
     runs: tuple[RunResult, ...]
-    leader: RunResult | None = None
+    leaders: tuple[RunResult, ...] = ()
 
     @property
     def results(self) -> Results:
         """All runs on the page, with the labels that they have among all runs."""
-        first = (self.leader,) if self.leader and self.leader not in self.runs else ()
-        return Results((*first, *self.runs))
+        own = {run.folder for run in self.runs}
+        return Results((*(run for run in self.leaders if run.folder not in own), *self.runs))
+
+    def against(self, name: str) -> str:
+        """What its runs are tested against: the method `name`, where all runs of it are leaders, else the first one."""
+        named = {run.folder for run in self.results.runs if run.method == name}
+        is_method = len(self.leaders) > 1 and named == {run.folder for run in self.leaders}
+        return name if is_method else self.leaders[0].label
 
 
 def is_paged(results: Results) -> bool:
@@ -86,7 +94,8 @@ def write_report(results: Results, folder: Path, request: ReportRequest) -> Path
 def _request_of(part: ReportPart, request: ReportRequest) -> ReportRequest:
     """What one page is asked for; `--against` holds where the page has such a run."""
     has_own = any(_is(run, request.against) for run in part.results.runs)
-    against = part.leader.label if part.leader else request.against if has_own else None
+    alone = request.against if has_own else None
+    against = part.against(request.against or REFERENCE) if part.leaders else alone
     slide = request.slide if request.slide in tested_slides(part.results) else None
     return replace(request, against=against, ensemble=False, slide=slide)
 
@@ -96,7 +105,7 @@ def _is(run: RunResult, name: str | None) -> bool:
 
 
 def page_parts(results: Results, against: str | None = None) -> list[ReportPart]:
-    """The runs in pages: groups that fit are kept together, and a larger one has pages of its own.
+    """The runs in pages: groups that fit are kept together, and a larger one has pages of its own, seeds side by side.
 
     Args:
         results: all runs.
@@ -106,14 +115,38 @@ def page_parts(results: Results, against: str | None = None) -> list[ReportPart]
     small: list[RunResult] = []
     for runs in run_groups(results):
         if len(runs) > MAX_RUNS:
-            leader = next((run for run in runs if _is(run, against or REFERENCE)), None)
-            parts += [ReportPart(tuple(runs[i : i + MAX_RUNS]), leader) for i in range(0, len(runs), MAX_RUNS)]
+            leaders = _leaders(runs, against or REFERENCE)
+            parts += [ReportPart(tuple(page), leaders) for page in _pages(runs)]
         else:
             if len(small) + len(runs) > MAX_RUNS:
                 parts.append(ReportPart(tuple(small)))
                 small = []
             small += runs
     return [*parts, ReportPart(tuple(small))] if small else parts
+
+
+def _leaders(runs: list[RunResult], name: str) -> tuple[RunResult, ...]:
+    """The first run of this label or method, of a method with its other seeds; () where there is none."""
+    first = next((run for run in runs if _is(run, name)), None)
+    if first is None:
+        return ()
+    seeds = next((group for group in averaged_groups(runs) if first in group), [first])
+    return tuple(seeds) if name == first.method and len(seeds) < MAX_RUNS else (first,)
+
+
+def _pages(runs: list[RunResult]) -> list[list[RunResult]]:
+    """The runs in order on pages, seeds that are averaged on the same one; more seeds than a page has are divided."""
+    seeds = {group[0].folder: group for group in averaged_groups(runs)}
+    later = {run.folder for group in seeds.values() for run in group[1:]}
+    pages: list[list[RunResult]] = [[]]
+    for run in runs:
+        group = [] if run.folder in later else seeds.get(run.folder, [run])
+        for start in range(0, len(group), MAX_RUNS):
+            together = group[start : start + MAX_RUNS]
+            if len(pages[-1]) + len(together) > MAX_RUNS:
+                pages.append([])
+            pages[-1] += together
+    return pages
 
 
 def _write_index(

@@ -92,8 +92,12 @@ class RunResult:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """All settings but the method, by name."""
+        if not self.seeds:
+            return settings_of(self.setting)
         numbers = ", ".join(str(run.setting.fit.seed) for run in self.seeds)
-        return settings_of(self.setting) | ({"seed": f"seeds {numbers}", "split_seed": None} if self.seeds else {})
+        drawn = (run.setting.split_seed for run in self.seeds)  # None of the run whose own seed drew them for all
+        split_seed = next((seed for seed in drawn if seed is not None), None)
+        return settings_of(self.setting) | {"seed": f"seeds {numbers}", "split_seed": split_seed}
 
     @property
     def splits(self) -> tuple[Any, ...]:

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from train.report.against_ridge import AgainstRidge, Estimate, against_ridge, decimal, seed_groups, shared_folds
+from train.report.against_ridge import (
+    AgainstRidge,
+    Estimate,
+    against_ridge,
+    averaged_groups,
+    decimal,
+    seed_groups,
+    shared_folds,
+)
 from train.report.baseline_rows import RIDGE, RIDGE_TUNED
 from train.report.paper_tables import group_name, run_groups
 from train.report.results import Results, RunResult
@@ -99,7 +107,9 @@ def seed_notes(runs: Sequence[RunResult], found: Sequence[AgainstRidge]) -> list
     notes = []
     if any(one.n_seeds > 1 for one in found):
         notes.append("mean of seeds: the mean over seeds in each fold first, then the interval over folds")
-    for group in seed_groups(runs):
+    averaged = averaged_groups(runs)
+    others = [group for group in seed_groups(runs) if not any(run in group for same in averaged for run in same)]
+    for group in [*averaged, *others]:
         shared = len(shared_folds(group))
         most = max(len(run.folds) for run in group)
         names = "; ".join(run.label for run in group)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from train.report.against_ridge import seed_groups, shared_folds
+from train.report.against_ridge import averaged_groups, shared_folds
 from train.report.results import Results, RunResult, with_labels
 from train.report.table import OVER_SEEDS, Cell, Row
 
@@ -26,7 +26,7 @@ def over_seeds(results: Results, runs: Sequence[RunResult]) -> tuple[Results, li
         The results, in which a run of several seeds stands at the place of the first and has their means as metrics;
         and those runs that stand for some of `runs`.
     """
-    merged = {group[0].folder: _mean_run(group) for group in seed_groups(results.runs) if _same_folds(group)}
+    merged = {group[0].folder: _mean_run(group) for group in averaged_groups(results.runs) if _same_folds(group)}
     later = {seed.folder for run in merged.values() for seed in run.seeds[1:]}
     chosen = [merged.get(run.folder, run) for run in results.runs if run.folder not in later]
     if not merged:

@@ -21,6 +21,7 @@ from train.report.cli import main
 from train.report.figures import MAX_HEIGHT, picture
 from train.report.index import page_parts, write_report
 from train.report.index_tables import index_table, index_text
+from train.report.paper_tables import results_tables
 from train.report.results import Results, read_results
 from train.report.sections import ReportRequest
 
@@ -114,12 +115,29 @@ def test_pages_keep_groups_together_and_share_the_run_to_test_against(tmp_path: 
     assert sorted(name for part in sets for name in part) == sorted(
         ["a 42", "b 42", "c 42", *(f"tiny {seed}" for seed in range(5))]
     )
-    large = [part for part in parts if part.leader]
+    large = [part for part in parts if part.leaders]
     assert [len(part.runs) for part in large] == [2, 2, 1]
-    assert {part.leader.setting.fit.seed for part in large if part.leader} == {3}
+    assert {run.setting.fit.seed for part in large for run in part.leaders} == {3}
     assert all(sum(run.method == "full" for run in part.results.runs) == 1 for part in large)
-    assert [[run.setting.dataset for run in part.runs] for part in parts if not part.leader] == [["a", "b"], ["c"]]
-    assert {part.leader for part in ridge} == {None}
+    assert [[run.setting.dataset for run in part.runs] for part in parts if not part.leaders] == [["a", "b"], ["c"]]
+    assert {part.leaders for part in ridge} == {()}
+
+
+def test_seeds_of_a_setting_are_on_one_page_and_one_row_of_it(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        for variant in ("full", "clip", "meru"):
+            write_run(tmp_path, (0.7, 0.6 + seed / 100), change={"loop.seed": seed, "variant.name": variant})
+    results = read_results([tmp_path])
+    assert [run.setting.fit.seed for run in results.runs] == [1, 1, 1, 2, 2, 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index, "MAX_RUNS", 3)
+        parts = page_parts(results)
+    assert [[run.label for run in part.runs] for part in parts] == [
+        [f"{variant}, seed {seed}" for seed in (1, 2)] for variant in ("full", "meru", "clip")
+    ]
+    [table] = results_tables(parts[1].results, parts[1].against("full"))
+    rows = [row.label for row in table.rows if row.kind in ("run", "p")]
+    assert rows == ["full, mean of 2 seeds", "meru, mean of 2 seeds", "p against full, mean of 2 seeds"]
 
 
 def test_a_baseline_can_be_the_best(tmp_path: Path) -> None:

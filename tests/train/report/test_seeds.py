@@ -6,13 +6,14 @@ import csv
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from tests.train.report.fake_runs import numbers, write_run
+from tests.train.report.fake_runs import RIDGE, numbers, write_run
 from train.report.paper_tables import results_tables
 from train.report.results import read_results
 from train.report.sections import summary_text
@@ -26,7 +27,7 @@ def write_seeds(root: Path, split_seed: int | None = 1) -> None:
     """Two variants under three seeds; without a seed of splits each seed drew its own."""
     for variant, values in (("full", FULL), ("clip", CLIP)):
         for seed in values:
-            change = {"variant.name": variant, "loop.seed": int(seed)}
+            change: dict[str, Any] = {"variant.name": variant, "loop.seed": int(seed)}
             if split_seed not in (None, seed):
                 change["split_seed"] = split_seed
             folder = write_run(root, list(values[seed]), change=change)
@@ -76,6 +77,30 @@ def test_seeds_that_drew_other_splits_stay_apart(tmp_path: Path) -> None:
         f"{variant}, seed {seed}" for seed in FULL for variant in ("full", "clip")
     ]
     assert not any(row.kind == "seeds" for row in table.rows)
+
+
+def test_seeds_of_several_splits_are_taken_together_by_their_splits(tmp_path: Path) -> None:
+    write_seeds(tmp_path)
+    write_seeds(tmp_path, split_seed=9)
+    write_run(tmp_path, list(FULL[2]), change={"variant.name": "full", "loop.seed": 2})  # it drew its own splits
+    rows = [row for row in metrics(tmp_path).rows if row.kind in ("run", "p") and "full" in row.label]
+    assert [row.label for row in rows if row.kind == "run"] == [
+        "full, mean of 3 seeds, seeds 1, 2, 3, split seed 1", "full, mean of 3 seeds, seeds 1, 2, 3, split seed 9",
+        "full, seed 2, splits by the seed",
+    ]  # fmt: skip
+    assert rows[0].cells[0].value == pytest.approx(FULL.to_numpy().mean())
+
+
+def test_the_seed_of_splits_is_no_difference_of_its_own(tmp_path: Path) -> None:
+    write_seeds(tmp_path, split_seed=9)
+    change = RIDGE | {"loop": RIDGE["loop"] | {"seed": 1}, "split_seed": 9}
+    folder = write_run(tmp_path, list(FULL[1]), change=change)
+    for i, file in enumerate(sorted(folder.glob("fold*/config.json"))):
+        config = json.loads(file.read_text())
+        config["split"]["name"] = f"slide-seed9-{i}"
+        file.write_text(json.dumps(config))
+    [p] = [row.label for row in metrics(tmp_path).rows if row.kind == "p" and "clip" not in row.label][-1:]
+    assert "split" not in p, p
 
 
 def test_a_run_of_one_seed_beside_them_says_its_seed(tmp_path: Path) -> None:
