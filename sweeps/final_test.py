@@ -23,7 +23,8 @@ from train.experiments.outputs import write_summary
 from train.experiments.runner import default_workers, describe_failure, run_with_progress
 from train.metrics import TOP_K
 from train.report.context import adapter_warnings
-from train.report.results import Results, read_results
+from train.report.reading import read_results
+from train.report.results import Results
 from train.report.significance import Paired, compare
 from train.workspace import Workspace
 

@@ -160,7 +160,7 @@ def print_results(jobs: list[Job], genes: list[str] | None, table: int | None) -
     from hist_cache.runs import GEOMETRY, MAPS, TRAINING, Run
     from train.experiments.outputs import write_summary
     from train.report.paper_tables import results_tables
-    from train.report.results import read_results
+    from train.report.reading import read_results
     from train.report.ridge_table import ridge_tables
     from train.report.terminal import to_rich
 

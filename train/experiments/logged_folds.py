@@ -20,6 +20,7 @@ from hist_cache.errors import InputError, kind_and_text
 from hist_cache.executor import Events
 from hist_cache.extras import require
 from hist_cache.files import write_json
+from hist_cache.passwords import mask_command
 from hist_cache.runs import GEOMETRY, HISTORY, MAPS, TRAINING, Fold, read_object
 from train import distributed
 from train.experiments.fold_files import read_metrics
@@ -120,7 +121,7 @@ class LoggedFolds:
         except Exception as error:  # whatever it is, training goes on
             self._failed = True
             log.warning(
-                f"--logger {self._name}: {kind_and_text(error)}; nothing more is logged now, training goes on; "
+                f"--logger {self._name}: {mask_command([kind_and_text(error)])}; nothing more is logged now, training goes on; "
                 "the same command adds what is missing"
             )
 

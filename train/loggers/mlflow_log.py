@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hist_cache.passwords import mask_command
 from train.loggers.fold_log import PROJECT, LoggedFold
 
 KEY_TAG = "hist_cache.fold"
@@ -37,7 +38,7 @@ class MlflowLog:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or PROJECT
         known = self._client.get_experiment_by_name(name)
         experiment = known.experiment_id if known else self._client.create_experiment(name)
-        self.place = f"MLflow experiment {name} in {uri}"
+        self.place = f"MLflow experiment {name} in {mask_command([uri])}"
         found: list[Any] = []
         if fold.begun:
             found = self._client.search_runs([experiment], f"tags.`{KEY_TAG}` = '{fold.key}'")

@@ -89,7 +89,7 @@ def make_report(options: ReportOptions) -> int:
     from train.report.index import is_paged, write_report
     from train.report.index_tables import index_warnings
     from train.report.paper_figures.style import figure_formats
-    from train.report.results import read_results
+    from train.report.reading import read_results
     from train.report.selection import runs_of_table
 
     check_report_options(options)

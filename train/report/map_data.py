@@ -79,10 +79,15 @@ def map_picker(
     data = _MapData(chosen, (*named, *every)[0], UNITS[main.setting.transform])
     for run in runs:
         data.add(run, [fold for fold in run.folds if fold.number in kept])
+    if not data.runs:
+        return None
+    known = set(every)
+    has_others = any(not known.issuperset(fold.fold.panel) for run in runs for fold in run.folds)
     content = data.content(int(PICTURES_SHARE * max_bytes))
     # No tag can begin in JSON without its <, so a name cannot end the script element that holds it.
     text = json.dumps(content, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    return MapPicker(text, data.unit, _note(chosen, every, named, kept, numbers, main.label, max_bytes))
+    others = f" Other runs are shown on the genes that {main.label} has too." if has_others else ""
+    return MapPicker(text, data.unit, _note(chosen, every, named, kept, numbers, main.label, max_bytes) + others)
 
 
 def _bytes_a_gene(runs: Sequence[RunResult], numbers: Sequence[int]) -> float:
@@ -160,6 +165,8 @@ class _MapData:
             values = read_values(fold.fold)
             place = {gene: i for i, gene in enumerate(values.genes)}
             genes = [i for i, gene in enumerate(self.genes) if gene in place]
+            if not genes:
+                continue
             columns = [place[self.genes[i]] for i in genes]
             slides = list(dict.fromkeys(values.slides.tolist()))
             self.files |= {slide: fold for slide in slides if slide not in self.files}
@@ -173,7 +180,7 @@ class _MapData:
         truth, predicted = values.truth[rows][:, columns], values.predicted[rows][:, columns]
         coords = values.coords[rows].astype("<f4")
         measured = to_codes(truth, 8)
-        parts = (slide, repr(genes), coords.tobytes(), measured.low.tobytes(), measured.codes.tobytes())
+        parts = (slide, repr(genes), coords.tobytes(), *(part.tobytes() for part in measured))
         key = hashlib.sha256(b"|".join(p.encode() if isinstance(p, str) else p for p in parts)).hexdigest()
         if key not in self.places:
             self.places[key] = len(self.spots)

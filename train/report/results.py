@@ -1,4 +1,4 @@
-"""Finished runs as data: which runs there are, how their labels tell them apart, and their numbers in tidy tables."""
+"""Finished runs as data: how their labels tell them apart, and their numbers in tidy tables."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hist_cache.errors import InputError
 from hist_cache.fingerprint import is_tuned
-from hist_cache.runs import CONFIG, METRICS, Fold, clean_run, fold_folders
-from train.experiments.protocols import protocol_names
 from train.experiments.setting import Setting
 from train.leaks import leak_sentences
 from train.metrics import MIN_SPOTS
-from train.models.registry import get_model, model_entries
-from train.models.variants import load_variants
-from train.report.fold_result import FoldResult, read_fold
-from train.report.run_settings import DATA, RANKING, model_settings, phrase, settings_of
+from train.models.registry import get_model
+from train.report.fold_result import FoldResult
+from train.report.run_settings import DATA, model_settings, phrase, settings_of
 from train.report.table import CENTERED_MSE
 
 if TYPE_CHECKING:
@@ -225,50 +221,6 @@ def _centered_control(run: RunResult, fold: FoldResult, baseline: str) -> dict[s
     return {CENTERED_MSE: found[0]["mse"]} if all("mse" in values for values in found) else {}
 
 
-def read_results(paths: Sequence[str | Path]) -> Results:
-    """Read all finished folds in and below some folders.
-
-    Args:
-        paths: folders of a run, of a dataset, or of all runs.
-
-    Returns:
-        The runs in the order of the paths; below one path by setting, then by variant.
-
-    Raises:
-        InputError: A folder holds nothing finished, or a file of another version.
-    """
-    runs: dict[Path, RunResult] = {}
-    for path in map(Path, paths):
-        found = {file.parent for file in path.glob(f"**/fold*/{METRICS}")}
-        folders = sorted({fold.parent for fold in found if fold in fold_folders(fold.parent)})
-        if not folders:
-            raise InputError(f"{path}: no finished run here (looked for fold*/{METRICS} in it and below)")
-        for run in sorted(map(read_run, folders), key=_rank):
-            runs.setdefault(run.folder.resolve(), run)
-    return Results(tuple(with_labels(list(runs.values()))))
-
-
-def read_run(folder: Path) -> RunResult:
-    """Read the finished folds of one run; the run has no label yet.
-
-    Raises:
-        InputError: A file cannot be read, or is of another version.
-    """
-    clean_run(folder)
-    folders = fold_folders(folder)
-    folds = tuple(read_fold(path) for path in folders if Fold(path).finished)
-    for fold in folds[1:]:
-        if fold.setting.identity() != folds[0].setting.identity():
-            raise InputError(
-                f"{fold.fold.folder / CONFIG}: another setting than that of {folds[0].fold.folder.name} beside it; "
-                "move the fold to a folder of its own"
-            )
-    first = folds[0].setting  # equal ones are kept once, as they are large
-    folds = tuple(replace(fold, setting=first) if fold.setting == first else fold for fold in folds)
-    unfinished = [path.name for path in folders if (path / CONFIG).exists() and not Fold(path).finished]
-    return RunResult(folder, folds, tuple(unfinished))
-
-
 def with_labels(runs: list[RunResult]) -> list[RunResult]:
     """The runs with labels: the method, their marks, then each setting that differs and does not follow from others."""
     keys = _keys_by_model(runs)
@@ -314,21 +266,3 @@ def _differing_settings(runs: list[RunResult], keys: dict[str, set[str]]) -> lis
                 visible.append(key)
                 break
     return visible
-
-
-def _rank(run: RunResult) -> tuple[Any, ...]:
-    """A key to sort runs by: settings of `RANKING`, model, other settings, variant."""
-    models = [entry.name for entry in model_entries()]
-    variants = list(load_variants())
-
-    def place(name: str | None, names: list[str]) -> int:
-        return names.index(name) if name in names else len(names)
-
-    def comparable(keys: Iterable[str]) -> list[tuple[str, Any]]:
-        return [(type(settings[k]).__name__, settings[k]) for k in keys]  # runs of all versions compare
-
-    name = run.setting.protocol.name
-    settings = run.settings | {"protocol": f"{place(name, protocol_names()):2} {name}"}
-    others = comparable(k for k in settings if k not in RANKING)
-    model = (place(run.model, models), run.model)
-    return (*comparable(RANKING), *model, *others, place(run.variant, variants), run.folder)

@@ -151,8 +151,10 @@ def check_gene_names(results: Results, request: ReportRequest) -> None:
         raise InputError(f"--slide {request.slide}: no run tests it; they test {', '.join(sorted(tested))}")
     for runs in run_groups(results):
         main = main_run(results, runs, request.against)
-        if missing := [gene for gene in request.genes if gene not in main.folds[0].fold.panel]:
-            raise InputError(f"--genes-to-plot {', '.join(missing)}: not in the gene panel of {main.label}")
+        fold = next((fold for fold in main.folds if request.slide in (None, *fold.pictured)), main.folds[0])
+        if missing := [gene for gene in request.genes if gene not in fold.fold.panel]:
+            where = f"{main.label}, fold {fold.number}" if fold is not main.folds[0] else main.label
+            raise InputError(f"--genes-to-plot {', '.join(missing)}: not in the gene panel of {where}")
 
 
 def tested_slides(results: Results) -> set[str]:
@@ -196,7 +198,7 @@ def group_sections(
         Section("Slides", tables=[slide_table(results, runs, metric)]),
         Section("Training", pictures=figures.training(main), more=figures.other_training(main)),
     ]
-    return [replace(s, title=f"{s.title}{suffix}") for s in sections if not s.is_empty]
+    return [replace(s, title=f"{s.title}{suffix}") for s in sections if not s.is_empty or s.title == MAPS_TITLE]
 
 
 def _metrics_section(

@@ -22,7 +22,7 @@ from train.fit.loop import predict_embedded
 from train.recipes.config import RecipeConfig
 from train.recipes.fitted import smoothed
 from train.recipes.inputs import recipe_inputs
-from train.report.results import read_results
+from train.report.reading import read_results
 
 Run = Callable[..., tuple[int, str]]
 

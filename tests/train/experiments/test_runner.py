@@ -26,7 +26,7 @@ from train.cli import main
 from train.experiments.jobs import check_validate_on
 from train.models.configs import HistConfig
 from train.models.variants import load_variants
-from train.report.results import read_results
+from train.report.reading import read_results
 
 Run = Callable[..., tuple[int, str]]
 Start = Callable[..., Command]

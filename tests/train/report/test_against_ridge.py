@@ -23,7 +23,7 @@ from train.report.baseline_rows import RIDGE_TUNED
 from train.report.cli import main
 from train.report.context import result_warnings
 from train.report.forest import plot_forest
-from train.report.results import read_results
+from train.report.reading import read_results
 from train.report.ridge_table import ridge_tables, ridge_text
 from train.report.terminal import to_rich
 

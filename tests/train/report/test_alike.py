@@ -12,7 +12,8 @@ from scipy.stats import ttest_rel
 from tests.train.report.fake_runs import GENES, RIDGE, write_run
 from train.report.alike import comparison_label, fold_pairs, same_tests, setting_differences
 from train.report.cli import ReportOptions, report_request, terminal_tables
-from train.report.results import Results, read_results
+from train.report.reading import read_results
+from train.report.results import Results
 from train.report.sections import summary_text
 from train.report.significance import references
 from train.report.table import Table, to_csv

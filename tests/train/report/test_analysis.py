@@ -27,7 +27,8 @@ from train.report.analysis import (
 )
 from train.report.analysis_tables import gene_table, improvement_table, radius_table, region_gain_table, slide_table
 from train.report.context import result_warnings
-from train.report.results import Results, read_results
+from train.report.reading import read_results
+from train.report.results import Results
 
 
 @pytest.fixture(scope="module")

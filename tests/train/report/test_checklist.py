@@ -11,7 +11,8 @@ import pytest
 
 from tests.train.report.fake_runs import RIDGE, numbers, write_run
 from train.report.checklist import answers, checklist_table
-from train.report.results import Results, read_results
+from train.report.reading import read_results
+from train.report.results import Results
 
 VALUES = (0.7, 0.72, 0.74)
 TRAINED = {"T1": "a", "T2": "b", "V1": "c"}

@@ -18,7 +18,7 @@ from train.fit.config import FitConfig
 from train.models.configs import HistConfig
 from train.report.paper_tables import cost_table, results_tables
 from train.report.published import published_method_costs, published_methods, published_rows, published_status
-from train.report.results import read_results
+from train.report.reading import read_results
 from train.report.table import Table
 
 LORA = {"layers": 11, "rank": 4, "alpha": 8, "dropout": 0.1}

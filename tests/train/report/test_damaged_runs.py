@@ -23,7 +23,7 @@ from tests.train.report.fake_runs import CONFIG, RIDGE, write_run
 from train.report.cli import main
 from train.report.context import configuration_table, result_warnings
 from train.report.paper_tables import cost_table, results_tables
-from train.report.results import read_results
+from train.report.reading import read_results
 
 Run = Callable[..., tuple[int, str]]
 FILES = ("metrics.json", "config.json", "cost.json", "panel.txt")

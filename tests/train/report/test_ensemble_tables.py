@@ -10,7 +10,7 @@ from hist_cache.errors import InputError
 from hist_cache.runs import Fold
 from tests.train.report.fake_runs import write_run
 from train.report.ensemble_tables import ensemble_tables, mean_metrics
-from train.report.results import read_results
+from train.report.reading import read_results
 
 
 def test_metrics_are_those_of_the_mean_of_the_predictions(tmp_path: Path) -> None:

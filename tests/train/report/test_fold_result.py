@@ -15,7 +15,7 @@ from tests.train.report.fake_runs import CONFIG, RIDGE, SETTING, write_run
 from train.models.configs import RidgeConfig
 from train.report.cli import main
 from train.report.fold_result import read_fold
-from train.report.results import read_results
+from train.report.reading import read_results
 from train.report.run_settings import model_settings, settings_of
 
 Run = Callable[..., tuple[int, str]]

@@ -22,7 +22,8 @@ from train.report.figures import MAX_HEIGHT, picture
 from train.report.index import page_parts, write_report
 from train.report.index_tables import index_table, index_text
 from train.report.paper_tables import results_tables
-from train.report.results import Results, read_results
+from train.report.reading import read_results
+from train.report.results import Results
 from train.report.sections import ReportRequest
 
 Run = Callable[..., tuple[int, str]]

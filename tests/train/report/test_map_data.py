@@ -15,7 +15,8 @@ from tests.train.report.fake_runs import GENES, write_run
 from train.report.analysis import summarize_run
 from train.report.map_codes import to_codes
 from train.report.map_data import MapPicker, map_picker
-from train.report.results import Results, read_results
+from train.report.reading import read_results
+from train.report.results import Results
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,17 @@ def test_folds_are_left_out_before_genes_are_few(results: Results) -> None:
     assert "of fold 0 alone" in maps.note
     assert {picture["uri"] for picture in data["pictures"].values()} == {None}  # not even the smallest fits
     assert picker(results, 100) is None
+
+
+def test_a_fold_of_other_genes_is_left_out(results: Results) -> None:
+    """The script has nothing to choose there."""
+    main = results.runs[0]
+    maps = map_picker(results.runs, main, pd.Series([0.5], index=["GENE3"]), (), 1e7)
+    assert maps is not None
+    assert [run["label"] for run in json.loads(maps.data)["runs"]] == ["full", "clip"]
+    assert maps.note.endswith("Other runs are shown on the genes that full has too.")
+    alone = map_picker(results.runs, main, pd.Series([0.5], index=["ALIEN"]), (), 1e7)
+    assert alone is None
 
 
 def test_no_name_ends_the_element_that_holds_the_data(results: Results) -> None:

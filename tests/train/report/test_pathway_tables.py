@@ -13,7 +13,8 @@ from scipy.stats import pearsonr
 from tests.train.report.fake_runs import GENES, write_run
 from train.report.cli import main, terminal_tables
 from train.report.pathway_tables import ALL_PATHWAYS, pathway_tables
-from train.report.results import Results, read_results
+from train.report.reading import read_results
+from train.report.results import Results
 from train.report.sections import ReportRequest
 
 Run = Callable[..., tuple[int, str]]

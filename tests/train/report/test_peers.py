@@ -19,7 +19,8 @@ from train.report.analysis_tables import significance_table
 from train.report.model_table import model_table
 from train.report.paper_tables import metrics_table
 from train.report.published import published_improvements
-from train.report.results import Results, read_results
+from train.report.reading import read_results
+from train.report.results import Results
 from train.report.sections import ReportRequest, check_gene_names
 
 FULL = (0.70, 0.72, 0.74)

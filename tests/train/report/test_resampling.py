@@ -14,6 +14,7 @@ from scipy import integrate, stats
 
 from tests.train.report.fake_runs import RIDGE, write_run
 from train.report.effects_table import effects_table
+from train.report.reading import read_results
 from train.report.resampling import (
     compare_corrected,
     corrected_effect,
@@ -21,7 +22,6 @@ from train.report.resampling import (
     noncentrality_interval,
     split_ratio,
 )
-from train.report.results import read_results
 from train.report.significance import holm
 
 A = [0.711, 0.702, 0.745, 0.698, 0.731]

@@ -23,7 +23,7 @@ from tests.train.report.fake_runs import RIDGE, numbers, write_run
 from train.report.context import configuration_table
 from train.report.paper_tables import cost_table, results_tables
 from train.report.plots import plot_ablation
-from train.report.results import read_results
+from train.report.reading import read_results
 from train.report.selection import runs_of_table
 from train.report.table import Cell, Column, Row, Table, escape_latex, heading, to_csv, to_latex, to_markdown
 from train.report.terminal import to_rich

@@ -15,7 +15,7 @@ from scipy import stats
 
 from tests.train.report.fake_runs import RIDGE, numbers, write_run
 from train.report.paper_tables import results_tables
-from train.report.results import read_results
+from train.report.reading import read_results
 from train.report.sections import summary_text
 from train.report.table import Table, to_csv
 

@@ -14,7 +14,7 @@ from scipy import stats
 from hist_cache.errors import InputError
 from tests.train.report.fake_runs import RIDGE, write_run
 from train.report.analysis_tables import significance_table
-from train.report.results import read_results
+from train.report.reading import read_results
 from train.report.significance import compare, comparisons, holm, paired, references
 
 A = [0.711, 0.702, 0.745, 0.698, 0.731]

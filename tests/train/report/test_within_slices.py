@@ -8,7 +8,8 @@ from tests.train.report.fake_runs import RIDGE, write_run
 from train.report.checklist import patient_split
 from train.report.context import result_warnings
 from train.report.paper_tables import cost_table, results_tables
-from train.report.results import Results, read_results
+from train.report.reading import read_results
+from train.report.results import Results
 from train.report.significance import references
 
 COLORECTUM = {"dataset": "colorectum", "n_genes": 200}

@@ -36,19 +36,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RUN_ROW = 3.6  # mm, for a label of one line
-ABOVE_PANELS, BELOW_PANELS, BETWEEN, LEGEND = (
-    4.5,
-    10.5,
-    4.0,
-    3.5,
-)  # mm above and below the axes, between them, and for the legend
+ABOVE_PANELS, BELOW_PANELS, BETWEEN, LEGEND = 4.5, 10.5, 4.0, 3.5  # mm: beside the axes, between them, of the legend
 LABEL_LINE = 34  # characters of a label in one line
 FOLD_SHIFT = 1.1  # mm from the middle of a row down to the points of its folds
 FOLD_STYLE: dict[str, Any] = {"linestyle": "", "marker": ".", "markersize": 2.4, "markeredgewidth": 0, "color": "0.5"}
 STRONG_BASELINES = (RIDGE_TUNED, RIDGE, INTERPOLATED)  # the others have a PCC near 0, which would hide all differences
-KIND_STYLES: dict[
-    bool, dict[str, Any]
-] = {  # marker and colour of a trained model and of a baseline; the latter is open
+KIND_STYLES: dict[bool, dict[str, Any]] = {  # of a trained model and of a baseline, which is open
     False: {"marker": "o", "color": BLUE, "markerfacecolor": BLUE},
     True: {"marker": "s", "color": ORANGE, "markerfacecolor": "white"},
 }
@@ -125,10 +118,10 @@ def draw_comparison(by_metric: dict[str, list[Compared]], reference: str | None)
     figure = paper_figure(TWO_COLUMNS, ABOVE_PANELS + heights.sum() + BELOW_PANELS + LEGEND)
     left = EDGE + 1.5 + max(text_width(figure, label, fontsize=TEXT, fontweight="bold") for label in wrapped)
     width = (TWO_COLUMNS - left - 2 - BETWEEN * (len(panels) - 1)) / len(panels)
-    for label, middle in zip(wrapped, middles, strict=True):
-        style: dict[str, Any] = {"fontweight": "bold"} if label.replace("\n", " ") == reference else {}
+    for label, lines, middle in zip(labels, wrapped, middles, strict=True):
+        style: dict[str, Any] = {"fontweight": "bold"} if label == reference else {}
         text_at(
-            figure, left - 1.5, ABOVE_PANELS + middle, label, fontsize=TEXT, ha="right", va="center_baseline", **style
+            figure, left - 1.5, ABOVE_PANELS + middle, lines, fontsize=TEXT, ha="right", va="center_baseline", **style
         )
     for i, (metric, is_difference) in enumerate(panels):
         x = left + i * (width + BETWEEN)

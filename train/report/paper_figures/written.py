@@ -244,7 +244,9 @@ class PaperGroup:
 
 
 def _columns(values: np.ndarray, table: anndata.AnnData, genes: Sequence[str]) -> np.ndarray:
-    """Expression (spots, genes) of some genes."""
+    """Expression (spots, genes) of some genes; `InputError` where the panel lacks one."""
+    if missing := [gene for gene in genes if gene not in table.var_names]:
+        raise InputError(f"{', '.join(missing)}: not in the gene panel of the fold that is drawn")
     return np.asarray(values, dtype=np.float64)[:, [table.var_names.get_loc(gene) for gene in genes]]
 
 

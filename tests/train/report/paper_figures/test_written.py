@@ -21,7 +21,7 @@ from tests.train.report.fake_runs import RIDGE, write_run
 from train.experiments.outputs import squidpy_picture
 from train.report.paper_figures.style import FORMATS, paper_style, save_paper_figure
 from train.report.paper_figures.written import PaperGroup, PaperRequest, genes_at_ranks, write_paper_figures
-from train.report.results import read_results
+from train.report.reading import read_results
 
 SVG = "{http://www.w3.org/2000/svg}"
 MM_PER_PT = 25.4 / 72
