@@ -121,8 +121,8 @@ class LoggedFolds:
         except Exception as error:  # whatever it is, training goes on
             self._failed = True
             log.warning(
-                f"--logger {self._name}: {mask_command([kind_and_text(error)])}; nothing more is logged now, training goes on; "
-                "the same command adds what is missing"
+                f"--logger {self._name}: {mask_command([kind_and_text(error)])}; nothing more is logged now, "
+                "training goes on; the same command adds what is missing"
             )
 
     def _write(self, job: Job, row: Mapping[str, float]) -> None:

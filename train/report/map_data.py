@@ -64,7 +64,7 @@ def map_picker(
         max_bytes: that the data may have on the page.
 
     Returns:
-        The maps; None where not a single gene of a fold fits.
+        The maps; None where not a single gene of a fold fits, or no fold has these genes.
     """
     numbers = sorted({fold.number for run in runs for fold in run.folds})
     kept = list(numbers)

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -196,3 +197,25 @@ def test_a_fold_that_a_user_has_broken_is_named(tmp_path: Path) -> None:
     (tmp_path / "logged.json").write_text("{}")
     with pytest.raises(logged_folds.InputError, match=r"logged\.json: not what this program writes"):
         logged_folds.read_logged(tmp_path)
+
+
+def test_no_password_of_a_server_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from train.loggers.mlflow_log import MlflowLog
+
+    client = SimpleNamespace(get_experiment_by_name=lambda name: SimpleNamespace(experiment_id="1"))
+    run = SimpleNamespace(info=SimpleNamespace(run_id="2"))
+    client.create_run, client.log_batch = (lambda *args, **more: run), lambda *args, **more: None
+    monkeypatch.setattr("mlflow.MlflowClient", lambda tracking_uri: client)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@example.org/mlflow")
+    assert make_log(tmp_path, MlflowLog).place == "MLflow experiment hist-cache in https://me:***@example.org/mlflow"
+
+
+def test_nor_by_a_logger_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def fail() -> None:
+        raise ConnectionError("API request to https://me:secret@example.org/api failed")
+
+    folds = logged_folds.LoggedFolds("mlflow")
+    folds._calls.put(fail)
+    folds.close()
+    assert "https://me:***@example.org/api failed" in caplog.text
+    assert "secret" not in caplog.text

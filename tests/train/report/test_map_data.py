@@ -11,12 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from hist_cache.errors import InputError
 from tests.train.report.fake_runs import GENES, write_run
 from train.report.analysis import summarize_run
 from train.report.map_codes import to_codes
 from train.report.map_data import MapPicker, map_picker
 from train.report.reading import read_results
 from train.report.results import Results
+from train.report.sections import ReportRequest, check_gene_names, group_sections
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +128,25 @@ def test_a_fold_of_other_genes_is_left_out(results: Results) -> None:
     assert maps.note.endswith("Other runs are shown on the genes that full has too.")
     alone = map_picker(results.runs, main, pd.Series([0.5], index=["ALIEN"]), (), 1e7)
     assert alone is None
+
+
+@pytest.mark.usefixtures("quick")
+def test_maps_can_be_chosen_where_the_main_run_does_not_test_the_slide_of_the_figures(
+    results: Results, tmp_path: Path
+) -> None:
+    summaries = {run.label: summarize_run(run) for run in results.runs}
+    sections = group_sections(results, list(results.runs), summaries, tmp_path, ReportRequest(slide="S9"))
+    [maps] = [section for section in sections if section.title == "Maps"]
+    assert not maps.pictures
+
+
+def test_genes_are_those_of_the_fold_that_is_drawn(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, (0.7, 0.6))
+    (folder / "fold1/panel.txt").write_text("".join(f"OTHER{i}\n" for i in range(60)))
+    results = read_results([folder])
+    check_gene_names(results, ReportRequest(genes=("GENE3",)))
+    with pytest.raises(InputError, match="GENE3: not in the gene panel of full, fold 1"):
+        check_gene_names(results, ReportRequest(genes=("GENE3",), slide="S1"))
 
 
 def test_no_name_ends_the_element_that_holds_the_data(results: Results) -> None:
