@@ -15,7 +15,6 @@ from train.report.baseline_rows import BASELINE_TITLES, INTERPOLATED, RIDGE, RID
 from train.report.paper_figures.style import (
     EDGE,
     LINE,
-    LINE_HEIGHT,
     MIDDLE,
     SMALL,
     TEXT,
@@ -26,6 +25,7 @@ from train.report.paper_figures.style import (
     plain_axes,
     text_at,
     text_width,
+    wrapped_labels,
 )
 from train.report.resampling import PairedEffect, compare_corrected, corrected_effect, split_ratio
 from train.report.results import Results, RunResult
@@ -111,8 +111,7 @@ def draw_comparison(by_metric: dict[str, list[Compared]], reference: str | None)
         reference: label of the run that the others are compared with.
     """
     labels = [row.label for row in next(iter(by_metric.values()))]
-    wrapped = ["\n".join(textwrap.wrap(label, LABEL_LINE)) for label in labels]
-    heights = np.array([RUN_ROW + LINE_HEIGHT * label.count("\n") for label in wrapped])
+    wrapped, heights = wrapped_labels(labels, LABEL_LINE, RUN_ROW)
     middles = np.cumsum(heights) - heights / 2
     panels = [(metric, kind) for metric in by_metric for kind in (False, True) if reference is not None or not kind]
     figure = paper_figure(TWO_COLUMNS, ABOVE_PANELS + heights.sum() + BELOW_PANELS + LEGEND)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,6 @@ from train.figures import BLUE
 from train.report.paper_figures.style import (
     EDGE,
     LINE,
-    LINE_HEIGHT,
     MIDDLE,
     ONE_COLUMN,
     SMALL,
@@ -22,6 +20,7 @@ from train.report.paper_figures.style import (
     plain_axes,
     text_at,
     text_width,
+    wrapped_labels,
 )
 
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ def draw_gene_spread(correlations: Mapping[str, pd.Series]) -> Figure:
         correlations: label of a run -> PCC of each gene; the highest median comes first.
     """
     ordered = sorted(correlations.items(), key=lambda pair: -float(pair[1].median()))
-    wrapped = ["\n".join(textwrap.wrap(label, LABEL_CHARACTERS)) for label, _ in ordered]
-    heights = np.array([ROW_HEIGHT_OF_GENES + LINE_HEIGHT * label.count("\n") for label in wrapped])
+    wrapped, heights = wrapped_labels([label for label, _ in ordered], LABEL_CHARACTERS, ROW_HEIGHT_OF_GENES)
     middles = np.cumsum(heights) - heights / 2
     figure = paper_figure(ONE_COLUMN, ABOVE + heights.sum() + BELOW)
     left = EDGE + 1.5 + max(text_width(figure, label, fontsize=TEXT) for label in wrapped)

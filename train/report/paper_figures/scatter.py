@@ -34,6 +34,7 @@ HEXAGONS = 40  # along an axis
 ROOM = 0.04  # beyond the outermost values, as a share of the axes
 PANEL_LEFT, PANEL_RIGHT, PANEL_TOP, PANEL_BOTTOM = 8.0, 2.0, 5.0, 7.5  # mm around the axes of a panel
 PANELS_IN_ROW = {ONE_COLUMN: 2, TWO_COLUMNS: 4}
+MAX_PANELS = 16  # of a figure: more rows of four are higher than a page
 COUNT_BAR = (9.0, 1.2)  # mm
 
 

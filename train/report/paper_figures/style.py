@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
 
 from hist_cache.errors import InputError
 from hist_cache.files import atomic_write
@@ -138,6 +141,12 @@ def text_width(figure: Figure, text: str, **style: Any) -> float:
     width = float(drawn.get_window_extent().width) / figure.dpi * MM_PER_INCH
     drawn.remove()
     return width
+
+
+def wrapped_labels(labels: Sequence[str], characters: int, height: float) -> tuple[list[str], np.ndarray]:
+    """Labels in lines of so many characters, and the heights of their rows in mm; `height` is that of one line."""
+    wrapped = ["\n".join(textwrap.wrap(label, characters)) for label in labels]
+    return wrapped, np.array([height + LINE_HEIGHT * label.count("\n") for label in wrapped])
 
 
 def panel_letter(figure: Figure, number: int, left: float, top: float) -> None:

@@ -17,17 +17,34 @@ from train.metrics import gene_pcc
 from train.report.alike import truth_differences
 from train.report.analysis import summarize_run
 from train.report.fold_result import FoldResult
-from train.report.paper_figures.comparison import compared_in, draw_comparison
-from train.report.paper_figures.gene_spread import draw_gene_spread
+from train.report.paper_figures.comparison import (
+    ABOVE_PANELS,
+    BELOW_PANELS,
+    LABEL_LINE,
+    LEGEND,
+    RUN_ROW,
+    STRONG_BASELINES,
+    compared_in,
+    draw_comparison,
+)
+from train.report.paper_figures.gene_spread import (
+    ABOVE,
+    BELOW,
+    LABEL_CHARACTERS,
+    ROW_HEIGHT_OF_GENES,
+    draw_gene_spread,
+)
 from train.report.paper_figures.map_grid import SlideMaps, fitting_parts
-from train.report.paper_figures.scatter import draw_scatter
+from train.report.paper_figures.scatter import MAX_PANELS, draw_scatter
 from train.report.paper_figures.style import (
     ONE_COLUMN,
+    PAGE_HEIGHT,
     TWO_COLUMNS,
     Format,
     PaperFigure,
     paper_style,
     save_paper_figure,
+    wrapped_labels,
 )
 from train.report.paper_figures.tissue_maps import MAPS_ACROSS, draw_maps
 from train.report.paper_tables import group_name, run_groups, unit_of
@@ -131,17 +148,21 @@ class PaperGroup:
             alone = maps.some_genes(k, k + 1).some_runs(1)
             drawn = draw_maps(alone, ONE_COLUMN, MAPS_ACROSS // 2, self.request.dpi)
             yield PaperFigure(f"map-{slug(gene)}-89mm", drawn, f"{gene}. {text}")
-        yield self._scatter(fold, table, genes)
+        yield from self._scatter(fold, table, genes)
 
-    def _scatter(self, fold: FoldResult, table: anndata.AnnData, genes: Sequence[str]) -> PaperFigure:
+    def _scatter(self, fold: FoldResult, table: anndata.AnnData, genes: Sequence[str]) -> Iterator[PaperFigure]:
         measured, predicted = (_columns(values, table, genes) for values in (table.layers["truth"], table.X))
-        figure = draw_scatter(genes, measured, predicted, gene_pcc(predicted, measured), str(table.uns["expression"]))
+        pcc, unit = gene_pcc(predicted, measured), str(table.uns["expression"])
         slides = ", ".join(fold.pictured)
         caption = (
             f"Expression as {self.main.label} predicts it, against the measured one, at the {table.n_obs} test spots "
             f"of fold {fold.number} (slides: {slides}). Dashed: where both are equal. PCC: over these spots."
         )
-        return PaperFigure(f"scatter-{round(figure.get_figwidth() * 25.4)}mm", figure, caption)
+        for i, first in enumerate(range(0, len(genes), MAX_PANELS)):
+            part = slice(first, first + MAX_PANELS)
+            figure = draw_scatter(genes[part], measured[:, part], predicted[:, part], pcc[part], unit)
+            number = f"-{i + 1}" if len(genes) > MAX_PANELS else ""
+            yield PaperFigure(f"scatter{number}-{round(figure.get_figwidth() * 25.4)}mm", figure, caption)
 
     def comparison(self) -> Iterator[PaperFigure]:
         """All runs and the baselines; nothing for a single run."""
@@ -152,7 +173,8 @@ class PaperGroup:
         metrics = metrics if COMPARED_METRICS[0] in metrics else [*widest, *metrics]
         if len(self.runs) < 2 or not metrics:
             return
-        runs = self._at_most(MAX_COMPARED, "compared")
+        room = PAGE_HEIGHT - ABOVE_PANELS - BELOW_PANELS - LEGEND - len(STRONG_BASELINES) * RUN_ROW
+        runs = self._fitting("compared", LABEL_LINE, RUN_ROW, room)
         reference = self.reference
         by_metric = {metric: compared_in(self.results, runs, reference, metric) for metric in metrics}
         names = " and ".join(METRIC_TITLES.get(metric, metric.upper()) for metric in metrics)
@@ -170,7 +192,7 @@ class PaperGroup:
 
     def gene_spread(self) -> Iterator[PaperFigure]:
         """PCC over genes of all runs."""
-        runs = self._at_most(MAX_COMPARED, "drawn by gene")
+        runs = self._fitting("drawn by gene", LABEL_CHARACTERS, ROW_HEIGHT_OF_GENES, PAGE_HEIGHT - ABOVE - BELOW)
         correlations: dict[str, pd.Series] = {run.label: summarize_run(run).correlations for run in runs}
         sizes = " or ".join(map(str, sorted({len(series) for series in correlations.values()})))
         caption = (
@@ -179,12 +201,21 @@ class PaperGroup:
         )
         yield PaperFigure("genes-89mm", draw_gene_spread(correlations), caption)
 
-    def _at_most(self, count: int, what: str) -> list[RunResult]:
-        """The main run and the first others; a remark names how many are left out."""
-        others = [run for run in self.runs if run is not self.main]
-        if len(self.runs) > count:
-            self.remarks.append(f"{self.group}: {len(self.runs) - count} of {len(self.runs)} runs are not {what}")
-        return [self.main, *others[: count - 1]]
+    def _fitting(self, what: str, characters: int, height: float, room: float) -> list[RunResult]:
+        """The main run and the first others, as many as fit on a page; a remark names how many are left out.
+
+        Args:
+            what: Is done with them.
+            characters: Of a label in one line.
+            height: Of a run whose label has one line, in mm.
+            room: For all of them, in mm.
+        """
+        runs = [self.main, *(run for run in self.runs if run is not self.main)][:MAX_COMPARED]
+        _, heights = wrapped_labels([run.label for run in runs], characters, height)
+        runs = runs[: max(1, int((np.cumsum(heights) <= room).sum()))]
+        if left_out := len(self.runs) - len(runs):
+            self.remarks.append(f"{self.group}: {left_out} of {len(self.runs)} runs are not {what}")
+        return runs
 
     def _slide_maps(self, fold: FoldResult, table: anndata.AnnData, genes: Sequence[str]) -> SlideMaps:
         """The measured expression of a slide, and its predictions by all runs with a fold like this one."""

@@ -17,11 +17,12 @@ from pypdf import PdfReader
 from scipy.stats import pearsonr
 
 from hist_cache.cached_slide import CachedSlide
-from tests.train.report.fake_runs import RIDGE, write_run
+from tests.train.report.fake_runs import GENES, RIDGE, write_run
 from train.experiments.outputs import squidpy_picture
-from train.report.paper_figures.style import FORMATS, paper_style, save_paper_figure
+from train.report.paper_figures.style import FORMATS, paper_style, save_paper_figure, size_mm
 from train.report.paper_figures.written import PaperGroup, PaperRequest, genes_at_ranks, write_paper_figures
 from train.report.reading import read_results
+from train.report.results import Results
 
 SVG = "{http://www.w3.org/2000/svg}"
 MM_PER_PT = 25.4 / 72
@@ -203,3 +204,22 @@ def test_where_the_size_of_a_pixel_comes_from(runs: Path, tmp_path: Path) -> Non
         group = PaperGroup(results, list(results.runs), replace(REQUEST, data_root=root), remarks)
         assert group.um_per_px("S1", scale) == size
         assert [remark.startswith("tiny: no scale bar: ") for remark in remarks] == [True] * (size is None)
+
+
+def test_no_figure_is_higher_than_a_page(runs: Path) -> None:
+    """40 runs whose labels have several lines, and more genes than fit."""
+    results = read_results([runs])
+    many = [replace(results.runs[0], label=f"run {i}, {'with a long label ' * 4}") for i in range(40)]
+    remarks: list[str] = []
+    group = PaperGroup(Results(tuple(many)), many, PaperRequest(("svg",), genes=tuple(GENES[:20])), remarks)
+    with paper_style():
+        drawn = [*group.comparison(), *group.gene_spread()]
+        fold = group.main.folds[0]
+        drawn += group._scatter(fold, fold.fold.predictions, GENES[:20])
+    names = [figure.name for figure in drawn]
+    assert names == ["comparison-183mm", "genes-89mm", "scatter-1-183mm", "scatter-2-183mm"]
+    assert all(size_mm(figure.figure)[1] <= 240 for figure in drawn)
+    assert [text.split(": ")[1].split(" of ")[1] for text in remarks] == [
+        "40 runs are not compared",
+        "40 runs are not drawn by gene",
+    ]
