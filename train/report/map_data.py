@@ -180,17 +180,18 @@ class _MapData:
         truth, predicted = values.truth[rows][:, columns], values.predicted[rows][:, columns]
         coords = values.coords[rows].astype("<f4")
         measured = to_codes(truth, 8)
-        parts = (slide, repr(genes), coords.tobytes(), *(part.tobytes() for part in measured))
+        low, high, codes = (part.tobytes() for part in measured)
+        parts = (slide, repr(genes), coords.tobytes(), low, high, codes)
         key = hashlib.sha256(b"|".join(p.encode() if isinstance(p, str) else p for p in parts)).hexdigest()
         if key not in self.places:
             self.places[key] = len(self.spots)
-            low, high = np.quantile(truth, SCALE_ENDS, axis=0)
+            first, last = np.quantile(truth, SCALE_ENDS, axis=0)
             spots = {
                 "genes": None if len(genes) == len(self.genes) else genes,
                 "x": to_base64(coords[:, 0]),
                 "y": to_base64(coords[:, 1]),
-                "from": _floats(low),
-                "to": _floats(np.where(high > low, high, low + 1)),
+                "from": _floats(first),
+                "to": _floats(np.where(last > first, last, first + 1)),
             }
             self.spots.append(spots | _codes(measured))
         pcc = _floats(gene_pcc(predicted, truth))
