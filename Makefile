@@ -4,21 +4,27 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 INSTALL ?= $(BIN)/pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-fast test-scverse docs gpu lint format clean
+.PHONY: demo test test-all test-fast test-scverse docs gpu lint format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/hist-extract --dataset demo
 	$(BIN)/hist-train --dataset demo
 
+# A thread each: more get in each other's way.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore tests/scverse
+
 test: $(VENV)/.installed-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --ignore tests/scverse  # a thread each: more get in each other's way
+	$(PYTEST) -m "not long"
+
+test-all: $(VENV)/.installed-dev lint test-scverse  # before a release, and after changes to what it alone tests
+	$(PYTEST)
 
 # squidpy and SpatialData want other versions of some packages, and slow every import of anndata: they have a folder of their own.
 test-scverse: $(VENV)/scverse/.installed
 	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/scverse $(BIN)/python -m pytest -q tests/scverse
 
 test-fast: $(VENV)/.installed-dev  # while you work
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not browser and not database"
+	$(PYTEST) -m "not slow and not long and not browser and not database"
 
 # Nothing is installed: .venv is used where it is, else python3 as it is; `make gpu PYTHON=... OUT=...` names others.
 OUT ?= gpu-results

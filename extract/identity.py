@@ -12,6 +12,7 @@ from hist_cache.lattice import RINGS
 from hist_cache.slides import SlideFiles
 
 READER_LIBRARIES = ("hist-cache", "tifffile", "imagecodecs", "openslide-python")  # what decides who reads an image
+READER_RULES = 1  # to be raised with every change in which reader opens an image, or by which rule
 
 
 def common_identity(encoder: Encoder, precision: str, min_spot_um: float) -> dict[str, Any]:
@@ -74,6 +75,8 @@ def unchanged_identity(files: SlideFiles, earlier: Fingerprint) -> dict[str, Any
     """
     stated, now = earlier.provenance.get("versions"), versions()
     if not isinstance(stated, dict) or any(stated.get(name) != now.get(name) for name in READER_LIBRARIES):
+        return None
+    if earlier.provenance.get("reader_rules") != READER_RULES:
         return None
     if any(earlier.stamps.get(key) != file_stamp(path) for key, path in files.digested.items()):
         return None

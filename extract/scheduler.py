@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from extract.identity import slide_identity
+from extract.identity import READER_RULES, slide_identity
 from extract.plan import ExtractionPlan, Request, Task, earlier_header, plan_slide
 from extract.slides.crops import read_central_tile
 from extract.slides.image import Image
@@ -272,7 +272,8 @@ def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: 
             following = claims.take(wait=False)
             try:
                 loaded = claim.loaded.result()
-                source = provenance(stamps=loaded.stamps, data_root=str(request.slides.root.resolve()), **details)
+                root = str(request.slides.root.resolve())
+                source = provenance(stamps=loaded.stamps, reader_rules=READER_RULES, data_root=root, **details)
                 fingerprint = Fingerprint(request.common, loaded.identity, source)
                 try:
                     finish = produce(claim.task, loaded, fingerprint)

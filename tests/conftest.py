@@ -45,7 +45,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     files: dict[Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
-    slow = [any(item.get_closest_marker("slow") for item in file) for file in files.values()]
+    marks = ("slow", "long")
+    slow = [any(item.get_closest_marker(mark) for item in file for mark in marks) for file in files.values()]
     order = sorted(zip(slow, files.values(), strict=True), key=lambda pair: not pair[0])
     parts: list[list[pytest.Item]] = [[] for _ in range(workers)]
     for i, (_, file) in enumerate(order):

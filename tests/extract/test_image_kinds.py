@@ -76,6 +76,7 @@ def test_an_image_that_is_read_otherwise_than_before_is_stale(
 ) -> None:
     with monkeypatch.context() as earlier:  # that read the first page alone, as grey
         earlier.setattr("extract.slides.tiff._picture_pages", lambda pages, largest, stated: ((largest,), True))
+        earlier.setattr("extract.scheduler.READER_RULES", 0)
         assert run_command(main, *options(folder, "PAGES"))[0] == 0
     code, text = run_command(main, *options(folder, "PAGES"))
     assert code == 1

@@ -75,5 +75,8 @@ def test_the_images_of_a_complete_cache_stay_closed(
     assert (states(), opened) == (["complete"] * 2, [])
     os.utime(hest_root / "wsis/TINY2.tif", ns=(1, 1))
     assert (states(), opened) == (["complete"] * 2, ["TINY2"])
-    monkeypatch.setattr("extract.identity.versions", lambda: {"tifffile": "another"})
+    with monkeypatch.context() as another:
+        another.setattr("extract.identity.versions", lambda: {"tifffile": "another"})
+        assert (states(), opened) == (["complete"] * 2, ["TINY1", "TINY2"])
+    monkeypatch.setattr("extract.identity.READER_RULES", 0)
     assert (states(), opened) == (["complete"] * 2, ["TINY1", "TINY2"])

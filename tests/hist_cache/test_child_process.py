@@ -52,11 +52,11 @@ def test_starting_has_its_own_time_limit(tmp_path: Path, monkeypatch: pytest.Mon
     child = ChildProcess(program(tmp_path, start="time.sleep(0.5)", respond="b'late'"), memory=MEMORY)
     assert child.ask(0, 0.4) == b"late", "the time that the start takes does not count"
     child.close()
+    with pytest.raises(ChildAnswerError, match="no such library"):
+        ChildProcess(program(tmp_path, start="raise ImportError('no such library')"), memory=MEMORY)
     monkeypatch.setattr(child_process, "CHILD_START_S", 0.3)
     with pytest.raises(ChildEndedError, match=r"^does not start: it does not answer within 0\.3 s$"):
         ChildProcess(program(tmp_path, start="time.sleep(60)"), memory=MEMORY)
-    with pytest.raises(ChildAnswerError, match="no such library"):
-        ChildProcess(program(tmp_path, start="raise ImportError('no such library')"), memory=MEMORY)
 
 
 def test_libraries_have_one_thread_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.5])
 def test_ctrl_c_while_workers_start_ends_it(delay: float) -> None:
     """To the whole group of processes, as a terminal sends it; what the workers are sent fills any pipe."""

@@ -98,7 +98,7 @@ def check_labels(figure: Figure, path: Path) -> None:
     assert max(p.height for p in panels) < 1.05 * min(p.height for p in panels), path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("maximize", [True, False])
 def test_all_kinds_of_parameters_are_drawn_with_readable_labels(
     maximize: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -87,7 +87,7 @@ def check_whole(storage: StudyStorage, wanted: int) -> None:
     assert len(retried) == len([t for t in trials if retry_of(t) is not None]), "no trial was queued twice"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_sweep_killed_again_and_again_loses_nothing(jobs: int, cache: Path, tmp_path: Path, start: Start) -> None:
     argv = arguments(cache, tmp_path / "runs", "--trials", 4, "--jobs", jobs, "--epochs", 6)

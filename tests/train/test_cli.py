@@ -141,7 +141,7 @@ def test_the_same_seed_twice_gives_the_same_metrics_and_another_others(
     assert texts[0] == texts[1] != texts[2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_other_settings_are_other_runs(cache: Path, run_command: Run, tmp_path: Path) -> None:
     for more in ([], ["--neighbors", 18], ["--ablation", "no_hea"], ["--alpha", 0.3], ["--alpha", 0]):
         code, text = run_command(main, "--cache", cache, "--split", "loso", "--fold", 0, *SMALL, *more)
@@ -215,7 +215,7 @@ def test_ctrl_c_keeps_the_best_weights_and_resume_goes_on(
     assert epochs_run(folder) > done
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kidney_literally_on_a_generated_root(run_command: Run, tmp_path: Path) -> None:
     """The 23 published IDs, tiny slides, the published splits."""
     for i, slide in enumerate(get_dataset("kidney").ids):

@@ -100,7 +100,7 @@ def test_folds_that_the_adapter_has_seen_are_refused(
     assert len([line for line in text.splitlines() if "LEAK" in line or "error" in line.lower()]) <= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_allowed_leaks_are_said_everywhere(made: Path, run_command: Command, tmp_path: Path) -> None:
     tuned = ("--cache", made / "cache", *LOSO, "--encoder", tuned_folder(made))
     code, text = run_command(main, *tuned, "--fold", 0, "--runs", "clean")

@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return where / "cache"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_bands_are_tested_and_the_report_says_within_slices(cache: Path, run_command: Run, tmp_path: Path) -> None:
     argv = ("--cache", cache, "--split", "within", "--model", "hist,ridge,stevs", *SMALL)
     code, text = run_command(main, *argv)

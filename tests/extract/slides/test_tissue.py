@@ -128,6 +128,7 @@ def test_spots_of_the_demo_lie_on_tissue(tmp_path: Path) -> None:
     assert share_of_spots(tmp_path, "DEMO2")[0] > 0.96
 
 
+@pytest.mark.long
 @needs_shared
 @pytest.mark.parametrize("slide", ["SPA138", "SPA139", "SPA140", "SPA141"])
 def test_measured_spots_of_real_slides_lie_on_tissue(slide: str) -> None:

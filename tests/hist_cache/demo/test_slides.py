@@ -112,7 +112,7 @@ def test_counts_are_raw(spots: Spots) -> None:
     assert len(set(spots.barcodes)) == len(spots)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_same_bytes_again_whatever_else_is_written(root: Path, tmp_path: Path) -> None:
     write_demo(tmp_path, ["DEMO1", SLIDE])
     for old, new in zip(demo_files(root, SLIDE), demo_files(tmp_path, SLIDE), strict=True):

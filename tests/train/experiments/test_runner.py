@@ -57,7 +57,7 @@ def finished(where: Path) -> list[Path]:
     return sorted(where.glob("runs/*/*/fold*/metrics.json"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_variants_in_one_grid_then_from_the_folders(cache: Path, run_command: Run, tmp_path: Path) -> None:
     argv = ("--cache", cache, "--split", "loso", "--fold", 1, "--ablation", "all", *SMALL)
     code, text = run_command(main, *argv, "--jobs", 2)
@@ -326,7 +326,7 @@ def test_a_fold_that_fails_does_not_take_the_others_with_it(
     assert "Traceback" not in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_workers_import_our_packages_beside_the_users_own_train(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text("raise SystemExit('the wrong train')")
     script = (

@@ -111,7 +111,7 @@ def test_a_batch_in_parts_trains_alike(cache: Path, run_command: Run, tmp_path: 
     np.testing.assert_allclose(whole.history[columns], parts.history[columns], rtol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_augmentation_is_another_run_with_other_numbers(cache: Path, run_command: Run, tmp_path: Path) -> None:
     plain = tune(run_command, cache, tmp_path / "plain", "--no-token-cache")
     turned = tune(run_command, cache, tmp_path / "turned", "--augment")
@@ -121,6 +121,7 @@ def test_augmentation_is_another_run_with_other_numbers(cache: Path, run_command
     assert turned.metrics == again.metrics
 
 
+@pytest.mark.long
 def test_no_layers_is_training_on_the_cache(cache: Path, run_command: Run, tmp_path: Path) -> None:
     argv = ("--cache", cache, *LOSO, *SMALL)
     assert run_command(main, *argv)[0] == 0
@@ -243,7 +244,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
         assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_torchrun_gives_what_one_process_gives(
     cache: Path, start_command: Callable[..., Command], tmp_path: Path
 ) -> None:

@@ -85,7 +85,7 @@ def test_every_entry_is_what_its_class_says(entry: registry.ModelEntry) -> None:
     assert entry.config(8, 4).n_genes == 4  # every option has a default
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_registered_model_trains_reports_and_sweeps(toy: None, cache: Path, run_command: Run, tmp_path: Path) -> None:
     argv = ("--cache", cache, "--model", "hist,toy,ridge", "--folds", 1, *SMALL, "--depth", 1, "--shrink", 0.25)
     code, text = run_command(main, *argv, "--jobs", 2)  # known in other processes too

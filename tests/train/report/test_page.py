@@ -154,7 +154,7 @@ def test_without_runs(run_command: Run, tmp_path: Path) -> None:
     assert "no finished run here" in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.unpatched
 def test_on_what_hist_train_leaves(run_command: Run, tmp_path: Path) -> None:
     for i in range(1, 5):
@@ -348,7 +348,7 @@ def section_titles(page: Any) -> list[str]:
     return page.locator("section > h2").all_inner_texts()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("quick")
 def test_a_model_that_does_not_learn_beside_hist(visit: Callable[..., Any], runs: Path, tmp_path: Path) -> None:
     ridge = write_run(tmp_path, (0.8, 0.81, 0.79), change=RIDGE, predictions=True)
