@@ -12,16 +12,20 @@ import numpy as np
 import pytest
 
 import extract.cli
+import train.cli
 from extract.imports.cli import main
 from hist_cache.slides import find_slide
 from hist_cache.spots import read_spots
+from tests.conftest import TINY_ENCODER
 from tests.extract.imports.sources import (
     GENES,
     MARK,
     UM_PER_PX,
     Section,
     color,
+    make_section,
     marks_at,
+    write_image,
     write_matrix_folder,
     write_outs,
 )
@@ -74,6 +78,29 @@ def test_import_and_extraction_are_one_command_each(
     assert abs(centres - coords).max() <= MARK // 2
     wanted = [color(section.barcodes.index(name)) for name in names]
     assert marks_at(tmp_path / "data/wsis/P7.tif", centres) == wanted
+
+
+@pytest.mark.slow
+def test_a_dataset_is_imported_extracted_and_trained_on_in_a_command_each(tmp_path: Path, run_command: Run) -> None:
+    """`hist.toml`, which the first command writes, is all that the others need."""
+    pytest.importorskip("pyarrow")
+    (tmp_path / "images").mkdir()
+    for version in (1, 2, 3):
+        section = make_section(seed=version)
+        write_outs(tmp_path / f"P{version}/outs", section, version)
+        write_image(tmp_path / f"images/P{version}.tif", section.pixels, UM_PER_PX)
+    code, text = run_command(main, "P1/outs", "P2/outs", "P3/outs", "--image", "images", "--name", "liver")
+    assert code == 0, text
+    encoder = ("--encoder", TINY_ENCODER, "--random-weights", "--precision", "fp32")
+    code, text = run_command(extract.cli.main, "--dataset", "liver", *encoder)
+    assert code == 0, text
+    assert "3 slides in cache/liver" in text
+    small = ("--epochs", 1, "--width", 8, "--n-genes", 5, "--precision", "fp32")
+    code, text = run_command(train.cli.main, "--split", "loso", *small)
+    assert code == 0, text
+    folds = sorted(tmp_path.glob("runs/liver/*/fold*/metrics.json"))
+    tested = [json.loads(path.read_text())["slides"].keys() for path in folds]
+    assert tested == [{"P1"}, {"P2"}, {"P3"}]
 
 
 def test_counts_from_the_folder_of_matrix_market(
