@@ -22,6 +22,6 @@ COPY sweeps /src/sweeps
 RUN pip install "/src[${EXTRAS}]"
 
 # Mount a folder here: caches and runs are written below it, weights that are downloaded in its .huggingface.
-ENV HF_HOME=/workspace/.huggingface
-WORKDIR /workspace
+ENV HF_HOME=/project/.huggingface
+WORKDIR /project
 CMD ["hist-train", "--help"]

@@ -6,7 +6,6 @@ options may have is checked where the options are (`train.experiments.own_rows`,
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from hist_cache.checked import is_of
 from hist_cache.datasets import check_own_dataset
 from hist_cache.errors import InputError
 from hist_cache.own_tables import OwnTables, set_own_tables
-from hist_cache.texts import first_names, read_toml, shortened
+from hist_cache.texts import first_names, nearest_names, read_toml, shortened
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +209,7 @@ def check_own_row(table: str, name: str, row: Any, place: str) -> None:
 def _check_key(place: str, shown: str, key: str, known: list[str]) -> None:
     """`InputError` for a key that is not known."""
     if key not in known:
-        near = difflib.get_close_matches(key, known, n=1)
+        near = nearest_names(key, known)
         advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
         raise InputError(f"{place}: no key {shortened(shown)}, {advice}")
 

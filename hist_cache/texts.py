@@ -99,9 +99,14 @@ def first_names(names: Sequence[str], most: int = 6) -> str:
 
 def did_you_mean(name: str, names: Iterable[str], most: int = 1) -> str:
     """Return ` (did you mean X?)` with the most similar of some names, for messages; "" where none is similar."""
+    near = nearest_names(name, names, most)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def nearest_names(name: str, names: Iterable[str], most: int = 1) -> list[str]:
+    """Return the most similar of some names, whatever their case; none where none is similar."""
     by_lower = {known.lower(): known for known in names}
-    near = difflib.get_close_matches(name[:MAX_NAME].lower(), by_lower, n=most)
-    return f" (did you mean {' or '.join(by_lower[text] for text in near)}?)" if near else ""
+    return [by_lower[text] for text in difflib.get_close_matches(name[:MAX_NAME].lower(), by_lower, n=most)]
 
 
 def bad_name(names: Iterable[str]) -> str | None:

@@ -57,7 +57,17 @@ STAIRS = {
         *("tissue", "masks", "virtual_spots", "given_spots", "focus", "pixel_size", "listing"),
     ),
     "extract.imports": (
-        *("options", "sample", "pitch", "pseudo_spots", "tenx_matrix", "matrix_rows", "parquet", "alignment"),
+        *(
+            "options",
+            "sample",
+            "given_image",
+            "pitch",
+            "pseudo_spots",
+            "tenx_matrix",
+            "matrix_rows",
+            "parquet",
+            "alignment",
+        ),
         *("space_ranger", "visium_hd", "xenium_points", "xenium", "legacy_st", "h5ad_table", "hest_slide"),
         *("element_image", "spatial_data", "readers"),
         *("placement", "checks", "overlay", "layout", "dataset_entry", "work", "cli"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from extract.imports.checks import Finding, PlacedImage, check_sample
+from extract.imports.given_image import find_given_image
 from extract.imports.layout import (
     Target,
     check_image_place,
@@ -27,7 +28,6 @@ from extract.imports.pseudo_spots import pool_sample
 from extract.imports.readers import find_reader
 from extract.imports.sample import Sample
 from extract.slides.image import Image
-from extract.slides.listing import slide_images, slide_name
 from extract.slides.pixel_size import read_pixel_size
 from extract.slides.readers import open_image
 from hist_cache.datasets import check_slide_name
@@ -130,15 +130,7 @@ def find_image(sample: Sample, options: ImportOptions) -> Path:
                 f"{sample.name}: which image? give --image F, the image at full resolution that the positions are of"
             )
         return sample.image
-    given = Path(options.image)
-    if not given.is_dir():
-        if not given.exists():
-            raise InputError(f"--image {given}: no such file")
-        return given
-    matches = [path for path in slide_images(given) if slide_name(path) == sample.name]
-    if not matches:
-        raise InputError(f"--image {given}: no image called {sample.name} in this folder")
-    return matches[0]
+    return find_given_image(Path(options.image), sample.name)
 
 
 def place_on(sample: Sample, path: Path, image: Image, options: ImportOptions) -> PlacedImage:

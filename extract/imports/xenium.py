@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from extract.imports.alignment import read_alignment, scale_of, to_image
+from extract.imports.given_image import find_given_image
 from extract.imports.options import ImportOptions
 from extract.imports.pitch import VISIUM_SPOT_UM
 from extract.imports.pseudo_spots import pool
 from extract.imports.sample import Sample, sample_name
 from extract.imports.xenium_points import CELL_COUNTS, COPY_XENIUM, TRANSCRIPTS, Counted, Genes, cells, transcripts
-from extract.slides.listing import slide_images, slide_name
 from extract.slides.readers import open_image
 from hist_cache.errors import InputError, SlideError, one_line
 from hist_cache.texts import read_json
@@ -118,11 +118,7 @@ def _alignment(slide: str, outs: Path, options: ImportOptions) -> tuple[NDArray[
 def _image(slide: str, options: ImportOptions) -> Path:
     if options.image is None:
         raise InputError(f"{slide}: Xenium has no H&E image of its own; give --image F and --alignment F")
-    given = Path(options.image)
-    image = next((path for path in slide_images(given) if given.is_file() or slide_name(path) == slide), None)
-    if image is None:
-        raise InputError(f"--image {given}: no image called {slide} in this folder")
-    return image
+    return find_given_image(Path(options.image), slide)
 
 
 def _size_of(slide: str, path: Path) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from hist_cache.errors import InputError
 from hist_cache.options import folder_option, option_fields
 from hist_cache.own_file import use_own_tables
 from hist_cache.own_tables import own_rows, own_tables
-from hist_cache.texts import shortened
+from hist_cache.texts import nearest_names, shortened
 from hist_cache.values import Interval
 from train.experiments.protocols import get_protocol
 from train.fit.config import FitConfig
@@ -69,7 +68,7 @@ def check_values(place: str, values: Mapping[str, Any], kinds: Sequence[type], m
                 forms.setdefault(field.name, []).append((hints[field.name], field.metadata.get("within")))
     for name, value in values.items():
         if name not in forms:
-            near = difflib.get_close_matches(name, list(forms), n=1)
+            near = nearest_names(name, forms)
             raise InputError(f"{place}: no option {shortened(name)}" + (f", did you mean {near[0]}?" if near else ""))
         if not any(is_of(value, hint) and (within is None or within.holds(value)) for hint, within in forms[name]):
             hint, within = forms[name][0]
