@@ -14,9 +14,10 @@ import torch
 from extract.embeddings import embed_slide
 from extract.encoders.adapters import adapter_digest, merge_adapter, read_adapter_slides
 from extract.encoders.encoder import Encoder
+from extract.loading import check_plan
 from extract.pipeline import start_pipeline
 from extract.plan import Request, earlier_header, plan_extraction
-from extract.scheduler import check_plan, run_plan
+from extract.scheduler import run_plan
 from hist_cache.cache import Cache
 from hist_cache.console import progress
 from hist_cache.errors import HistError, StaleCacheError

@@ -153,9 +153,10 @@ def fill(
     from functools import partial
 
     from extract.embeddings import embed_slide
+    from extract.loading import check_plan
     from extract.pipeline import crops_per_second
     from extract.plan import plan_extraction
-    from extract.scheduler import check_plan, run_plan
+    from extract.scheduler import run_plan
     from extract.tokens import announce_tokens, compute_tokens, plan_tokens
     from hist_cache.disk_room import check_room
 

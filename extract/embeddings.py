@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 
 from extract.identity import crop_sides_um
+from extract.loading import Loaded
 from extract.pipeline import Pipeline
 from extract.plan import Request, Task
-from extract.scheduler import Finish, Loaded
+from extract.scheduler import Finish
 from extract.slides.crops import Crops, plan_crops
 from extract.slides.image import make_thumbnail
 from hist_cache.cached_slide import CachedSlide

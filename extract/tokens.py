@@ -25,9 +25,10 @@ from extract.embeddings import missing_crops, progress_callback
 from extract.encoders.encoder import Encoder, check_block, first_blocks_encoder, token_shape
 from extract.encoders.lora import adapted_names
 from extract.identity import common_identity
+from extract.loading import Loaded
 from extract.pipeline import Pipeline, start_pipeline
 from extract.plan import ExtractionPlan, Request, Task, plan_extraction
-from extract.scheduler import Finish, Loaded, run_plan
+from extract.scheduler import Finish, run_plan
 from hist_cache.cache import Cache
 from hist_cache.console import Meter, progress, size
 from hist_cache.disk_room import check_room, free_bytes

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 from extract.embeddings import new_slide
 from extract.identity import crop_sides_um
+from extract.loading import Loaded
 from extract.pipeline import Pipeline
 from extract.plan import Request, Task
-from extract.scheduler import Finish, Loaded
+from extract.scheduler import Finish
 from extract.spot_blocks import BlockFiles, embed_blocks, spot_blocks
 from extract.virtual_slides import VirtualFiles, VirtualSlides
 from hist_cache.fingerprint import Fingerprint

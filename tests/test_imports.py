@@ -23,6 +23,8 @@ STAIRS = {
             "plan",
             "clock",
             "pipeline",
+            "loading",
+            "claims",
             "scheduler",
             "embeddings",
             "virtual_slides",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-import extract.scheduler
+import extract.claims
 from extract.cli import main
 from hist_cache.cache import Cache
 from hist_cache.errors import WriteError
@@ -119,8 +119,8 @@ def test_another_process_is_not_waited_for_without_end(
 ) -> None:
     folder = copied.folder
     (folder / "TINY2.h5").unlink()
-    monkeypatch.setattr(extract.scheduler, "WAIT_STEP_S", 0.05)
-    monkeypatch.setattr(extract.scheduler, "LONGEST_WAIT_S", 0.2)
+    monkeypatch.setattr(extract.claims, "WAIT_STEP_S", 0.05)
+    monkeypatch.setattr(extract.claims, "LONGEST_WAIT_S", 0.2)
     lock = folder / ".locks/TINY2.lock"
     with FileLock(lock):
         code, text = run_command(main, *options(hest_root))

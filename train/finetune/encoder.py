@@ -15,8 +15,8 @@ from extract.encoders.adapters import ADAPTER, save_adapter
 from extract.encoders.encoder import Encoder, count_blocks
 from extract.encoders.lora import Adapted, LoraConfig, adapt, freeze_in_bf16, remove_adapters
 from extract.encoders.registry import count_blocks_of, load_encoder, use_recorded_encoder
+from extract.loading import check_plan
 from extract.plan import Request, plan_extraction
-from extract.scheduler import check_plan
 from extract.tokens import make_tokens, plan_cache_tokens
 from hist_cache.cache import Cache
 from hist_cache.errors import HistError, InputError

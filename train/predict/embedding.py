@@ -11,9 +11,10 @@ import torch
 
 from extract.encoders.adapters import merge_adapter
 from extract.identity import common_identity, folder_name
+from extract.loading import check_plan
 from extract.pipeline import crops_per_second, start_pipeline
 from extract.plan import Request, plan_extraction
-from extract.scheduler import check_plan, run_plan
+from extract.scheduler import run_plan
 from extract.virtual_embeddings import embed_virtual_slide
 from extract.virtual_slides import VirtualSlides
 from hist_cache.cache import Cache
