@@ -1,19 +1,26 @@
 """Work is a plain function of plain data. An executor runs it, in this process or in several (`hist_cache.processes`).
 
 A kind of work is a `Worker`: `start` makes what a process needs for many tasks (tensors, an encoder), `work` does one
-task with it. Both are functions that any process can import, so that another engine can run them too.
+task with it. Both are functions that any process can import, so that another engine can run them too. Large arrays
+that many tasks read are not part of a task: each machine holds one copy of them, which its workers map.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
 from hist_cache.errors import HistError, InputError, WriteError, kind_and_text
 
+if TYPE_CHECKING:  # `--help` does without numpy
+    import numpy as np
+
 _T = TypeVar("_T")  # a task
 _R = TypeVar("_R")  # its result
+
+TICK_S = 0.5
 
 Report = Callable[[Any], None]
 """Sends a message about the task that is being done to whoever asked for it."""
@@ -24,6 +31,19 @@ def _ignore(*_: object) -> None:
 
 
 @dataclass(frozen=True)
+class Shared:
+    """Arrays that several tasks read.
+
+    Attributes:
+        key: Names them; tasks with the same key read the same arrays.
+        make: Makes them, by name, in the asking process. Called once a key.
+    """
+
+    key: str
+    make: Callable[[], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
 class Worker(Generic[_T, _R]):
     """A kind of work.
 
@@ -31,11 +51,19 @@ class Worker(Generic[_T, _R]):
         start: Makes a process's context from `setup`; called once a process, before its first task.
         work: Does one task: `work(context, task, report)`. An expected failure is a `HistError`.
         setup: Plain data for `start`.
+        receive: Called as `receive(context, key, arrays)` before each task that has `Events.shared` arrays. They are
+            mapped, not copied, and must not be written to.
+        at_once: How many tasks a process has under way, each in a thread of its own: more than one where a task waits
+            for disks while another computes.
+        tries: How many processes a task may cost that die while it runs, before it counts as failed.
     """
 
     start: Callable[[Any], Any]
     work: Callable[[Any, _T, Report], _R]
     setup: Any
+    receive: Callable[[Any, str, dict[str, np.ndarray]], None] = _ignore
+    at_once: int = 1
+    tries: int = 1
 
 
 @dataclass(frozen=True)
@@ -46,11 +74,13 @@ class Events(Generic[_T, _R]):
         on_message: With a task and each message that it reports.
         on_result: With a task and its result.
         on_tick: About twice a second, where tasks run in other processes.
+        shared: Called with a task before it is handed out; returns the arrays that it reads, None for none.
     """
 
     on_message: Callable[[_T, Any], None] = _ignore
     on_result: Callable[[_T, _R], None] = _ignore
     on_tick: Callable[[], None] = _ignore
+    shared: Callable[[_T], Shared | None] = _ignore
 
 
 @dataclass(frozen=True)
@@ -85,8 +115,14 @@ def unexpected_failure(task: _T, problem: str, cause: BaseException) -> Failure[
 class Executor(Protocol):
     """Runs tasks."""
 
-    def run(self, tasks: Sequence[_T], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
+    def run(self, tasks: Iterable[_T | None], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
         """Do all tasks and return those that failed.
+
+        Args:
+            tasks: Each is asked for when somebody is free to do it. None stands for a task that there is not yet: it
+                is asked again at the next tick.
+            worker: How they are done.
+            events: What is called here.
 
         Raises:
             KeyboardInterrupt: The user or the system asked to stop; what ran was told to end first.
@@ -103,7 +139,7 @@ class SerialExecutor:
     def __init__(self, stop_at_failure: bool = False) -> None:
         self._stop_at_failure = stop_at_failure
 
-    def run(self, tasks: Sequence[_T], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
+    def run(self, tasks: Iterable[_T | None], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
         """Do all tasks and return those that failed; see `Executor.run`.
 
         Raises:
@@ -112,12 +148,21 @@ class SerialExecutor:
         """
         failures: list[Failure[_T]] = []
         context = worker.start(worker.setup)
+        arrays: dict[str, dict[str, np.ndarray]] = {}
         for task in tasks:
+            if task is None:
+                events.on_tick()
+                time.sleep(TICK_S)
+                continue
 
             def report(message: Any, task: _T = task) -> None:
                 events.on_message(task, message)
 
             try:
+                if (shared := events.shared(task)) is not None:
+                    if shared.key not in arrays:
+                        arrays[shared.key] = shared.make()
+                    worker.receive(context, shared.key, arrays[shared.key])
                 result = worker.work(context, task, report)
             except HistError as error:
                 if self._stop_at_failure or isinstance(error, InputError | WriteError):  # others would meet the same

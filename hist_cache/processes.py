@@ -20,14 +20,13 @@ from typing import Any, TypeVar
 from hist_cache.commands import claim_packages
 from hist_cache.console import hush
 from hist_cache.errors import HistError, WriteError, kind_and_text
-from hist_cache.executor import Events, Failure, Worker, unexpected_failure
+from hist_cache.executor import TICK_S, Events, Failure, Worker, unexpected_failure
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
-TICK_S = 0.5
 START_S = 300  # a worker that is not ready by then hangs; to import torch from a slow disk may take a minute
 JOIN_S = 10  # a worker that does not end by then is killed
 STOPPING = "stopping at the end of the epochs that run (once more to stop at once)"
