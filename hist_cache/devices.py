@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,21 @@ def use_device(device: torch.device) -> None:
 
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+
+
+def visible_gpus(device: torch.device) -> list[str]:
+    """Names, as CUDA_VISIBLE_DEVICES has them, of the GPUs that workers share out among them.
+
+    Args:
+        device: That `choose_device` returned. None are shared out where it is the CPU, or one GPU that was asked for.
+    """
+    import torch
+
+    if device.type != "cuda" or device.index is not None:
+        return []
+    count = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    return names.split(",")[:count]  # CUDA ignores those from the first wrong one on
 
 
 def device_name(device: torch.device) -> str:

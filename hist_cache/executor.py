@@ -8,7 +8,7 @@ that many tasks read are not part of a task: each machine holds one copy of them
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 
@@ -36,7 +36,7 @@ class Shared:
 
     Attributes:
         key: Names them; tasks with the same key read the same arrays.
-        make: Makes them, by name, in the asking process. Called once a key.
+        make: Makes them, by name, in the asking process. With workers it is called once a key.
     """
 
     key: str
@@ -148,21 +148,14 @@ class SerialExecutor:
         """
         failures: list[Failure[_T]] = []
         context = worker.start(worker.setup)
-        arrays: dict[str, dict[str, np.ndarray]] = {}
-        for task in tasks:
-            if task is None:
-                events.on_tick()
-                time.sleep(TICK_S)
-                continue
+        for task in _awaited(tasks, events):
 
             def report(message: Any, task: _T = task) -> None:
                 events.on_message(task, message)
 
             try:
                 if (shared := events.shared(task)) is not None:
-                    if shared.key not in arrays:
-                        arrays[shared.key] = shared.make()
-                    worker.receive(context, shared.key, arrays[shared.key])
+                    worker.receive(context, shared.key, shared.make())
                 result = worker.work(context, task, report)
             except HistError as error:
                 if self._stop_at_failure or isinstance(error, InputError | WriteError):  # others would meet the same
@@ -177,3 +170,13 @@ class SerialExecutor:
             else:
                 events.on_result(task, result)
         return failures
+
+
+def _awaited(tasks: Iterable[_T | None], events: Events[_T, Any]) -> Iterator[_T]:
+    """The tasks, each as soon as there is one."""
+    for task in tasks:
+        if task is None:
+            events.on_tick()
+            time.sleep(TICK_S)
+        else:
+            yield task

@@ -1,4 +1,4 @@
-"""Worker processes and signals: pinned spawned workers, Ctrl-C and SIGTERM, in one place for all commands."""
+"""Work done by processes of this machine; their own side is `worker_process`."""
 
 from __future__ import annotations
 
@@ -7,26 +7,27 @@ import multiprocessing
 import os
 import pickle
 import signal
-import threading
 import time
-import traceback
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from hist_cache.commands import claim_packages
-from hist_cache.console import hush
-from hist_cache.errors import HistError, WriteError, kind_and_text
+from hist_cache.errors import HistError
 from hist_cache.executor import TICK_S, Events, Failure, Worker, unexpected_failure
+from hist_cache.scratch import scratch_folder
+from hist_cache.shared_arrays import SharedFiles
+from hist_cache.stopping import SIGNALS, GracefulStop
+from hist_cache.worker_process import live
 
 log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
 START_S = 300  # a worker that is not ready by then hangs; to import torch from a slow disk may take a minute
 JOIN_S = 10  # a worker that does not end by then is killed
 STOPPING = "stopping at the end of the epochs that run (once more to stop at once)"
@@ -37,101 +38,88 @@ def cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
-class GracefulStop:
-    """Ctrl-C, or a scheduler's SIGTERM, asks to stop; asked a second time, KeyboardInterrupt is raised at once.
+@dataclass(eq=False)
+class _Handed(Generic[_T]):
+    """A task, and how many processes have died of it so far."""
 
-    Outside the main thread, which alone hears signals, it does nothing.
+    task: _T
+    deaths: int = 0
+
+
+@dataclass(eq=False)
+class _Process(Generic[_T]):
+    """A worker process as this one sees it.
 
     Attributes:
-        requested: How often it was asked for.
+        running: The tasks that it was given, by the number of their giving.
     """
 
-    def __init__(self, message: str, on_request: Callable[[], None] | None = None) -> None:
-        self.requested = 0
-        self._message, self._on_request = message, on_request
-        self._handlers: dict[int, Any] = {}
-
-    def __enter__(self) -> GracefulStop:
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def _request(self, number: int, frame: object) -> None:
-        self.requested += 1
-        if self.requested == 1:
-            log.info(self._message)
-        if self._on_request is not None:
-            self._on_request()
-        elif self.requested > 1:
-            raise KeyboardInterrupt
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does; outside the main thread it does nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    number: int
+    process: BaseProcess
+    pipe: Connection
+    starting: bool = True
+    running: dict[int, _Handed[_T]] = field(default_factory=dict)
 
 
 class ProcessExecutor:
     """Does tasks in processes of their own, each pinned to cores of its own.
 
+    A process that has died is replaced, where a task may cost several (`Worker.tries`). A task that was under way in
+    one then runs alone in its process, so that one which kills its processes brings no other one down three times.
+
     Args:
         workers: How many processes.
-        prepare: Called here with each task just before a worker takes it.
+        gpus: Names of GPUs as CUDA_VISIBLE_DEVICES has them; each process sees one of them, in turn. Without any, all
+            see what this process sees.
     """
 
-    def __init__(self, workers: int, prepare: Callable[[Any], None] = lambda task: None) -> None:
-        self._workers, self._prepare = workers, prepare
-        self._processes: dict[Connection, BaseProcess] = {}
-        self._starting: list[Connection] = []  # the workers that have not yet said that they are ready
-        self._deadline = 0.0
+    def __init__(self, workers: int, gpus: Sequence[str] = ()) -> None:
+        self._workers, self._gpus = workers, gpus
 
-    def run(self, tasks: Sequence[_T], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
+    def run(self, tasks: Iterable[_T | None], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
         """Do all tasks and return those that failed; see `hist_cache.executor.Executor.run`."""
-        failures: list[Failure[_T]] = []
-        waiting, running = list(tasks), dict[Connection, _T]()
-        with GracefulStop(STOPPING, self._terminate) as stop:
-            try:
-                self._start(worker)
-                while running or (self._starting and waiting and not stop.requested):
-                    for pipe in self._ready({*running, *self._starting}):
-                        kind, content = self._receive(pipe)
-                        if kind == "message":
-                            events.on_message(running[pipe], content)
-                            continue
-                        if pipe in self._starting:
-                            self._started(pipe, kind, content, stop.requested > 0)
-                        elif kind == "result":
-                            events.on_result(running.pop(pipe), content)
-                        else:
-                            task = running.pop(pipe)
-                            failures += [] if stop.requested else [_failure(task, kind, content)]
-                        if kind != "died" and not stop.requested:
-                            self._hand_out(pipe, waiting, running)
-                    events.on_tick()
-            finally:
-                self._end({*running, *self._starting})
+        with ExitStack() as stack:
+            run = _Run(self._workers, self._gpus, tasks, worker, events, stack)
+            with GracefulStop(STOPPING, run.terminate) as stop:
+                try:
+                    run.start(range(self._workers))
+                    while run.going(stop.requested > 0):
+                        run.hear(stop.requested > 0)
+                        if not stop.requested:
+                            run.hand_out()
+                        events.on_tick()
+                finally:
+                    run.end()
         if stop.requested:
             raise KeyboardInterrupt
-        return failures + [Failure(task, HistError("not run, no process was left"), "not run") for task in waiting]
+        return run.failures + run.not_run()
 
-    def _start(self, worker: Worker[_T, _R]) -> None:
-        """Start the processes, then send each its kind of work.
+
+class _Run(Generic[_T, _R]):
+    """The tasks and processes of one call of `ProcessExecutor.run`."""
+
+    def __init__(
+        self,
+        workers: int,
+        gpus: Sequence[str],
+        tasks: Iterable[_T | None],
+        worker: Worker[_T, _R],
+        events: Events[_T, _R],
+        stack: ExitStack,
+    ) -> None:
+        self._workers, self._gpus, self._worker, self._events, self._stack = workers, gpus, worker, events, stack
+        self._pickled = pickle.dumps(worker)
+        self._tasks = iter(tasks)
+        self._more = True  # whether `tasks` may have another one
+        self._again: deque[_Handed[_T]] = deque()  # tasks whose process has died, and which may be tried again
+        self._given = 0
+        self._processes: list[_Process[_T]] = []
+        self._deadline = 0.0
+        self._shared: SharedFiles | None = None
+        self.failures: list[Failure[_T]] = []
+
+    def start(self, numbers: Iterable[int]) -> None:
+        """Start processes, then send each its kind of work.
 
         Signals wait until all have started, here and, as a process inherits what is blocked, there too. So a worker
         that is half started neither dies of a Ctrl-C nor is forgotten.
@@ -140,69 +128,150 @@ class ProcessExecutor:
         all_cores, share = cores(), max(1, len(cores()) // self._workers)
         resource_tracker.ensure_running()  # it unblocks signals when it starts
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        new: list[_Process[_T]] = []
         try:
-            for i in range(self._workers):
+            for i in numbers:
                 pipe, theirs = context.Pipe()
                 own = all_cores[i * share : (i + 1) * share] or all_cores
-                process: BaseProcess = context.Process(target=_live, args=(theirs, own), daemon=True)
+                gpu = self._gpus[i % len(self._gpus)] if self._gpus else None
+                process: BaseProcess = context.Process(target=live, args=(theirs, own, gpu), daemon=True)
                 process.start()
                 theirs.close()
-                self._processes[pipe] = process
+                new.append(_Process(i, process, pipe))
         finally:
+            self._processes += new
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        self._starting, self._deadline = list(self._processes), time.monotonic() + START_S
-        pickled = pickle.dumps(worker)
-        for pipe in self._processes:
+        self._deadline = time.monotonic() + START_S
+        for started in new:
             with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found when it is heard
-                pipe.send_bytes(pickled)
+                started.pipe.send_bytes(self._pickled)
 
-    def _hand_out(self, pipe: Connection, waiting: list[_T], running: dict[Connection, _T]) -> None:
-        if waiting:
-            task = running[pipe] = waiting.pop(0)
-            self._prepare(task)
-            with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found when it is heard
-                pipe.send(task)
+    def going(self, stopping: bool) -> bool:
+        """Whether there is anything to wait for."""
+        if any(p.running for p in self._processes):
+            return True
+        return not stopping and bool(self._processes) and (self._more or bool(self._again))
 
-    def _started(self, pipe: Connection, kind: str, content: Any, stopping: bool) -> None:
+    def hear(self, stopping: bool) -> None:
+        """Wait for messages for a while, and act on them."""
+        heard = wait([p.pipe for p in self._processes], timeout=TICK_S)
+        late = next((p for p in self._processes if p.starting), None)
+        if late is not None and time.monotonic() > self._deadline:
+            raise HistError(f"{self._name(late)} did not start within {START_S} s")
+        for process in [p for p in self._processes if p.pipe in heard]:
+            try:
+                kind, number, content = process.pipe.recv()
+            except (EOFError, ConnectionResetError):
+                self._died(process, stopping)
+                continue
+            if process.starting:
+                self._started(process, kind, content, stopping)
+            elif kind == "message":
+                self._events.on_message(process.running[number].task, content)
+            elif kind == "cannot write":
+                raise content  # other tasks could not write either
+            elif kind == "refused":
+                self._refused(process, content)
+            else:
+                task = process.running.pop(number).task
+                if kind == "result":
+                    self._events.on_result(task, content)
+                elif not stopping:
+                    self.failures.append(_failure(task, kind, content))
+
+    def hand_out(self) -> None:
+        """Give tasks to the processes that have room for one."""
+        for process in [p for p in self._processes if not p.starting]:
+            while (handed := self._next_for(process)) is not None:
+                shared = self._events.shared(handed.task)
+                folder = None
+                if shared is not None:
+                    if self._shared is None:
+                        self._shared = SharedFiles(self._stack.enter_context(scratch_folder("hist-shared-")))
+                    folder = self._shared.provide(shared)
+                self._given += 1
+                process.running[self._given] = handed
+                with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found when it is heard
+                    process.pipe.send((self._given, handed.task, folder))
+
+    def _next_for(self, process: _Process[_T]) -> _Handed[_T] | None:
+        busy = list(process.running.values())
+        if len(busy) >= self._worker.at_once or any(handed.deaths for handed in busy):
+            return None
+        if self._again:
+            return None if busy else self._again.popleft()
+        if self._more:
+            try:
+                task = next(self._tasks)
+            except StopIteration:
+                self._more = False
+            else:
+                return None if task is None else _Handed(task)
+        return None
+
+    def _started(self, process: _Process[_T], kind: str, content: Any, stopping: bool) -> None:
         """Note the first message of a worker: that it is ready, or why it is not."""
-        self._starting.remove(pipe)
+        process.starting = False
         if kind != "ready" and not stopping:
-            raise HistError(f"{self._name(pipe)} {kind} while it started: {content}")
+            raise HistError(f"{self._name(process)} {kind} while it started: {content}")
 
-    def _ready(self, pipes: Collection[Connection]) -> list[Connection]:
-        ready = wait(list(pipes), timeout=TICK_S)
-        if self._starting and time.monotonic() > self._deadline:
-            raise HistError(f"{self._name(self._starting[0])} did not start within {START_S} s")
-        return [pipe for pipe in self._processes if pipe in ready]
+    def _died(self, process: _Process[_T], stopping: bool) -> None:
+        """Fail what a dead process was at, or note that it is to be tried again; start another process then."""
+        process.process.join(JOIN_S)
+        ending = _ending(process.process.exitcode)
+        if process.starting:
+            self._started(process, "died", ending, stopping)
+        self._drop(process)
+        if stopping:
+            return
+        for handed in process.running.values():
+            handed.deaths += 1
+            alone = len(process.running) == 1
+            if alone and handed.deaths >= self._worker.tries:
+                self.failures.append(_failure(handed.task, "died", ending))
+            else:
+                self._again.append(handed)
+        if self._worker.tries > 1:
+            self.start([process.number])
 
-    def _name(self, pipe: Connection) -> str:
+    def _refused(self, process: _Process[_T], text: str) -> None:
+        """Do without a worker that cannot make what it needs for any task; `HistError` where it was the last one."""
+        self._again.extendleft(process.running.values())
+        self._drop(process)
+        if not self._processes:
+            raise HistError(text)
+        log.warning(f"{self._name(process)} is left out: {text}")
+
+    def _drop(self, process: _Process[_T]) -> None:
+        self._processes.remove(process)
+        process.pipe.close()
+
+    def _name(self, process: _Process[_T]) -> str:
         """A worker as messages name it."""
-        number = list(self._processes).index(pipe) + 1
-        return f"worker {number} of {len(self._processes)} (process {self._processes[pipe].pid})"
+        return f"worker {process.number + 1} of {self._workers} (process {process.process.pid})"
 
-    def _receive(self, pipe: Connection) -> tuple[str, Any]:
-        try:
-            kind, content = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            self._processes[pipe].join(JOIN_S)
-            return "died", _ending(self._processes[pipe].exitcode)
-        if kind == "cannot write":
-            raise content  # other tasks could not write either
-        return kind, content
+    def not_run(self) -> list[Failure[_T]]:
+        """The tasks that no process was left for."""
+        left = [handed.task for handed in self._again]
+        while self._more and (task := next(self._tasks, None)) is not None:
+            left.append(task)
+        return [Failure(task, HistError("not run, no process was left"), "not run") for task in left]
 
-    def _terminate(self) -> None:
-        for process in self._processes.values():
-            process.terminate()
+    def terminate(self) -> None:
+        """Tell all processes to stop."""
+        for process in self._processes:
+            process.process.terminate()
 
-    def _end(self, busy: Collection[Connection]) -> None:
-        for pipe in busy:  # after an error here: nobody needs what they are at
-            self._processes[pipe].terminate()
-        for pipe, process in self._processes.items():
-            pipe.close()  # an idle worker ends when its pipe does
-            process.join(JOIN_S)
-            process.kill()
+    def end(self) -> None:
+        """End all processes; those that are at something, after an error here, at once."""
+        for process in self._processes:
+            if process.running or process.starting:
+                process.process.terminate()
+        for process in self._processes:
+            process.pipe.close()  # an idle worker ends when its pipe does
+            process.process.join(JOIN_S)
+            process.process.kill()
         self._processes.clear()
-        self._starting.clear()
 
 
 class WorkerTraceback(Exception):
@@ -227,61 +296,3 @@ def _failure(task: _T, kind: str, content: Any) -> Failure[_T]:
         problem, text = content
         return unexpected_failure(task, problem, WorkerTraceback(text))
     return Failure(task, HistError(content))
-
-
-def _live(pipe: Connection, own: list[int]) -> None:
-    """A worker's life: its kind of work, then tasks, from the pipe until it closes."""
-    with suppress(EOFError, KeyboardInterrupt, ConnectionError):
-        worker = _get_ready(pipe, own)
-        context: Any = None
-        started = False
-        while worker is not None:
-            task = pipe.recv()
-            try:
-                if not started:
-                    context, started = worker.start(worker.setup), True
-                result = worker.work(context, task, lambda message: pipe.send(("message", message)))
-                pipe.send(("result", result))
-            except KeyboardInterrupt:
-                pipe.send(("stopped", None))
-            except ConnectionError:
-                raise
-            except WriteError as error:
-                pipe.send(("cannot write", error))
-            except HistError as error:
-                pipe.send(("failed", str(error)))
-            except Exception as error:
-                pipe.send(("unexpected", (kind_and_text(error), traceback.format_exc())))
-
-
-def _end_with_parent() -> None:
-    """End this process when its parent is killed: the same command, started again, shall find its folds free."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-
-def _get_ready(pipe: Connection, own: list[int]) -> Worker[Any, Any] | None:
-    """Set up this process as a worker and receive its kind of work; None, after saying why, where that fails."""
-    os.setpgid(0, 0)  # Ctrl-C on the terminal reaches the parent alone, which passes it on
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also one that came before
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    hush()  # the parent shows what there is to show
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, own)
-    try:
-        claim_packages()  # before anything of ours is imported: the user's own train.py may stand first on the path
-        import torch
-
-        torch.set_num_threads(len(own))
-        worker: Worker[Any, Any] = pickle.loads(pipe.recv_bytes())
-    except (EOFError, ConnectionError):
-        raise
-    except Exception as error:  # whatever a module raises that is imported
-        pipe.send(("failed", kind_and_text(error)))
-        return None
-    pipe.send(("ready", None))
-    return worker

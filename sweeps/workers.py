@@ -16,7 +16,8 @@ from hist_cache.devices import choose_device, use_device
 from hist_cache.errors import HistError
 from hist_cache.executor import Events, Report, Worker
 from hist_cache.options import folder_option
-from hist_cache.processes import ProcessExecutor, sigterm_as_interrupt
+from hist_cache.processes import ProcessExecutor
+from hist_cache.stopping import sigterm_as_interrupt
 from hist_cache.values import Precision
 from sweeps.objective import TENSORS_KEPT, run_trial
 from sweeps.opening import open_study

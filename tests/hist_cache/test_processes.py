@@ -18,7 +18,8 @@ import pytest
 
 from hist_cache.errors import HistError
 from hist_cache.executor import Events, Executor, Report, SerialExecutor, Worker
-from hist_cache.processes import GracefulStop, ProcessExecutor, cores, sigterm_as_interrupt
+from hist_cache.processes import ProcessExecutor, cores
+from hist_cache.stopping import GracefulStop, sigterm_as_interrupt
 from tests.commands import REPOSITORY, Command
 
 
@@ -102,7 +103,8 @@ def test_without_workers_what_is_left_is_named() -> None:
 def test_each_task_is_prepared_before_it_is_handed_out_and_ticks_come_while_they_run() -> None:
     prepared: list[str] = []
     ticks: list[int] = []
-    ProcessExecutor(1, prepared.append).run(["a", "b"], Worker(start, work, 0), Events(on_tick=lambda: ticks.append(1)))
+    events: Events[str, Any] = Events(on_tick=lambda: ticks.append(1), shared=lambda task: prepared.append(task))
+    ProcessExecutor(1).run(["a", "b"], Worker(start, work, 0), events)
     assert prepared == ["a", "b"]
     assert ticks
 

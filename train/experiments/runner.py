@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.console import progress
-from hist_cache.devices import use_device
-from hist_cache.executor import Events, Failure, Report, SerialExecutor, Worker
+from hist_cache.devices import use_device, visible_gpus
+from hist_cache.executor import Events, Failure, Report, SerialExecutor, Shared, Worker
 from hist_cache.extras import require
-from hist_cache.files import atomic_file
 from hist_cache.fingerprint import short_hash
 from hist_cache.processes import ProcessExecutor, cores
 from hist_cache.scratch import scratch_folder
@@ -30,6 +30,7 @@ from train.finetune.encoder import Finetuner, find_data_root, load_cached_encode
 from train.fit.config import EncodingConfig
 from train.models.registry import ModelEntry, model_entries, register
 from train.options import TrainOptions
+from train.shared_data import from_arrays, to_arrays
 from train.workspace import DataKey, Workspace
 
 log = logging.getLogger(__name__)
@@ -41,8 +42,9 @@ OnDone = Callable[[Job, dict[str, Any]], None]
 
 
 def default_workers(jobs: int, device: torch.device) -> int:
-    """Folds to train at once: on a CPU one a core, 4 at most (each holds a model and its optimizer); one on a GPU."""
-    return 1 if device.type == "cuda" else max(1, min(jobs, len(cores()), MAX_WORKERS))
+    """Folds to train at once: on a CPU one a core, 4 at most (each holds a model and its optimizer); one a GPU."""
+    room = min(len(cores()), MAX_WORKERS) if device.type == "cpu" else max(1, len(visible_gpus(device)))
+    return max(1, min(jobs, room))
 
 
 def make_finetuner(
@@ -83,6 +85,7 @@ class FoldContext:
 
     load: Callable[[DataKey], SpotData]
     runner: FoldRunner
+    received: ReceivedTensors | None = None
 
     def run(self, job: Job, report: Report) -> dict[str, Any]:
         """Run one fold; its epochs are reported, its metrics returned."""
@@ -125,41 +128,29 @@ def run_jobs(
     )
     if finetuner is None and workers > 1 and len(jobs) > 1:
         with scratch_folder("hist-train-") as folder:
-            shared = SharedTensors(workspace, folder)
-            worker = Worker(
-                start_worker, run_job, FoldWorkerSetup(workspace.pictures, device, folder, tuple(model_entries()))
-            )
-            return ProcessExecutor(min(workers, len(jobs)), shared.write).run(jobs, worker, events)
+            setup = FoldWorkerSetup(workspace.pictures, device, folder, tuple(model_entries()))
+            worker = Worker(start_worker, run_job, setup, receive_tensors)
+            events = replace(events, shared=lambda job: shared_tensors(job, workspace))
+            return ProcessExecutor(min(workers, len(jobs)), visible_gpus(device)).run(jobs, worker, events)
     context = FoldContext(lambda key: workspace.data(key, device), FoldRunner(workspace.pictures, device, finetuner))
     # Of several processes on one batch, the others must not wait for one that has failed.
     executor = SerialExecutor(stop_at_failure=distributed.world_size() > 1)
     return executor.run(jobs, Worker(lambda setup: setup, run_job, context), events)
 
 
-@dataclass(frozen=True)
-class SharedTensors:
-    """Tensors in files that all workers map into memory: one copy, however many workers there are."""
-
-    workspace: Workspace
-    folder: Path
-
-    def write(self, job: Job) -> None:
-        """Write the tensors of a job, unless they are there."""
-        file = tensor_file(self.folder, job.data)
-        if not file.exists():
-            data = self.workspace.data(job.data, torch.device("cpu"))
-            with atomic_file(file) as opened:
-                torch.save({k: v for k, v in vars(data).items() if k != "encoder_inputs"}, opened)
+def shared_tensors(job: Job, workspace: Workspace) -> Shared:
+    """The tensors that a job reads, as arrays that all workers share."""
+    return Shared(data_name(job.data), lambda: to_arrays(workspace.data(job.data, torch.device("cpu"))))
 
 
-def tensor_file(folder: Path, key: DataKey) -> Path:
-    """Where the tensors of a key are shared."""
-    return folder / f"{short_hash(asdict(key))}.pt"
+def data_name(key: DataKey) -> str:
+    """What the tensors of a key are called among workers."""
+    return short_hash(asdict(key))
 
 
 @dataclass(frozen=True)
 class FoldWorkerSetup:
-    """What a worker process is given at its start; the folder is where workers share tensors and controls."""
+    """What a worker process is given at its start; the folder is where workers share controls."""
 
     slides: dict[str, CachedSlide]
     device: torch.device
@@ -172,20 +163,36 @@ def start_worker(setup: FoldWorkerSetup) -> FoldContext:
     use_device(setup.device)
     for entry in setup.models:
         register(entry)  # one that a user has registered is unknown in another process
-    tensors: TensorCache[SpotData] = TensorCache()
-
-    def load(key: DataKey) -> SpotData:
-        return tensors.get(key, lambda: map_tensors(tensor_file(setup.folder, key), setup.device))
-
-    return FoldContext(load, FoldRunner(setup.slides, setup.device, controls=Controls(setup.folder)))
+    received = ReceivedTensors(setup.device)
+    runner = FoldRunner(setup.slides, setup.device, controls=Controls(setup.folder))
+    return FoldContext(received.load, runner, received)
 
 
-def map_tensors(file: Path, device: torch.device) -> SpotData:
-    """Tensors that another process has written, mapped into memory."""
-    stored: dict[str, Any] = torch.load(file, mmap=True, weights_only=True)
-    moved: dict[str, Any] = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in stored.items()}
-    moved["rings"] = tuple(ring.to(device) for ring in stored["rings"])
-    return SpotData(**moved)
+class ReceivedTensors:
+    """The tensors that came with a worker's last task; they are moved to the device once, for all tasks in a row.
+
+    Args:
+        device: To move them to.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._arrays: dict[str, np.ndarray] = {}
+        self._tensors: TensorCache[SpotData] = TensorCache()
+
+    def receive(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take the arrays of the next task."""
+        self._arrays = arrays
+
+    def load(self, key: DataKey) -> SpotData:
+        """The tensors of this key, which the last arrays are."""
+        return self._tensors.get(key, lambda: from_arrays(self._arrays, self._device))
+
+
+def receive_tensors(context: FoldContext, name: str, arrays: dict[str, np.ndarray]) -> None:
+    """Take the arrays of a worker's next job."""
+    assert context.received is not None
+    context.received.receive(arrays)
 
 
 def describe_failure(failure: Failure[Job]) -> str:

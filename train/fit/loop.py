@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hist_cache.errors import HistError
-from hist_cache.processes import GracefulStop
+from hist_cache.stopping import GracefulStop
 from hist_cache.values import SelectBy
 from train import distributed
 from train.data import Images, SpotData, SpotNiche

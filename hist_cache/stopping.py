@@ -1,0 +1,65 @@
+"""What Ctrl-C and SIGTERM do, in one place for all commands."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+SIGNALS = {signal.SIGINT, signal.SIGTERM}
+
+
+def raise_interrupt(number: int, frame: object) -> None:
+    """Handle a signal as Ctrl-C is handled."""
+    raise KeyboardInterrupt
+
+
+class GracefulStop:
+    """Ctrl-C, or a scheduler's SIGTERM, asks to stop; asked a second time, KeyboardInterrupt is raised at once.
+
+    Outside the main thread, which alone hears signals, it does nothing.
+
+    Attributes:
+        requested: How often it was asked for.
+    """
+
+    def __init__(self, message: str, on_request: Callable[[], None] | None = None) -> None:
+        self.requested = 0
+        self._message, self._on_request = message, on_request
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> GracefulStop:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {s: signal.signal(s, self._request) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _request(self, number: int, frame: object) -> None:
+        self.requested += 1
+        if self.requested == 1:
+            log.info(self._message)
+        if self._on_request is not None:
+            self._on_request()
+        elif self.requested > 1:
+            raise KeyboardInterrupt
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does; outside the main thread it does nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, raise_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)

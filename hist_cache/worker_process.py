@@ -1,0 +1,136 @@
+"""A worker process's own side: it gets ready, then does tasks that come through a pipe until that closes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from hist_cache.commands import claim_packages
+from hist_cache.console import hush
+from hist_cache.errors import HistError, WriteError, kind_and_text
+from hist_cache.executor import Worker
+from hist_cache.shared_arrays import map_arrays
+from hist_cache.stopping import SIGNALS, raise_interrupt
+
+
+def live(pipe: Connection, own_cores: list[int], gpu: str | None) -> None:
+    """A worker's life.
+
+    Args:
+        pipe: Brings the kind of work, then tasks; takes messages `(kind, number of the task, content)`.
+        own_cores: The CPU cores to be pinned to.
+        gpu: The GPU to see, as CUDA_VISIBLE_DEVICES names it; None to see all.
+    """
+    with suppress(EOFError, KeyboardInterrupt, ConnectionError):
+        worker = _get_ready(pipe, own_cores, gpu)
+        if worker is not None:
+            _Desk(pipe, worker).work()
+
+
+class _Refused(Exception):
+    """What this process needs for any task cannot be made."""
+
+
+class _Desk:
+    """Where tasks are done: one in the main thread, which alone hears signals, or several in threads."""
+
+    def __init__(self, pipe: Connection, worker: Worker[Any, Any]) -> None:
+        self._pipe, self._worker = pipe, worker
+        self._context: Any = None
+        self._started = self._stopping = False
+        self._starting, self._sending = threading.Lock(), threading.Lock()
+
+    def work(self) -> None:
+        """Do tasks until the pipe closes."""
+        if self._worker.at_once == 1:
+            while True:
+                self._do(*self._pipe.recv())
+        with ThreadPoolExecutor(self._worker.at_once, "task") as threads:
+            try:
+                while True:
+                    threads.submit(self._do, *self._pipe.recv())
+            finally:
+                self._stopping = True  # each thread ends with its next message
+
+    def _send(self, kind: str, number: int, content: Any = None) -> None:
+        with self._sending:
+            self._pipe.send((kind, number, content))
+
+    def _do(self, number: int, task: Any, folder: Path | None) -> None:
+        def report(message: Any) -> None:
+            if self._stopping:
+                raise KeyboardInterrupt
+            self._send("message", number, message)
+
+        try:
+            context = self._start()
+            if folder is not None:
+                self._worker.receive(context, folder.name, map_arrays(folder))
+            self._send("result", number, self._worker.work(context, task, report))
+        except KeyboardInterrupt:
+            self._send("stopped", number)
+        except ConnectionError:
+            raise
+        except _Refused as error:
+            self._send("refused", number, str(error))
+        except WriteError as error:
+            self._send("cannot write", number, error)
+        except HistError as error:
+            self._send("failed", number, str(error))
+        except Exception as error:
+            self._send("unexpected", number, (kind_and_text(error), traceback.format_exc()))
+
+    def _start(self) -> Any:
+        """Return the context of all tasks, which the first one makes."""
+        with self._starting:
+            if not self._started:
+                try:
+                    self._context = self._worker.start(self._worker.setup)
+                except HistError as error:
+                    raise _Refused(str(error)) from None
+                self._started = True
+        return self._context
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent is killed: the same command, started again, shall find its folds free."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _get_ready(pipe: Connection, own_cores: list[int], gpu: str | None) -> Worker[Any, Any] | None:
+    """Set up this process as a worker and receive its kind of work; None, after saying why, where that fails."""
+    os.setpgid(0, 0)  # Ctrl-C on the terminal reaches the parent alone, which passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also one that came before
+    signal.signal(signal.SIGTERM, raise_interrupt)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    hush()  # the parent shows what there is to show
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, own_cores)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before torch is imported, which reads it once
+    try:
+        claim_packages()  # before anything of ours is imported: the user's own train.py may stand first on the path
+        import torch
+
+        torch.set_num_threads(len(own_cores))
+        worker: Worker[Any, Any] = pickle.loads(pipe.recv_bytes())
+    except (EOFError, ConnectionError):
+        raise
+    except Exception as error:  # whatever a module raises that is imported
+        pipe.send(("failed", 0, kind_and_text(error)))
+        return None
+    pipe.send(("ready", 0, None))
+    return worker
