@@ -6,14 +6,12 @@ import errno
 import logging
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from extract.loading import Loaded, load
 from extract.plan import ExtractionPlan, Request, Task, plan_slide
 from hist_cache.console import duration
 from hist_cache.errors import HistError, SlideError, slide_failure
@@ -29,11 +27,10 @@ LONGEST_WAIT_S = 24 * 3600.0  # without any slide finished elsewhere; one takes 
 
 @dataclass(frozen=True)
 class Claim:
-    """A slide that only this process works on, and that is being loaded."""
+    """A slide that only this process works on."""
 
     task: Task
     lock: FileLock
-    loaded: Future[Loaded]
 
 
 class Claims:
@@ -51,11 +48,15 @@ class Claims:
     def __init__(self, plan: ExtractionPlan, request: Request) -> None:
         self._open = deque(task for task in plan.tasks if task.state != "complete")
         self._request, self._headers = request, plan.headers
-        self._loader = ThreadPoolExecutor(1, "load")
         self._locks: list[FileLock] = []
         self._unlocked = False
         self.failed: list[HistError] = []
         self.finished = len(plan.tasks) - len(self._open)
+
+    @property
+    def left(self) -> int:
+        """How many slides are not claimed yet; those in other hands are among them."""
+        return len(self._open)
 
     def take(self, wait: bool) -> Claim | None:
         """Claim the next slide.
@@ -118,7 +119,7 @@ class Claims:
             self.finish(lock)
             return None
         self._locks.append(lock)
-        return Claim(current, lock, self._loader.submit(load, current, self._request.slides))
+        return Claim(current, lock)
 
     def _acquire(self, lock: FileLock, path: Path, timeout: float) -> None:
         """Acquire a lock; where the file system has none, go on without, because each writer has a file of its own."""
@@ -151,7 +152,6 @@ class Claims:
 
     def close(self) -> None:
         """Release what is still claimed, where not all could be done."""
-        self._loader.shutdown()
         for lock in self._locks:
             _release(lock)
 

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extract.options import ExtractOptions
-from hist_cache.console import duration, progress, say, size, warn
-from hist_cache.devices import choose_device, device_name
+from hist_cache.console import say, warn
+from hist_cache.devices import choose_device, visible_gpus
+from hist_cache.engine import open_engine
 from hist_cache.errors import HistError, InputError
 from hist_cache.options import folder_option, parse, run
 
 if TYPE_CHECKING:
-    from extract.encoders.encoder import Encoder
-    from extract.pipeline import Pipeline
-    from extract.plan import ExtractionPlan, Request
     from hist_cache.datasets import Dataset
 
 DESCRIPTION = """Phase one: crop every spot and its niche from the slides of a dataset, run the encoder over them once,
@@ -95,8 +93,9 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     Returns:
         The exit code: 0 if everything is done, 1 if some slides failed.
     """
-    from contextlib import closing
-
+    from extract.chosen_encoder import ChosenEncoder, decide_place, say_encoder
+    from extract.encoders.encoder import check_block
+    from extract.extraction import Extraction
     from extract.identity import common_identity, folder_name
     from extract.plan import Request, mention_other_caches
     from hist_cache.cache import Cache, remember_last
@@ -118,13 +117,27 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
             f"and left out: {first_names(absent)}"
         )
 
-    encoder, pipeline = start_encoder(options, dataset)
-    common = common_identity(encoder, pipeline.precision, options.min_spot_um)
-    folder = cache_root / dataset.name / folder_name(encoder, common)
-    mention_other_caches(folder, encoder.slug, common)
-    request = Request(HestFolder(data_root, options.any_scale), sizes, options.min_spot_um, common)
-    with closing(pipeline):
-        failed = fill(options, request, slides, folder, encoder, pipeline)
+    chosen = ChosenEncoder(options.encoder, dataset.encoder, options.weights, options.random_weights, options.lora)
+    encoder = chosen.load()
+    if options.tokens_at is not None:
+        check_block(encoder, options.tokens_at)
+    device = choose_device(options.device)
+    with open_engine(options) as engine:
+        jobs = options.jobs or max(1, len(visible_gpus(device)))
+        workers = engine.workers(len(slides), jobs)
+        place = decide_place(options.device, options.precision, device, engine)
+        common = common_identity(encoder, place.precision, options.min_spot_um)
+        folder = cache_root / dataset.name / folder_name(encoder, common)
+        say_encoder(encoder, place, device, engine, workers)
+        mention_other_caches(folder, encoder.slug, common)
+        request = Request(HestFolder(data_root, options.any_scale), sizes, options.min_spot_um, common)
+        extraction = Extraction(request, slides, folder, chosen, encoder, place, device, options.tokens_at)
+        if options.dry_run:
+            failed = extraction.check()
+        elif workers == 1 and engine.shares_files:
+            failed = extraction.run_here()
+        else:
+            failed = extraction.run_with(engine.executor(workers, device))
     cache = Cache(folder)
     if cache.slides and not options.dry_run:
         remember_last(cache_root, cache)
@@ -132,132 +145,6 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
         chosen = "" if encoder.lora is None else f"; hist-train --encoder {folder.name} takes it"
         say(f"{len(cache.slides)} slides in {folder}{chosen}")
     return report_failures(failed, options.debug)
-
-
-def fill(
-    options: ExtractOptions, request: Request, slides: list[str], folder: Path, encoder: Encoder, pipeline: Pipeline
-) -> list[HistError]:
-    """Complete a cache folder: first embeddings, then tokens if they are requested.
-
-    Args:
-        options: The command's options.
-        request: What is to be computed.
-        slides: IDs of the slides.
-        folder: The cache folder.
-        encoder: The encoder.
-        pipeline: The encoder on its device.
-
-    Returns:
-        The errors of slides that failed.
-    """
-    from functools import partial
-
-    from extract.embeddings import embed_slide
-    from extract.loading import check_plan
-    from extract.pipeline import crops_per_second
-    from extract.plan import plan_extraction
-    from extract.scheduler import run_plan
-    from extract.tokens import announce_tokens, compute_tokens, plan_tokens
-    from hist_cache.disk_room import check_room
-
-    plan = plan_extraction(request, slides, folder)
-    for error in plan.failed:
-        warn(str(error))
-    describe(plan, folder, encoder, request.sizes)
-    needed = plan.crops * encoder.width * 2 + plan.largest_rewritten
-    check_room(folder, needed, "embeddings", "make room, or give a --cache on a larger disk")
-    tokens = None
-    if options.tokens_at is not None:
-        tokens = plan_tokens(request, encoder, options.tokens_at, [t.files.id for t in plan.tasks], folder)
-        announce_tokens(tokens)
-    if options.dry_run:
-        failed = plan.failed + check_plan(plan, request)
-        seconds = plan.crops / crops_per_second(pipeline)
-        if tokens is not None:
-            with tokens.pipeline(encoder, like=pipeline) as token_pipeline:
-                seconds += tokens.plan.crops / crops_per_second(token_pipeline)
-        say(f"would take about {duration(seconds)}, going by a timed batch")
-        return failed
-
-    details = {"device": str(pipeline.device), "weights": encoder.source}
-    if options.lora is not None:
-        details["adapter"] = str(Path(options.lora).resolve())
-    with progress("extract", plan.crops, "crops") as meter:
-        failed = run_plan(plan, request, partial(embed_slide, request, pipeline, meter), details)
-    say_throughput(pipeline)
-    if tokens is not None:
-        with tokens.pipeline(encoder, like=pipeline) as token_pipeline:
-            failed += compute_tokens(tokens, token_pipeline, details)
-            say_throughput(token_pipeline)
-    return plan.failed + failed
-
-
-def say_throughput(pipeline: Pipeline) -> None:
-    """Print how many crops a pipeline has encoded, and how fast."""
-    clock = pipeline.clock
-    if clock.crops:
-        say(
-            f"{clock.crops:,} crops in {duration(clock.seconds)}: {clock.crops / clock.seconds:,.1f} crops/s, "
-            f"{clock.waiting_share:.0%} of the time waiting for pixels"
-        )
-
-
-def start_encoder(options: ExtractOptions, dataset: Dataset) -> tuple[Encoder, Pipeline]:
-    """Load the encoder, with its adapter if there is one, onto the device, and print which."""
-    import torch
-
-    from extract.encoders.encoder import check_block
-    from extract.encoders.registry import load_encoder
-    from extract.pipeline import start_pipeline
-
-    device = choose_device(options.device)
-    weights = Path(options.weights) if options.weights else None
-    if options.lora is not None:
-        encoder = start_finetuned(options, Path(options.lora), weights)
-    else:
-        encoder = load_encoder(options.encoder or dataset.encoder, weights, options.random_weights)
-    if options.tokens_at is not None:
-        check_block(encoder, options.tokens_at)
-    pipeline = start_pipeline(encoder, options.precision, device)
-    cores = "" if device.type == "cuda" else f", {torch.get_num_threads()} cores"
-    say(f"encoder {encoder.name} ({encoder.source}) in {pipeline.precision} on {device_name(device)}{cores}")
-    return encoder, pipeline
-
-
-def start_finetuned(options: ExtractOptions, run: Path, weights: Path | None) -> Encoder:
-    """Load the encoder of a run of hist-train --finetune-lora, with its adapter merged into the weights.
-
-    Args:
-        options: The command's options; without --encoder, the encoder is the one that the adapter names.
-        run: Folder of the run, of a fold or of an adapter.
-        weights: The encoder's weights; otherwise they are searched for.
-    """
-    from extract.encoders.adapters import find_adapter, merge_adapter, read_owner
-    from extract.encoders.registry import load_encoder
-
-    folder = find_adapter(run)
-    owner = read_owner(folder)
-    random = options.random_weights or (options.encoder is None and weights is None and not owner.pretrained)
-    encoder = merge_adapter(load_encoder(options.encoder or owner.encoder, weights, random), folder)
-    say(f"encoder {encoder.name} with the adapter {folder} (digest {str(encoder.lora)[:12]}) merged into its weights")
-    if encoder.adapter_slides is None:
-        warn(
-            f"{folder} does not say which slides it was trained on: hist-train refuses its cache without --allow-leak "
-            "(give the run's own folder, or train the adapter again)"
-        )
-    return encoder
-
-
-def describe(plan: ExtractionPlan, folder: Path, encoder: Encoder, sizes: tuple[int, ...]) -> None:
-    """Print one line that says what the cache has and what is to be computed."""
-    states = {"complete": 0, "add": 0, "new": 0}
-    for task in plan.tasks:
-        states[task.state] += 1
-    todo = f"{states['new']} to extract" + (f", {states['add']} to add niches to" if states["add"] else "")
-    say(
-        f"{folder}: {states['complete']} slides complete, {todo}, {len(plan.failed)} failed: "
-        f"{plan.crops:,} crops (spots and niches {','.join(map(str, sizes))}), {size(plan.crops * encoder.width * 2)}"
-    )
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

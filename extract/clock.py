@@ -16,6 +16,12 @@ class Clock:
     waiting: float = 0.0
     """The part of that time in which the encoder waited for pixels, seconds."""
 
+    def add(self, other: Clock) -> None:
+        """Count what other encoding has cost too; the seconds are those of all that encode at once, together."""
+        self.crops += other.crops
+        self.seconds += other.seconds
+        self.waiting += other.waiting
+
     @property
     def waiting_share(self) -> float:
         """Share of the time in which the encoder waited for pixels, 0..1."""

@@ -8,9 +8,10 @@ from typing import Literal
 from extract.encoders.registry import encoder_names
 from hist_cache.datasets import dataset_names
 from hist_cache.devices import DEVICE_HELP
+from hist_cache.engine import ADDRESS_HELP, CPUS_HELP, ENGINE_HELP, INSECURE_HELP, WORKERS_HELP, EngineName
 from hist_cache.options import CommandOptions, option
 from hist_cache.own_file import OWN_HELP
-from hist_cache.values import INDEX, Interval
+from hist_cache.values import COUNT, INDEX, Interval
 
 
 @dataclass(frozen=True)
@@ -57,4 +58,12 @@ class ExtractOptions(CommandOptions):
     status: bool = option(False, "show what the cache holds, and exit", group="instead of computing")
     verify: bool = option(False, "re-read the cache and check every digest, and exit")
     dry_run: bool = option(False, "open every slide, show what would be computed, its size and time, and exit")
-    debug: bool = option(False, "show a traceback for every error", group="running")
+    jobs: int | None = option(
+        None, "slides extracted at once, each by a process (default: one a GPU, or one)", "N", "running", within=COUNT
+    )
+    engine: EngineName = option("local", ENGINE_HELP)
+    address: str | None = option(None, ADDRESS_HELP, "HOST:PORT")
+    workers: int | None = option(None, WORKERS_HELP, "N", within=COUNT)
+    cpus_per_worker: int = option(1, CPUS_HELP, "N", within=COUNT)
+    insecure: bool = option(False, INSECURE_HELP)
+    debug: bool = option(False, "show a traceback for every error")

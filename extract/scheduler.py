@@ -9,7 +9,7 @@ from typing import Any
 
 from extract.claims import Claim, Claims
 from extract.identity import READER_RULES
-from extract.loading import Loaded
+from extract.loading import Loaded, load
 from extract.plan import ExtractionPlan, Request, Task
 from hist_cache.errors import HistError, WriteError, keeping, slide_failure
 from hist_cache.fingerprint import Fingerprint, provenance
@@ -41,20 +41,20 @@ def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: 
     with (
         closing(Claims(plan, request)) as claims,
         keeping(lambda: f"{claims.finished} of {len(plan.tasks)} slides"),
+        ThreadPoolExecutor(1, "load") as loader,
         ThreadPoolExecutor(1, "write") as writer,
     ):
-        claim = claims.take(wait=True)
-        while claim:
-            following = claims.take(wait=False)
+
+        def begin(wait: bool) -> tuple[Claim, Future[Loaded]] | None:
+            claim = claims.take(wait)
+            return None if claim is None else (claim, loader.submit(load, claim.task, request.slides))
+
+        current = begin(wait=True)
+        while current:
+            following = begin(wait=False)
+            claim, loaded = current
             try:
-                loaded = claim.loaded.result()
-                root = str(request.slides.root.resolve())
-                source = provenance(stamps=loaded.stamps, reader_rules=READER_RULES, data_root=root, **details)
-                fingerprint = Fingerprint(request.common, loaded.identity, source)
-                try:
-                    finish = produce(claim.task, loaded, fingerprint)
-                finally:
-                    loaded.image.close()
+                finish = compute_slide(claim.task, loaded.result(), request, produce, details)
             except WriteError:
                 raise
             except Exception as error:  # whatever is raised for one slide, the others go on
@@ -63,10 +63,24 @@ def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: 
                 if writing is not None:
                     writing.result()
                 writing = writer.submit(_finish, claims, claim, finish)
-            claim = following or claims.take(wait=True)
+            current = following or begin(wait=True)
         if writing is not None:
             writing.result()
     return claims.failed
+
+
+def compute_slide(task: Task, loaded: Loaded, request: Request, produce: Produce, details: dict[str, Any]) -> Finish:
+    """Compute what is missing of one slide, and close its image; the arguments are those of `run_plan`.
+
+    Returns:
+        What remains to be done for it: writing.
+    """
+    root = str(request.slides.root.resolve())
+    source = provenance(stamps=loaded.stamps, reader_rules=READER_RULES, data_root=root, **details)
+    try:
+        return produce(task, loaded, Fingerprint(request.common, loaded.identity, source))
+    finally:
+        loaded.image.close()
 
 
 def _finish(claims: Claims, claim: Claim, finish: Finish) -> None:

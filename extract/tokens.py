@@ -130,11 +130,16 @@ def compute_tokens(tokens: TokenPlan, pipeline: Pipeline, details: dict[str, Any
     Returns:
         The errors of slides that failed, in planning or now.
     """
-    tasks = [t for t in tokens.plan.tasks if t.path.with_name(f"{t.files.id}.h5").exists()]
-    plan = replace(tokens.plan, tasks=tasks, crops=sum(task.crops for task in tasks))
+    plan = with_embeddings(tokens.plan)
     with progress("tokens", plan.crops, "crops") as meter:
         produce = partial(stream_slide, tokens.request, pipeline, meter)
         return plan.failed + run_plan(plan, tokens.request, produce, details)
+
+
+def with_embeddings(plan: ExtractionPlan) -> ExtractionPlan:
+    """Return the part of a plan for tokens whose slides have embeddings by now."""
+    tasks = [t for t in plan.tasks if t.path.with_name(f"{t.files.id}.h5").exists()]
+    return replace(plan, tasks=tasks, crops=sum(task.crops for task in tasks))
 
 
 def stream_slide(

@@ -32,6 +32,9 @@ STAIRS = {
             "virtual_embeddings",
             "tokens",
             "adapted",
+            "chosen_encoder",
+            "workers",
+            "extraction",
             "status",
             "imports",
             "options",
@@ -75,7 +78,7 @@ STAIRS = {
         *("placement", "checks", "overlay", "layout", "dataset_entry", "work", "cli"),
     ),
     "train": (
-        *("distributed", "expression", "rings", "parts", "depth", "data", "assembly", "workspace", "leaks"),
+        *("distributed", "expression", "rings", "parts", "depth", "data", "shared_data", "assembly", "workspace", "leaks"),
         *("relative_values", "metrics", "pathways", "selection", "figures", "models", "recipes", "fit", "finetune"),
         *("loggers", "options", "experiments", "report", "predict", "export", "cli"),
     ),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from hist_cache.devices import DEVICE_HELP
+from hist_cache.engine import ADDRESS_HELP, CPUS_HELP, ENGINE_HELP, INSECURE_HELP, WORKERS_HELP, EngineName
 from hist_cache.options import CommandOptions, option
 from hist_cache.own_file import OWN_HELP
 from hist_cache.values import COUNT, FRACTION, INDEX, POSITIVE, Interval
@@ -123,9 +124,12 @@ class TrainOptions(CommandOptions):
     )
     allow_leak: bool = option(False, "test slides that the embeddings' adapter has seen; the results are marked")
     resume: bool = option(False, "only go on with a stopped run: an error where there is none", group="running")
-    jobs: int | None = option(
-        None, "folds trained at once (default: one a CPU core, or one on a GPU)", "N", within=COUNT
-    )
+    jobs: int | None = option(None, "folds trained at once (default: one a CPU core, or one a GPU)", "N", within=COUNT)
+    engine: EngineName = option("local", ENGINE_HELP)
+    address: str | None = option(None, ADDRESS_HELP, "HOST:PORT")
+    workers: int | None = option(None, WORKERS_HELP, "N", within=COUNT)
+    cpus_per_worker: int = option(1, CPUS_HELP, "N", within=COUNT)
+    insecure: bool = option(False, INSECURE_HELP)
     device: str = option("auto", DEVICE_HELP, "DEVICE")
     genes_to_plot: str | None = option(None, "genes on maps.png, such as COL1A1,FN1 (default: the best)", "NAMES")
     logger: Literal["wandb", "mlflow", "tensorboard"] | None = option(

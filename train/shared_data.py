@@ -11,16 +11,16 @@ from torch import Tensor
 
 from train.data import SpotData
 
-TENSORS = ("spot", "niche", "expression", "niche_expression", "slide", "row", "complete")
-MAYBE_TENSORS = ("total", "position")  # None where they are not known
-RING = "ring"
+_PER_SPOT = ("spot", "niche", "expression", "niche_expression", "slide", "row", "complete")
+_OPTIONAL = ("total", "position")  # None where they are not known
+_RING = "ring"
 
 
 def to_arrays(data: SpotData) -> dict[str, np.ndarray]:
     """The spots as arrays by name; without `encoder_inputs` and `targets`, which each fold makes itself."""
-    tensors = {name: getattr(data, name) for name in TENSORS}
-    tensors |= {name: value for name in MAYBE_TENSORS if (value := getattr(data, name)) is not None}
-    tensors |= {f"{RING}{i:02d}": ring for i, ring in enumerate(data.rings)}
+    tensors = {name: getattr(data, name) for name in _PER_SPOT}
+    tensors |= {name: value for name in _OPTIONAL if (value := getattr(data, name)) is not None}
+    tensors |= {f"{_RING}{i:02d}": ring for i, ring in enumerate(data.rings)}
     texts = {"slides": data.slides, "panel": data.panel, "transform": [data.transform]}
     if data.whole_slides is not None:
         texts["whole_slides"] = data.whole_slides
@@ -36,14 +36,13 @@ def from_arrays(arrays: dict[str, np.ndarray], device: torch.device) -> SpotData
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.from_numpy(arrays[name]).to(device)
 
-    values: dict[str, Any] = {name: tensor(name) for name in TENSORS}
-    values |= {name: tensor(name) for name in MAYBE_TENSORS if name in arrays}
-    texts = {name: [str(text) for text in arrays[name]] for name in ("slides", "panel")}
+    values: dict[str, Any] = {name: tensor(name) for name in _PER_SPOT}
+    values |= {name: tensor(name) for name in _OPTIONAL if name in arrays}
+    values |= {name: [str(text) for text in arrays[name]] for name in ("slides", "panel")}
     whole = [str(text) for text in arrays["whole_slides"]] if "whole_slides" in arrays else None
     return SpotData(
         **values,
-        **texts,
         transform=str(arrays["transform"][0]),  # type: ignore[arg-type]
-        rings=tuple(tensor(name) for name in sorted(arrays) if name.startswith(RING)),
+        rings=tuple(tensor(name) for name in sorted(arrays) if name.startswith(_RING)),
         whole_slides=whole,
     )

@@ -1,0 +1,130 @@
+"""Which executor does a command's work: this machine's processes (`local`), or those of a Ray cluster (`ray`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from hist_cache.devices import device_name, visible_gpus
+from hist_cache.errors import InputError
+from hist_cache.executor import Executor
+from hist_cache.extras import require
+from hist_cache.options import CommandOptions, flag
+
+if TYPE_CHECKING:  # `--help` does without torch
+    import torch
+
+EngineName = Literal["local", "ray"]
+ENGINE_HELP = "who does the work: processes of this machine, or a Ray cluster (pip install hist-cache[ray])"
+ADDRESS_HELP = "of the Ray cluster (default: $RAY_ADDRESS, or one that is started on this machine)"
+WORKERS_HELP = "workers of the Ray cluster (default: one a GPU, or one each --cpus-per-worker)"
+CPUS_HELP = "cores of a worker of the Ray cluster"
+INSECURE_HELP = "join a Ray cluster beyond this machine without a token: whoever reaches its ports can run code as you"
+RAY_ONLY = ("address", "workers", "cpus_per_worker", "insecure")  # options that only `--engine ray` reads
+
+
+class EngineOptions(Protocol):
+    """What a command's options say of its engine."""
+
+    @property
+    def engine(self) -> EngineName:
+        """Its name."""
+
+    @property
+    def address(self) -> str | None:
+        """HOST:PORT of a Ray cluster."""
+
+    @property
+    def workers(self) -> int | None:
+        """Workers of a Ray cluster."""
+
+    @property
+    def cpus_per_worker(self) -> int:
+        """Cores of each."""
+
+    @property
+    def insecure(self) -> bool:
+        """Whether a cluster beyond this machine is joined without a token."""
+
+
+class Engine(Protocol):
+    """Where workers come from."""
+
+    shares_files: bool
+    """Whether all workers have this machine's temporary files."""
+
+    def workers(self, tasks: int, local: int) -> int:
+        """Return how many workers do so many tasks at once.
+
+        Args:
+            tasks: How many there are.
+            local: How many workers there would be on this machine.
+        """
+
+    def describe(self, workers: int, device: torch.device) -> str:
+        """Say what so many workers compute on; the arguments are those of `executor`."""
+
+    def executor(self, workers: int, device: torch.device) -> Executor:
+        """Return what runs tasks.
+
+        Args:
+            workers: How many workers.
+            device: Of this process; without one of its own, each worker takes a GPU if there are any.
+        """
+
+
+class LocalEngine:
+    """Workers are processes of this machine; each sees one of its GPUs."""
+
+    shares_files = True
+
+    def workers(self, tasks: int, local: int) -> int:
+        """As many as there would be on this machine, and no more than tasks."""
+        return max(1, min(tasks, local))
+
+    def describe(self, workers: int, device: torch.device) -> str:
+        """The device, and how many workers share what there is of it."""
+        import torch
+
+        if device.type == "cpu":
+            with_what = f"{torch.get_num_threads()} cores"
+        else:
+            with_what = f"{min(workers, len(visible_gpus(device)))} GPUs" if workers > 1 else ""
+        parts = [device_name(device), with_what, f"{workers} workers" if workers > 1 else ""]
+        return ", ".join(part for part in parts if part)
+
+    def executor(self, workers: int, device: torch.device) -> Executor:
+        """Processes, or this process where it is one."""
+        from hist_cache.executor import SerialExecutor
+        from hist_cache.processes import ProcessExecutor
+
+        return ProcessExecutor(workers, visible_gpus(device)) if workers > 1 else SerialExecutor()
+
+
+@contextmanager
+def open_engine(options: EngineOptions) -> Iterator[Engine]:
+    """Start or join what does the work; what was started is ended afterwards.
+
+    Raises:
+        InputError: Options are given that this engine does not read, or the extra is not installed.
+        HistError: The cluster does not answer, or refuses.
+    """
+    if options.engine == "local":
+        check_local(options)
+        yield LocalEngine()
+        return
+    require("ray", "ray", "--engine ray")
+    from hist_cache.ray_engine import open_ray
+
+    with open_ray(options.address, options.workers, options.cpus_per_worker, options.insecure) as engine:
+        yield engine
+
+
+def check_local(options: EngineOptions) -> None:
+    """`InputError` for options that only `--engine ray` reads."""
+    assert isinstance(options, CommandOptions)
+    for name in RAY_ONLY:
+        if name in options.given:
+            instead = "; on this machine --jobs N gives the number" if name == "workers" else ""
+            raise InputError(f"{flag(name)}: is for --engine ray{instead}")
