@@ -13,7 +13,7 @@ from extract.encoders.encoder import Encoder, first_blocks_encoder
 from extract.encoders.registry import load_encoder
 from extract.pipeline import Pipeline, has_fast_bf16, start_pipeline
 from hist_cache.devices import choose_device
-from hist_cache.engine import Engine
+from hist_cache.engine import Engine, Workers
 from hist_cache.errors import HistError
 from hist_cache.executor import Events, Report, Worker
 from hist_cache.values import Precision
@@ -48,9 +48,7 @@ class ChosenEncoder:
         owner = read_owner(folder)
         random = self.random_weights or (self.name is None and weights is None and not owner.pretrained)
         encoder = merge_adapter(load_encoder(self.name or owner.encoder, weights, random), folder)
-        log.info(
-            f"encoder {encoder.name} with the adapter {folder} (digest {str(encoder.lora)[:12]}) merged into it"
-        )
+        log.info(f"encoder {encoder.name} with the adapter {folder} (digest {str(encoder.lora)[:12]}) merged into it")
         if encoder.adapter_slides is None:
             log.warning(
                 f"{folder} does not say which slides it was trained on: hist-train refuses its cache without "
@@ -128,7 +126,6 @@ def _computes_bf16(context: None, asked: str, report: Report) -> bool:
     return has_fast_bf16(choose_device(asked))
 
 
-def say_encoder(encoder: Encoder, place: EncoderPlace, device: torch.device, engine: Engine, workers: int) -> None:
+def log_encoder(encoder: Encoder, place: EncoderPlace, workers: Workers) -> None:
     """Log which encoder runs, how and where."""
-    where = engine.describe(workers, device)
-    log.info(f"encoder {encoder.name} ({encoder.source}) in {place.precision} on {where}")
+    log.info(f"encoder {encoder.name} ({encoder.source}) in {place.precision} on {workers}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from extract.options import ExtractOptions
 from hist_cache.console import say, warn
 from hist_cache.devices import choose_device, visible_gpus
-from hist_cache.engine import open_engine
+from hist_cache.engine import Workers, open_engine
 from hist_cache.errors import HistError, InputError
 from hist_cache.options import folder_option, parse, run
 
@@ -93,7 +93,7 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     Returns:
         The exit code: 0 if everything is done, 1 if some slides failed.
     """
-    from extract.chosen_encoder import ChosenEncoder, decide_place, say_encoder
+    from extract.chosen_encoder import ChosenEncoder, decide_place, log_encoder
     from extract.encoders.encoder import check_block
     from extract.extraction import Extraction
     from extract.identity import common_identity, folder_name
@@ -124,26 +124,26 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     device = choose_device(options.device)
     with open_engine(options) as engine:
         jobs = options.jobs or max(1, len(visible_gpus(device)))
-        workers = engine.workers(len(slides), jobs)
+        workers = Workers(engine, engine.workers(len(slides), jobs), device, options.device)
         place = decide_place(options.device, options.precision, device, engine)
         common = common_identity(encoder, place.precision, options.min_spot_um)
         folder = cache_root / dataset.name / folder_name(encoder, common)
-        say_encoder(encoder, place, device, engine, workers)
+        log_encoder(encoder, place, workers)
         mention_other_caches(folder, encoder.slug, common)
         request = Request(HestFolder(data_root, options.any_scale), sizes, options.min_spot_um, common)
         extraction = Extraction(request, slides, folder, chosen, encoder, place, device, options.tokens_at)
         if options.dry_run:
             failed = extraction.check()
-        elif workers == 1 and engine.shares_files:
+        elif workers.are_here:
             failed = extraction.run_here()
         else:
-            failed = extraction.run_with(engine.executor(workers, device))
+            failed = extraction.run_with(workers.executor())
     cache = Cache(folder)
     if cache.slides and not options.dry_run:
         remember_last(cache_root, cache)
         keep_dataset(cache_root, dataset.name)
-        chosen = "" if encoder.lora is None else f"; hist-train --encoder {folder.name} takes it"
-        say(f"{len(cache.slides)} slides in {folder}{chosen}")
+        advice = "" if encoder.lora is None else f"; hist-train --encoder {folder.name} takes it"
+        say(f"{len(cache.slides)} slides in {folder}{advice}")
     return report_failures(failed, options.debug)
 
 

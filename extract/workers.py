@@ -22,6 +22,7 @@ from extract.scheduler import Produce, compute_slide
 from extract.tokens import stream_slide
 from hist_cache.console import Meter, progress
 from hist_cache.devices import use_device
+from hist_cache.engine import TRIES
 from hist_cache.errors import HistError, keeping, slide_failure
 from hist_cache.executor import Events, Executor, Failure, Report, Worker
 from hist_cache.fingerprint import differences
@@ -29,7 +30,6 @@ from hist_cache.fingerprint import differences
 log = logging.getLogger(__name__)
 
 SLIDES_AT_ONCE = 3  # slides that a worker has under way: one is loaded, one encoded, one written
-TRIES = 3  # workers that a slide may cost
 
 
 @dataclass(frozen=True)

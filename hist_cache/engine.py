@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from hist_cache.devices import device_name, visible_gpus
@@ -21,6 +22,7 @@ ADDRESS_HELP = "of the Ray cluster (default: $RAY_ADDRESS, or one that is starte
 WORKERS_HELP = "workers of the Ray cluster (default: one a GPU, or one each --cpus-per-worker)"
 CPUS_HELP = "cores of a worker of the Ray cluster"
 INSECURE_HELP = "join a Ray cluster beyond this machine without a token: whoever reaches its ports can run code as you"
+TRIES = 3
 RAY_ONLY = ("address", "workers", "cpus_per_worker", "insecure")  # options that only `--engine ray` reads
 
 
@@ -87,12 +89,10 @@ class LocalEngine:
         """The device, and how many workers share what there is of it."""
         import torch
 
-        if device.type == "cpu":
-            with_what = f"{torch.get_num_threads()} cores"
-        else:
-            with_what = f"{min(workers, len(visible_gpus(device)))} GPUs" if workers > 1 else ""
-        parts = [device_name(device), with_what, f"{workers} workers" if workers > 1 else ""]
-        return ", ".join(part for part in parts if part)
+        gpus = min(workers, len(visible_gpus(device)))
+        cores = [f"{torch.get_num_threads()} cores"] if device.type == "cpu" else []
+        name = device_name(device) + (f" and {gpus - 1} more GPUs" if gpus > 1 else "")
+        return ", ".join([name, *cores, f"{workers} at once"])
 
     def executor(self, workers: int, device: torch.device) -> Executor:
         """Processes, or this process where it is one."""
@@ -100,6 +100,40 @@ class LocalEngine:
         from hist_cache.processes import ProcessExecutor
 
         return ProcessExecutor(workers, visible_gpus(device)) if workers > 1 else SerialExecutor()
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Who does the tasks of a command.
+
+    Attributes:
+        engine: Where workers come from.
+        count: How many there are at once.
+        device: Of this process.
+        asked: The value of `--device`, by which each worker chooses its own.
+    """
+
+    engine: Engine
+    count: int
+    device: torch.device
+    asked: str
+
+    @property
+    def are_here(self) -> bool:
+        """Whether this process does everything itself."""
+        return self.count == 1 and self.engine.shares_files
+
+    @property
+    def tries(self) -> int:
+        """How many workers a task may cost: on other machines they may be lost through no fault of the task."""
+        return 1 if self.engine.shares_files else TRIES
+
+    def __str__(self) -> str:
+        return self.engine.describe(self.count, self.device)
+
+    def executor(self) -> Executor:
+        """Return what runs tasks."""
+        return self.engine.executor(self.count, self.device)
 
 
 @contextmanager
@@ -110,19 +144,21 @@ def open_engine(options: EngineOptions) -> Iterator[Engine]:
         InputError: Options are given that this engine does not read, or the extra is not installed.
         HistError: The cluster does not answer, or refuses.
     """
+    check_engine(options)
     if options.engine == "local":
-        check_local(options)
         yield LocalEngine()
         return
-    require("ray", "ray", "--engine ray")
     from hist_cache.ray_engine import open_ray
 
     with open_ray(options.address, options.workers, options.cpus_per_worker, options.insecure) as engine:
         yield engine
 
 
-def check_local(options: EngineOptions) -> None:
-    """`InputError` for options that only `--engine ray` reads."""
+def check_engine(options: EngineOptions) -> None:
+    """`InputError` for options that the engine does not read, or where its extra is not installed."""
+    if options.engine == "ray":
+        require("ray", "ray", "--engine ray")
+        return
     assert isinstance(options, CommandOptions)
     for name in RAY_ONLY:
         if name in options.given:

@@ -7,7 +7,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from hist_cache.console import out, say, warn
-from hist_cache.devices import choose_device, device_name
+from hist_cache.devices import choose_device
+from hist_cache.engine import check_engine, open_engine
 from hist_cache.errors import HistError, InputError, keeping
 from hist_cache.options import parse, run
 from sweeps.options import SweepOptions
@@ -15,6 +16,7 @@ from sweeps.options import SweepOptions
 if TYPE_CHECKING:
     import torch
 
+    from hist_cache.engine import Engine, Workers
     from sweeps.storage import StudyStorage
     from sweeps.study import StudyPlan
     from train.workspace import Workspace
@@ -44,7 +46,7 @@ def sweep(options: SweepOptions) -> int:
         check_study_leaks,
     )
     from train.experiments.grid import with_table
-    from train.experiments.runner import default_workers
+    from train.experiments.runner import fold_workers
 
     device = choose_device(options.device)
     check_options(options)
@@ -67,10 +69,11 @@ def sweep(options: SweepOptions) -> int:
         with keeping(lambda: f"{options.trials - missing(plan, storage)} of {options.trials} trials"):
             write_study(plan)
             left = missing(plan, storage)
-            workers = min(options.jobs or default_workers(left, device), max(left, 1))
-            search(plan, storage, workspace, device, workers, left)
-            workspace.keep_tensors(1)  # those of the trials are not needed any more
-            conclude(plan, storage, workspace, device)
+            with open_engine(options) as engine:
+                workers = fold_workers(engine, options.jobs, left, device, options.device)
+                search(plan, storage, workspace, workers, left)
+                workspace.keep_tensors(1)  # those of the trials are not needed any more
+                conclude(plan, storage, workspace, device, engine)
     finally:
         storage.close()
     return 0
@@ -78,6 +81,7 @@ def sweep(options: SweepOptions) -> int:
 
 def check_options(options: SweepOptions) -> None:
     """`InputError` for options that a study cannot have."""
+    check_engine(options)
     if options.lora:
         raise InputError(
             f"--lora {options.lora}: hist-sweep searches on one cache; search on that of the plain encoder, or of one "
@@ -119,17 +123,14 @@ def missing(plan: StudyPlan, storage: StudyStorage) -> int:
     return max(plan.options.trials - finished, 0)
 
 
-def search(
-    plan: StudyPlan, storage: StudyStorage, workspace: Workspace, device: torch.device, workers: int, left: int
-) -> None:
+def search(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, workers: Workers, left: int) -> None:
     """Run the missing trials and show their progress.
 
     Args:
         plan: The study.
         storage: Where it is kept.
         workspace: The cached slides.
-        device: To train on.
-        workers: How many run at once.
+        workers: Who runs them.
         left: How many trials are missing.
 
     Raises:
@@ -138,21 +139,21 @@ def search(
     from sweeps.display import study_display
     from sweeps.report import write_trials
     from sweeps.waiting import StorageLost
-    from sweeps.workers import run_trials, run_trials_in_processes
+    from sweeps.workers import run_trials, run_trials_with
 
     finished = plan.options.trials - left
     if not left:
         say(f"the study has {finished} trials or more: nothing to search, --trials N adds to it")
         return
     before = f", {finished} done before" if finished else ""
-    say(f"{left} trials{before}; on {device_name(device)}, {workers} at once")
+    say(f"{left} trials{before}; on {workers}")
     problems: list[HistError] = []
     try:
         with study_display(plan, storage) as display:
-            if workers == 1:
-                run_trials(plan, storage, workspace, device, display.tick)
+            if workers.are_here:
+                run_trials(plan, storage, workspace, workers.device, display.tick)
             else:
-                problems = run_trials_in_processes(plan.options, device, workers, display.tick)
+                problems = run_trials_with(workers, plan.options, display.tick)
     finally:
         with suppress(StorageLost):  # whatever ends the search says so itself
             if (trials := storage.peek()) is not None:
@@ -166,7 +167,9 @@ def search(
         raise HistError(f"{still} trials are missing: no worker is left, was it killed? The same command goes on")
 
 
-def conclude(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, device: torch.device) -> None:
+def conclude(
+    plan: StudyPlan, storage: StudyStorage, workspace: Workspace, device: torch.device, engine: Engine
+) -> None:
     """Test the best setting beside the default, then print and write the results."""
     from sweeps.display import best_table
     from sweeps.final_test import test_best
@@ -177,7 +180,7 @@ def conclude(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, devic
 
     trials = storage.study.get_trials(deepcopy=False)
     values = values_of(plan, best_trial(plan, trials))
-    final = test_best(plan, workspace, values, device)
+    final = test_best(plan, workspace, values, device, engine)
     write_trials(plan, trials)
     best = write_best(plan, trials, final)
     page = write_study_report(plan, storage.study, final)

@@ -13,6 +13,7 @@ import torch
 from filelock import FileLock
 
 from hist_cache.console import fail
+from hist_cache.engine import Engine
 from hist_cache.errors import HistError
 from hist_cache.runs import Run
 from sweeps.study import StudyPlan
@@ -20,7 +21,7 @@ from sweeps.waiting import hold
 from train.experiments.announcements import announce_changes
 from train.experiments.jobs import Job
 from train.experiments.outputs import write_summary
-from train.experiments.runner import default_workers, describe_failure, run_with_progress
+from train.experiments.runner import describe_failure, fold_workers, run_with_progress
 from train.metrics import TOP_K
 from train.report.context import adapter_warnings
 from train.report.reading import read_results
@@ -55,14 +56,17 @@ class FinalTest:
         return None if self.same else self.results.runs[1].label
 
 
-def test_best(plan: StudyPlan, workspace: Workspace, values: Mapping[str, Any], device: torch.device) -> FinalTest:
+def test_best(
+    plan: StudyPlan, workspace: Workspace, values: Mapping[str, Any], device: torch.device, engine: Engine
+) -> FinalTest:
     """Train and test the best and the default setting in ordinary run folders, where that is not done yet.
 
     Args:
         plan: The study.
         workspace: The cached slides that the study uses.
         values: The best setting's value of each parameter.
-        device: Where to train.
+        device: Of this process.
+        engine: Where workers come from.
 
     Raises:
         HistError: Where a fold failed.
@@ -75,8 +79,8 @@ def test_best(plan: StudyPlan, workspace: Workspace, values: Mapping[str, Any], 
         announce_changes(jobs)
         if left:
             log.info(f"testing the best setting beside the default: {len(left)} folds")
-        workers = min(plan.options.jobs or default_workers(len(left), device), max(len(left), 1))
-        failures = run_with_progress(left, workspace, device, workers)
+        workers = fold_workers(engine, plan.options.jobs, len(left), device, plan.options.device)
+        failures = run_with_progress(left, workspace, workers)
         for failure in failures:
             fail(describe_failure(failure))
         if failures:

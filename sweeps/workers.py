@@ -12,11 +12,11 @@ from typing import Any
 import optuna
 import torch
 
-from hist_cache.devices import choose_device, use_device
+from hist_cache.devices import choose_device
+from hist_cache.engine import Workers
 from hist_cache.errors import HistError
 from hist_cache.executor import Events, Report, Worker
 from hist_cache.options import folder_option
-from hist_cache.processes import ProcessExecutor
 from hist_cache.stopping import sigterm_as_interrupt
 from hist_cache.values import Precision
 from sweeps.objective import TENSORS_KEPT, run_trial
@@ -72,21 +72,17 @@ class TrialWorkerSetup:
     """What a worker process is given. It opens the cache and the study itself, as one on another machine would."""
 
     options: SweepOptions
-    device: torch.device
     models: tuple[ModelEntry, ...]
 
 
-def run_trials_in_processes(
-    options: SweepOptions, device: torch.device, workers: int, tick: Callable[[], None]
-) -> list[HistError]:
-    """Run trials in processes, each pinned to cores of its own, until the study has as many as it shall.
+def run_trials_with(workers: Workers, options: SweepOptions, tick: Callable[[], None]) -> list[HistError]:
+    """Run trials with several workers until the study has as many as it shall.
 
     A process that is killed leaves its trial to the others.
 
     Args:
+        workers: Who runs them.
         options: Of the command, with the dataset's name.
-        device: To train on.
-        workers: How many processes.
         tick: Called here all the while.
 
     Returns:
@@ -96,24 +92,34 @@ def run_trials_in_processes(
         KeyboardInterrupt: It was asked to stop; trials that were running are queued again.
     """
     worker: Worker[int, None] = Worker(
-        start_trial_worker, run_worker, TrialWorkerSetup(options, device, tuple(model_entries()))
+        start_trial_worker, run_worker, TrialWorkerSetup(options, tuple(model_entries())), tries=workers.tries
     )
-    failures = ProcessExecutor(workers).run(range(workers), worker, Events(on_tick=tick))
+    failures = workers.executor().run(range(workers.count), worker, Events(on_tick=tick))
     for failure in failures:
         if failure.reason == "died":
-            log.warning(f"worker {failure.task + 1} of {workers}: {failure.error}; its trial is left to the others")
+            log.warning(
+                f"worker {failure.task + 1} of {workers.count}: {failure.error}; its trial is left to the others"
+            )
     return [failure.error for failure in failures if failure.reason in ("failed", "unexpected")]
 
 
-def start_trial_worker(setup: TrialWorkerSetup) -> TrialWorkerSetup:
-    """Make the models known that a user has registered; a worker works with what it is given."""
-    use_device(setup.device)
+@dataclass(frozen=True)
+class TrialContext:
+    """What a worker process has."""
+
+    options: SweepOptions
+    device: torch.device
+
+
+def start_trial_worker(setup: TrialWorkerSetup) -> TrialContext:
+    """Choose a device, and make the models known that a user has registered."""
+    device = choose_device(setup.options.device)
     for entry in setup.models:
         register(entry)
-    return setup
+    return TrialContext(setup.options, device)
 
 
-def run_worker(setup: TrialWorkerSetup, number: int, report: Report) -> None:
+def run_worker(context: TrialContext, number: int, report: Report) -> None:
     """Work of one process: trials until there are enough."""
     parent = os.getppid()
 
@@ -121,10 +127,10 @@ def run_worker(setup: TrialWorkerSetup, number: int, report: Report) -> None:
         if os.getppid() != parent:
             raise KeyboardInterrupt  # the command was killed: nobody needs this any more
 
-    plan, workspace = prepare(setup.options)
+    plan, workspace = prepare(context.options)
     storage = open_study(plan, joins=True)
     try:
-        run_trials(plan, storage, workspace, setup.device, tick)
+        run_trials(plan, storage, workspace, context.device, tick)
     finally:
         storage.close()
 

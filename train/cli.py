@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from hist_cache.console import fail, hush, out, say
 from hist_cache.devices import AUTO, choose_device
+from hist_cache.engine import LocalEngine, check_engine, open_engine
 from hist_cache.errors import InputError, keeping
 from hist_cache.options import folder_option, parse, run
 from train.options import TrainOptions
@@ -17,6 +18,7 @@ from train.options import TrainOptions
 if TYPE_CHECKING:
     import torch
 
+    from hist_cache.engine import Workers
     from hist_cache.executor import Failure
     from train.experiments.jobs import Job
     from train.experiments.logged_folds import FoldEvents
@@ -44,7 +46,7 @@ def train(options: TrainOptions) -> int:
     from train.experiments.logged_folds import check_logger, logging_to
     from train.experiments.own_rows import use_own_rows
     from train.experiments.precision import with_precision
-    from train.experiments.runner import default_workers, describe_failure
+    from train.experiments.runner import describe_failure, fold_workers
 
     own_device = distributed.init()
     device = choose_device(options.device) if own_device is None else check_own_device(own_device, options)
@@ -56,6 +58,7 @@ def train(options: TrainOptions) -> int:
     options = with_table(options)
     announcements.check_finetuning(options)
     check_logger(options.logger)
+    check_engine(options)
     grid = points(options)
     workspace = announcements.open_workspace(options, sorted({p.neighbors for p in grid}))
     jobs = make_jobs(grid, options, workspace, folder_option(options.runs, "HIST_RUNS", "runs"))
@@ -71,19 +74,22 @@ def train(options: TrainOptions) -> int:
     left = [job for job in jobs if not job.done]
     distributed.barrier()  # before any is done that was not
     finetuned = [job for job in left if job.setting.finetuning]
-    workers = 1 if finetuned else min(options.jobs or default_workers(len(left), device), max(len(left), 1))
-    announcements.announce_seeds(jobs, options)
-    announcements.announce_grid(jobs, left, device, workers, listed_numbers(options))
-    announcements.announce_changes(jobs)
-    announce_adapters(left, options.lora, workspace)
-    if options.dry_run:
-        check_left(left, options, workspace, device)
-        return 0
-    if left and distributed.rank() == 0:
-        announcements.check_writable(left[0].folder.parents[1])
-    with logging_to(options.logger, jobs) as logged:
+    with ExitStack() as stack:
+        uses_engine = left and not finetuned and not options.dry_run
+        engine = stack.enter_context(open_engine(options)) if uses_engine else LocalEngine()
+        workers = fold_workers(engine, 1 if finetuned else options.jobs, len(left), device, options.device)
+        announcements.announce_seeds(jobs, options)
+        announcements.announce_grid(jobs, left, workers, listed_numbers(options))
+        announcements.announce_changes(jobs)
+        announce_adapters(left, options.lora, workspace)
+        if options.dry_run:
+            check_left(left, options, workspace, device)
+            return 0
+        if left and distributed.rank() == 0:
+            announcements.check_writable(left[0].folder.parents[1])
+        logged = stack.enter_context(logging_to(options.logger, jobs))
         with keeping(lambda: kept(jobs)):
-            failures = run_left(left, options, workspace, device, workers, logged)
+            failures = run_left(left, options, workspace, workers, logged)
         for failure in failures:
             if options.debug:
                 sys.stderr.writelines(traceback.format_exception(failure.error))
@@ -122,8 +128,7 @@ def run_left(
     left: list[Job],
     options: TrainOptions,
     workspace: Workspace,
-    device: torch.device,
-    workers: int,
+    workers: Workers,
     logged: FoldEvents,
 ) -> list[Failure[Job]]:
     """Run what is left, on the cache or with the encoder; returns what failed."""
@@ -132,10 +137,10 @@ def run_left(
 
     workspace.keep_panels()
     if options.lora is not None:
-        return run_adapted(left, options, workspace, device, workers, logged)
+        return run_adapted(left, options, workspace, workers, logged)
     finetuned = [job for job in left if job.setting.finetuning]
-    finetuner = make_finetuner(options, workspace, finetuned, device) if finetuned else None
-    return run_with_progress(left, workspace, device, workers, finetuner, logged)
+    finetuner = make_finetuner(options, workspace, finetuned, workers.device) if finetuned else None
+    return run_with_progress(left, workspace, workers, finetuner, logged)
 
 
 def kept(jobs: list[Job]) -> str:

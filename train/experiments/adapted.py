@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from extract.adapted import adapted_cache, check_slides_to_embed, complete_adapted, slides_to_embed
 from extract.encoders.adapters import ADAPTER, SETTINGS, adapter_digest, read_adapter_slides, read_owner
+from hist_cache.engine import Workers
 from hist_cache.errors import InputError
 from hist_cache.executor import Failure
 from hist_cache.fingerprint import is_tuned
@@ -110,8 +109,7 @@ def run_adapted(
     jobs: Sequence[Job],
     options: TrainOptions,
     workspace: Workspace,
-    device: torch.device,
-    workers: int,
+    workers: Workers,
     logged: FoldEvents | None = None,
 ) -> list[Failure[Job]]:
     """Run jobs of `with_adapters`, fold by fold; embeddings that are missing are computed and kept in the cache.
@@ -120,8 +118,7 @@ def run_adapted(
         jobs: To run.
         options: Of the command.
         workspace: The plain cache.
-        device: To train on.
-        workers: How many run at once.
+        workers: Who runs them.
         logged: Called with each epoch and each result too.
 
     Returns:
@@ -139,13 +136,13 @@ def run_adapted(
                 workspace.sizes,
                 lambda: load_cached_encoder(workspace.common, weights),
                 lambda cache: find_data_root(cache, options.data_root),
-                device,
+                workers.device,
             )
             for plain in (workspace.cache, workspace.test_cache)
             if plain is not None
         ]
         own = Workspace(caches[0], workspace.sizes, caches[1] if len(caches) > 1 else None)
-        failures += run_with_progress(of_fold, own, device, workers, logged=logged)
+        failures += run_with_progress(of_fold, own, workers, logged=logged)
     return failures
 
 

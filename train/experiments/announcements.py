@@ -10,13 +10,11 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from extract.encoders.registry import use_recorded_encoder
 from hist_cache.cache import Cache, cache_folders, has_adapter, last_dataset, open_cache
 from hist_cache.cached_dataset import use_kept_dataset
 from hist_cache.datasets import check_dataset_name, dataset_named
-from hist_cache.devices import device_name
+from hist_cache.engine import Workers
 from hist_cache.errors import InputError
 from hist_cache.files import FULL, write_error
 from hist_cache.fingerprint import CropRule, is_tuned
@@ -219,16 +217,13 @@ def announce_seeds(jobs: list[Job], options: TrainOptions) -> None:
         )
 
 
-def announce_grid(
-    jobs: list[Job], left: list[Job], device: torch.device, workers: int, listed: Collection[str] = ()
-) -> None:
+def announce_grid(jobs: list[Job], left: list[Job], workers: Workers, listed: Collection[str] = ()) -> None:
     """Log each setting, how many runs there are, how many are left, and where they run.
 
     Args:
         jobs: All.
         left: Those that are not done.
-        device: To train on.
-        workers: How many run at once.
+        workers: Who runs them.
         listed: Options of which several numbers were given, whose value is said of each setting.
     """
     settings = {job.folder.parent: job for job in jobs}
@@ -241,7 +236,7 @@ def announce_grid(
         )
     count = f"{len(settings)} settings x folds = {len(jobs)} runs" if len(settings) > 1 else f"{len(jobs)} folds"
     done = f", {len(jobs) - len(left)} done before, not run again" if len(left) < len(jobs) else ""
-    log.info(f"{count}{done}" + (f"; on {device_name(device)}, {workers} at once" if left else ""))
+    log.info(f"{count}{done}" + (f"; on {workers}" if left else ""))
 
 
 def _numbers(setting: Setting, names: Sequence[str]) -> str:

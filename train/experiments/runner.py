@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from extract.pipeline import has_fast_bf16
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.console import progress
-from hist_cache.devices import use_device, visible_gpus
+from hist_cache.devices import choose_device, visible_gpus
+from hist_cache.engine import Engine, Workers
+from hist_cache.errors import HistError
 from hist_cache.executor import Events, Failure, Report, SerialExecutor, Shared, Worker
 from hist_cache.extras import require
 from hist_cache.fingerprint import short_hash
-from hist_cache.processes import ProcessExecutor, cores
+from hist_cache.processes import cores
 from hist_cache.scratch import scratch_folder
 from train import distributed
 from train.data import SpotData, TensorCache
@@ -39,6 +42,19 @@ MAX_WORKERS = 4
 
 OnEpoch = Callable[[Job, dict[str, float]], None]
 OnDone = Callable[[Job, dict[str, Any]], None]
+
+
+def fold_workers(engine: Engine, jobs: int | None, folds: int, device: torch.device, asked: str) -> Workers:
+    """Who trains folds.
+
+    Args:
+        engine: Where workers come from.
+        jobs: The value of `--jobs`.
+        folds: How many there are to train.
+        device: Of this process.
+        asked: The value of `--device`.
+    """
+    return Workers(engine, engine.workers(folds, jobs or default_workers(folds, device)), device, asked)
 
 
 def default_workers(jobs: int, device: torch.device) -> int:
@@ -103,8 +119,7 @@ def run_job(context: FoldContext, job: Job, report: Report) -> dict[str, Any]:
 def run_jobs(
     jobs: Sequence[Job],
     workspace: Workspace,
-    device: torch.device,
-    workers: int,
+    workers: Workers,
     on_epoch: OnEpoch,
     on_done: OnDone,
     finetuner: Finetuner | None = None,
@@ -114,8 +129,7 @@ def run_jobs(
     Args:
         jobs: To run.
         workspace: Their data.
-        device: To train on.
-        workers: How many run at once.
+        workers: Who runs them.
         on_epoch: Called with each row of a fold's history.
         on_done: Called with the metrics of each fold that has ended.
         finetuner: For jobs that fine-tune the encoder, which are run one after the other.
@@ -126,12 +140,20 @@ def run_jobs(
     events: Events[Job, dict[str, Any]] = Events(
         on_epoch, lambda job, metrics: on_done(job, metrics) if metrics else None
     )
-    if finetuner is None and workers > 1 and len(jobs) > 1:
+    if finetuner is None and not workers.are_here:
         with scratch_folder("hist-train-") as folder:
-            setup = FoldWorkerSetup(workspace.pictures, device, folder, tuple(model_entries()))
-            worker = Worker(start_worker, run_job, setup, receive_tensors)
+            setup = FoldWorkerSetup(
+                workspace.pictures,
+                workers.asked,
+                jobs[0].folder.parents[1],
+                folder if workers.engine.shares_files else None,
+                tuple(model_entries()),
+                has_fast_bf16(workers.device) and any(job.setting.fit.precision == "bf16" for job in jobs),
+            )
+            worker = Worker(start_worker, run_job, setup, receive_tensors, tries=workers.tries)
             events = replace(events, shared=lambda job: shared_tensors(job, workspace))
-            return ProcessExecutor(min(workers, len(jobs)), visible_gpus(device)).run(jobs, worker, events)
+            return workers.executor().run(jobs, worker, events)
+    device = workers.device
     context = FoldContext(lambda key: workspace.data(key, device), FoldRunner(workspace.pictures, device, finetuner))
     # Of several processes on one batch, the others must not wait for one that has failed.
     executor = SerialExecutor(stop_at_failure=distributed.world_size() > 1)
@@ -150,21 +172,40 @@ def data_name(key: DataKey) -> str:
 
 @dataclass(frozen=True)
 class FoldWorkerSetup:
-    """What a worker process is given at its start; the folder is where workers share controls."""
+    """What a worker process is given at its start.
+
+    Attributes:
+        slides: For maps, without large arrays.
+        device: The value of `--device`.
+        runs: Folder of the dataset's runs, which is there.
+        scratch: Where the workers of a machine share controls; None where they may be on several.
+        models: Those that are known to the command.
+        fast_bf16: Whether a device that does not compute bf16 in hardware is refused.
+    """
 
     slides: dict[str, CachedSlide]
-    device: torch.device
-    folder: Path
+    device: str
+    runs: Path
+    scratch: Path | None
     models: tuple[ModelEntry, ...]
+    fast_bf16: bool
 
 
 def start_worker(setup: FoldWorkerSetup) -> FoldContext:
-    """What a worker process needs for many folds."""
-    use_device(setup.device)
+    """What a worker process needs for many folds.
+
+    Raises:
+        HistError: This machine cannot run them.
+    """
+    device = choose_device(setup.device)
+    if setup.fast_bf16 and not has_fast_bf16(device):
+        raise HistError(f"{device} does not compute bf16 in hardware, as others do; give --precision fp32 for all")
+    if not setup.runs.is_dir():
+        raise HistError(f"{setup.runs}: no such folder here; all machines must see the folder of the runs there")
     for entry in setup.models:
         register(entry)  # one that a user has registered is unknown in another process
-    received = ReceivedTensors(setup.device)
-    runner = FoldRunner(setup.slides, setup.device, controls=Controls(setup.folder))
+    received = ReceivedTensors(device)
+    runner = FoldRunner(setup.slides, device, controls=Controls(setup.scratch))
     return FoldContext(received.load, runner, received)
 
 
@@ -205,8 +246,7 @@ def describe_failure(failure: Failure[Job]) -> str:
 def run_with_progress(
     left: list[Job],
     workspace: Workspace,
-    device: torch.device,
-    workers: int,
+    workers: Workers,
     finetuner: Finetuner | None = None,
     logged: FoldEvents | None = None,
 ) -> list[Failure[Job]]:
@@ -215,8 +255,7 @@ def run_with_progress(
     Args:
         left: To run.
         workspace: Their data.
-        device: To train on.
-        workers: How many run at once.
+        workers: Who runs them.
         finetuner: For jobs that fine-tune the encoder.
         logged: Called with each epoch and each result too.
     """
@@ -247,7 +286,7 @@ def run_with_progress(
             logged.on_result(job, metrics)
 
         try:
-            return run_jobs(left, workspace, device, workers, on_epoch, on_done, finetuner)
+            return run_jobs(left, workspace, workers, on_epoch, on_done, finetuner)
         except KeyboardInterrupt:
             for job in left:
                 if job.stopped:
