@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hist_cache.errors import HistError
-from hist_cache.executor import Events, Executor, Report, SerialExecutor, Worker
+from hist_cache.executor import Events, Executor, Report, SerialExecutor, Shared, Worker
 from hist_cache.processes import ProcessExecutor, cores
 from hist_cache.stopping import GracefulStop, sigterm_as_interrupt
 from tests.commands import REPOSITORY, Command
@@ -107,6 +108,86 @@ def test_each_task_is_prepared_before_it_is_handed_out_and_ticks_come_while_they
     ProcessExecutor(1).run(["a", "b"], Worker(start, work, 0), events)
     assert prepared == ["a", "b"]
     assert ticks
+
+
+def work_in_threads(context: Context, task: str, report: Report) -> tuple[str, str]:
+    report(threading.current_thread().name)
+    if task == "die":
+        os._exit(7)
+    time.sleep(0.3)
+    return task, os.environ.get("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_task_that_kills_its_workers_fails_after_its_tries_and_brings_no_other_down() -> None:
+    """Several tasks are under way in the process that dies; a task of the future comes while the others are done."""
+    results: list[str] = []
+    deaths: list[str] = []
+    events: Events[str, Any] = Events(
+        lambda task, m: deaths.append(m) if task == "die" else None, lambda task, r: results.append(task)
+    )
+    worker = Worker(start, work_in_threads, 0, at_once=3, tries=3)
+    [failure] = ProcessExecutor(2).run(["a", "die", "b", None, "c", "d", None, "e"], worker, events)
+    assert (failure.task, failure.reason) == ("die", "died")
+    assert sorted(results) == ["a", "b", "c", "d", "e"]
+    assert len(deaths) <= 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_each_process_sees_one_gpu() -> None:
+    seen: list[str] = []
+    events: Events[str, Any] = Events(on_result=lambda task, r: seen.append(r[1]))
+    worker = Worker(start, work_in_threads, 0)
+    ProcessExecutor(2, gpus=["GPU-a", "3"]).run(["a", "b", "c", "d"], worker, events)
+    assert sorted(set(seen)) == ["3", "GPU-a"]
+
+
+def start_on_few(folder: Path) -> Path:
+    """Fails in all processes but the first that comes."""
+    try:
+        (folder / "taken").mkdir()
+    except FileExistsError:
+        raise HistError("no data here") from None
+    return folder
+
+
+def read_shared(folder: Path, task: str, report: Report) -> tuple[float, bool]:
+    array = RECEIVED[0]
+    return float(array.sum()), isinstance(array, np.memmap)
+
+
+RECEIVED: list[np.ndarray] = []
+
+
+def receive(folder: Path, key: str, arrays: dict[str, np.ndarray]) -> None:
+    assert set(arrays) == {"values", "names", "none"}
+    assert arrays["names"].tolist() == [key, "b"]
+    assert arrays["none"].shape == (0, 3)
+    RECEIVED[:] = [arrays["values"]]
+
+
+@pytest.mark.usefixtures("quick")
+def test_shared_arrays_are_made_once_and_mapped_and_a_worker_that_cannot_start_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made: list[str] = []
+    results: dict[str, tuple[float, bool]] = {}
+
+    def arrays(key: str) -> dict[str, np.ndarray]:
+        made.append(key)
+        return {"values": np.full(4, float(key)), "names": np.array([key, "b"]), "none": np.empty((0, 3))}
+
+    events: Events[str, Any] = Events(
+        on_result=lambda task, r: results.update({task: r}),
+        shared=lambda task: Shared(task[0], lambda: arrays(task[0])),
+    )
+    worker = Worker(start_on_few, read_shared, tmp_path, receive)
+    assert not ProcessExecutor(2).run(["1a", "1b", "2a", "2b", "1c"], worker, events)
+    assert results == {"1a": (4, True), "1b": (4, True), "2a": (8, True), "2b": (8, True), "1c": (4, True)}
+    assert sorted(made) == ["1", "2"]
+    assert caplog.text.count("is left out: no data here") == 1
+    with pytest.raises(HistError, match="no data here"):
+        ProcessExecutor(2).run(["1a", "1b"], worker, events)
 
 
 def slow(context: Any, task: int, report: Report) -> int:
