@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from hist_cache.errors import DamagedCacheError, HistError, StaleCacheError, one_line
 from hist_cache.files import atomic_file
 from hist_cache.fingerprint import Fingerprint, array_digest
+from hist_cache.packed import is_packed, unpack
 from hist_cache.seal import check_seal, seal
 
 SCHEMA = 1  # version of the file format
@@ -105,7 +106,7 @@ class CacheFile:
         """
         dataset = self.dataset(name)
         try:
-            values: NDArray[Any] = dataset[:]
+            values: NDArray[Any] = unpack(dataset) if is_packed(dataset) else dataset[:]
         except (OSError, RuntimeError) as error:
             raise read_error(self.path, error, f"{name} cannot be read ({one_line(error)})") from error
         if array_digest(values) != self.digests.get(name):

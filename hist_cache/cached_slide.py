@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
+from hist_cache.fingerprint import array_digest
+
 EXPONENT = np.uint16(0x7C00)  # the bits of a float16 that are all set in NaN and infinity
 LENGTHS = ("um_per_px", "pitch_um", "spot_um", "thumbnail_downsample")  # attributes that are divided by
 
 COUNT_ARRAYS = ("counts/data", "counts/indices", "counts/indptr")  # those in a cache file that hold the counts
+NO_COUNTS = array_digest(np.empty(0, np.int32))  # digest of counts/data where no spot has a count
 
 
 @dataclass
@@ -35,6 +39,9 @@ class CachedSlide:
         attributes: Facts about the slide: lattice, um_per_px, side lengths of the crops, patient and others.
         digests: Name of an array in the file -> SHA-256 of it; empty for a slide that is not read from a file.
         image: SHA-256 of the slide's image; empty where it is not known.
+        file: The cache file of a slide without its large arrays, which are read from there when they are needed
+            (`hist_cache.large_arrays`): its embeddings and niches have no rows, and its counts neither rows nor
+            columns. None where the slide holds its arrays.
     """
 
     barcodes: list[str]
@@ -49,6 +56,7 @@ class CachedSlide:
     attributes: dict[str, str | float | int] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)
     image: str = ""
+    file: Path | None = None
 
     def __len__(self) -> int:
         return len(self.barcodes)
@@ -68,6 +76,12 @@ def find_problem(slide: CachedSlide) -> str | None:
     return next(_problems(slide), None)
 
 
+def count_digests(slide: CachedSlide) -> list[str]:
+    """Return the digests of a slide's counts, which only the same counts have; [] where they are unknown or all zero."""
+    digests = [slide.digests.get(name, "") for name in COUNT_ARRAYS]
+    return [] if digests[0] in ("", NO_COUNTS) else digests
+
+
 def zero_rows(slide: CachedSlide) -> str:
     """Return which embeddings are zero for some of the spots, as a text; empty where there are none."""
     zeros = {name: int((~values[values[:, 0] == 0].any(axis=1)).sum()) for name, values in _embeddings(slide)}
@@ -75,6 +89,8 @@ def zero_rows(slide: CachedSlide) -> str:
 
 
 def _embeddings(slide: CachedSlide) -> Iterator[tuple[str, NDArray[Any]]]:
+    if slide.file is not None:
+        return
     yield "embeddings", slide.embeddings
     for size, values in slide.niches.items():
         yield f"niche/{size}", values
@@ -84,7 +100,7 @@ def _problems(slide: CachedSlide) -> Iterator[str]:
     """Find what is wrong, in an order in which each check may rely on those before it."""
     yield from _shape_problems(slide)
     yield from _value_problems(slide)
-    yield from _count_problems(slide.counts)
+    yield from count_problems(slide.counts)
     for size, rows in slide.neighbors.items():
         yield from _neighbor_problems(f"neighbors/{size}", rows)
     for name in LENGTHS:
@@ -113,7 +129,8 @@ def _shape_problems(slide: CachedSlide) -> Iterator[str]:
             yield f"{name} is of type {values.dtype.str}, which is not expected there"
     if slide.neighbors.keys() != slide.niches.keys():
         yield f"it has niches of {sorted(slide.niches)} and neighbours of {sorted(slide.neighbors)}"
-    for name, names, count in (("barcodes", slide.barcodes, n), ("genes", slide.genes, slide.counts.shape[1])):
+    columns = len(slide.genes) if slide.file is not None else slide.counts.shape[1]
+    for name, names, count in (("barcodes", slide.barcodes, n), ("genes", slide.genes, columns)):
         if len(set(names)) < count:
             yield f"{name}: {count - len(set(names)):,} of {count:,} are repeats or missing"
 
@@ -142,7 +159,8 @@ def not_finite(values: NDArray[Any]) -> NDArray[np.bool_]:
     return odd
 
 
-def _count_problems(counts: csr_matrix) -> Iterator[str]:
+def count_problems(counts: csr_matrix) -> Iterator[str]:
+    """Find what is wrong with a table of counts, whose arrays need not fit together."""
     rows, columns = counts.shape
     starts, indices, values = counts.indptr, counts.indices, counts.data
     if len(starts) != rows + 1 or starts[0] != 0 or (np.diff(starts) < 0).any():

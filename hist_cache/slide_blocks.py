@@ -11,12 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from hist_cache.cache_file import complete, new_file, open_complete
 from hist_cache.cached_slide import CachedSlide, find_problem, not_finite
 from hist_cache.errors import DamagedCacheError, HistError
 from hist_cache.fingerprint import Fingerprint
-from hist_cache.slide_file import FORMAT_ATTRIBUTES, as_stored, other_arrays, write_arrays
+from hist_cache.slide_file import as_stored, other_arrays, small_arrays, write_arrays
 
 ROWS_IN_MEMORY = 4096  # of embeddings, that are in memory together
 
@@ -96,26 +97,13 @@ def read_slide_without_embeddings(path: Path, size: int) -> CachedSlide:
         DamagedCacheError: An array is not what was written.
         HistError: The file cannot be opened, has another format or is another slide's.
     """
-    from scipy.sparse import csr_matrix
-
     with open_complete(path) as file:
         for name in ("embeddings", f"niche/{size}"):
             if dataset_digest(file.dataset(name)) != file.digests.get(name):
                 raise DamagedCacheError(path, f"{name} has other values than when it was written")
-        barcodes = file.texts("barcodes")
-        return CachedSlide(
-            barcodes=barcodes,
-            coords=file.array("coords"),
-            array=file.array("array"),
-            embeddings=np.empty((0, file.dataset("embeddings").shape[1])),
-            counts=csr_matrix((len(barcodes), 0), dtype=np.int32),
-            genes=[],
-            thumbnail=file.array("thumbnail"),
-            neighbors={size: file.array(f"neighbors/{size}")},
-            attributes={k: v for k, v in file.attributes.items() if k not in FORMAT_ATTRIBUTES},
-            digests=file.digests,
-            image=str(file.fingerprint.slide.get("image", "")),
-        )
+        slide, width = small_arrays(file, [size]), file.dataset("embeddings").shape[1]
+    no_counts = csr_matrix((len(slide), 0), dtype=np.int32)
+    return replace(slide, embeddings=np.empty((0, width)), counts=no_counts, genes=[])
 
 
 def read_embeddings(path: Path, names: Sequence[str], blocks: Iterable[tuple[int, int]]) -> Iterator[list[Any]]:

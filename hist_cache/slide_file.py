@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from hist_cache.cache_file import complete, new_file, open_complete
-from hist_cache.cached_slide import CachedSlide, find_problem, zero_rows
+from hist_cache.cache_file import CacheFile, complete, new_file, open_complete
+from hist_cache.cached_slide import COUNT_ARRAYS, CachedSlide, find_problem, zero_rows
 from hist_cache.errors import DamagedCacheError, HistError, InputError
 from hist_cache.fingerprint import Fingerprint, array_digest
 
@@ -139,31 +140,63 @@ def read_slide(path: Path, sizes: list[int] | None = None) -> CachedSlide:
         HistError: The file cannot be opened, has another format or is another slide's.
     """
     with open_complete(path) as file:
-        for size in sizes or []:
-            if size not in file.sizes:
-                raise InputError(f"{path}: no niches of {size} neighbours; run hist-extract --neighbors {size}")
+        check_sizes(file, sizes or [])
         sizes = file.sizes if sizes is None else sizes
-        barcodes, genes = file.texts("barcodes"), file.texts("genes")
-        counts = csr_matrix((len(barcodes), len(genes)), dtype=np.int32)
-        # Given to the constructor, arrays that do not fit would end in an error of SciPy.
-        counts.data, counts.indices, counts.indptr = (file.array(f"counts/{n}") for n in ("data", "indices", "indptr"))
-        slide = CachedSlide(
-            barcodes=barcodes,
-            coords=file.array("coords"),
-            array=file.array("array"),
+        slide = small_arrays(file, sizes)
+        slide = replace(
+            slide,
             embeddings=file.array("embeddings"),
-            counts=counts,
-            genes=genes,
-            thumbnail=file.array("thumbnail"),
-            niches={k: file.array(f"niche/{k}") for k in sizes},
-            neighbors={k: file.array(f"neighbors/{k}") for k in sizes},
-            attributes={k: v for k, v in file.attributes.items() if k not in FORMAT_ATTRIBUTES},
-            digests=file.digests,
-            image=str(file.fingerprint.slide.get("image", "")),
+            niches={size: file.array(f"niche/{size}") for size in sizes},
+            counts=counts_of(file, len(slide), len(slide.genes)),
         )
+    return checked_slide(path, slide)
+
+
+def check_sizes(file: CacheFile, sizes: Sequence[int]) -> None:
+    """`InputError` for a neighbourhood size that a file has no niches of."""
+    for size in sizes:
+        if size not in file.sizes:
+            raise InputError(f"{file.path}: no niches of {size} neighbours; run hist-extract --neighbors {size}")
+
+
+def small_arrays(file: CacheFile, sizes: Sequence[int]) -> CachedSlide:
+    """Read all of a slide but embeddings, niches and counts, of which it gets none; nothing is checked yet."""
+    return CachedSlide(
+        barcodes=file.texts("barcodes"),
+        coords=file.array("coords"),
+        array=file.array("array"),
+        embeddings=np.empty((0, 0)),
+        counts=csr_matrix((0, 0), dtype=np.int32),
+        genes=file.texts("genes"),
+        thumbnail=file.array("thumbnail"),
+        neighbors={size: file.array(f"neighbors/{size}") for size in sizes},
+        attributes={k: v for k, v in file.attributes.items() if k not in FORMAT_ATTRIBUTES},
+        digests=file.digests,
+        image=str(file.fingerprint.slide.get("image", "")),
+    )
+
+
+def counts_of(file: CacheFile, rows: int, columns: int) -> csr_matrix:
+    """Read the counts of a file, whose arrays may not fit together: `count_problems` says whether they do."""
+    counts = csr_matrix((rows, columns), dtype=np.int32)
+    # Given to the constructor, arrays that do not fit would end in an error of SciPy.
+    counts.data, counts.indices, counts.indptr = (file.array(name) for name in COUNT_ARRAYS)
+    return counts
+
+
+def checked_slide(path: Path, slide: CachedSlide) -> CachedSlide:
+    """Return a slide that was read from a file, ready for use.
+
+    Raises:
+        DamagedCacheError: It has arrays that do not fit together, or values that mean nothing.
+    """
     if problem := find_problem(slide):
         raise DamagedCacheError(path, problem)
     if zeros := zero_rows(slide):
         log.warning(f"{path}: all zero: {zeros}")
-    counts = slide.counts  # the constructor gives both kinds of indices the same type
-    return replace(slide, counts=csr_matrix((counts.data, counts.indices, counts.indptr), shape=counts.shape))
+    return replace(slide, counts=usable_counts(slide.counts))
+
+
+def usable_counts(counts: csr_matrix) -> csr_matrix:
+    """Return counts of `counts_of` as SciPy expects them: the constructor gives both kinds of indices the same type."""
+    return csr_matrix((counts.data, counts.indices, counts.indptr), shape=counts.shape)

@@ -1,0 +1,54 @@
+"""Packed arrays, unpacked here instead of by HDF5, which lets one thread of a process in at a time."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+
+def is_packed(dataset: h5py.Dataset) -> bool:
+    """Test whether an array is what `unpack` reads: whole numbers in a row, shuffled and compressed by gzip."""
+    plain = not (dataset.fletcher32 or dataset.scaleoffset is not None or dataset.external)
+    numbers = dataset.ndim == 1 and dataset.dtype.kind in "iu" and dataset.dtype.str[0] in "<|"
+    return bool(numbers and plain and dataset.compression == "gzip" and dataset.shuffle and len(dataset))
+
+
+def unpack(dataset: h5py.Dataset) -> NDArray[Any]:
+    """Read an array for which `is_packed` is true; other threads may unpack at the same time.
+
+    Raises:
+        OSError: The disk does not answer, or a chunk is not what was written.
+        RuntimeError: HDF5 cannot find a chunk.
+    """
+    in_chunk, itemsize = dataset.chunks[0], dataset.dtype.itemsize
+    values = np.empty(len(dataset), dtype=dataset.dtype)
+    for start in range(0, len(dataset), in_chunk):
+        skipped_filters, packed = dataset.id.read_direct_chunk((start,))
+        if skipped_filters:  # HDF5 writes a chunk without compression where that would not make it smaller
+            values[start : start + in_chunk] = dataset[start : start + in_chunk]
+            continue
+        unpacker = zlib.decompressobj()
+        try:
+            content = unpacker.decompress(packed, in_chunk * itemsize)
+        except zlib.error as error:
+            raise OSError(f"a chunk cannot be decompressed: {error}") from error
+        if len(content) != in_chunk * itemsize:
+            raise OSError(f"a chunk has {len(content)} bytes where {in_chunk * itemsize} are expected")
+        part = values[start : start + in_chunk]
+        part[:] = _unshuffled(content, itemsize, len(part)).view(dataset.dtype)
+    return values
+
+
+def _unshuffled(content: bytes, itemsize: int, count: int) -> NDArray[Any]:
+    """The first numbers of a chunk in which the lowest bytes of all numbers come first, then the next ones."""
+    planes = np.frombuffer(content, dtype=np.uint8).reshape(itemsize, -1)[:, :count]
+    kind = np.dtype(f"<u{itemsize}")
+    numbers = planes[0].astype(kind)
+    for i in range(1, itemsize):
+        if planes[i].any():  # most counts are small
+            numbers |= planes[i].astype(kind) << kind.type(8 * i)
+    return numbers
