@@ -77,7 +77,7 @@ def find_problem(slide: CachedSlide) -> str | None:
 
 
 def count_digests(slide: CachedSlide) -> list[str]:
-    """Return the digests of a slide's counts, which only the same counts have; [] where they are unknown or all zero."""
+    """Return the digests of a slide's counts, the same for the same counts; [] where they are unknown or all zero."""
     digests = [slide.digests.get(name, "") for name in COUNT_ARRAYS]
     return [] if digests[0] in ("", NO_COUNTS) else digests
 

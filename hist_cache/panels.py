@@ -8,7 +8,8 @@ highest variance. N starts at 300 and grows until enough genes remain.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,25 +18,29 @@ from scipy.sparse import csr_matrix
 
 from hist_cache.errors import InputError
 from hist_cache.texts import bad_name, did_you_mean, read_json, read_text
+from hist_cache.threads import in_threads
 
 TECHNICAL = ("MT-", "RPS", "RPL")  # mitochondrial and ribosomal; "MT" without "-" would match metallothioneins too
 VARIABLE_PER_SLIDE = 2000
 FIRST_N = 300
 DEFAULT_SIZE = {"hmhvg": 200, "hvg": 300}
 
+CountTable = tuple[Callable[[], csr_matrix], Sequence[str]]
+"""What gives the raw counts (N, G) of a slide, called in a thread, and the names of the G genes."""
+
 
 def choose_panel(
     kind: str,
     n: int | None,
-    slides: dict[str, tuple[csr_matrix, list[str]]],
-    other_genes: dict[str, list[str]] | None = None,
+    slides: Mapping[str, CountTable],
+    other_genes: Mapping[str, Sequence[str]] | None = None,
 ) -> list[str]:
     """Choose the genes of the panel.
 
     Args:
         kind: "hmhvg", "hvg" (the candidates with the highest mean), or a file of gene names.
         n: Number of genes; None means the default of the kind, or all genes of the file.
-        slides: Slide ID -> raw counts (N, G) and the names of the G genes.
+        slides: Slide ID -> its counts, of which a few slides' are in memory at a time, and each slide's once.
         other_genes: Slide ID -> gene names of further slides. They must have the genes of the panel too, but their
             counts are not used.
 
@@ -45,20 +50,18 @@ def choose_panel(
     Raises:
         InputError: The file is not readable, there are not enough variable genes, or a slide lacks genes of the panel.
     """
-    genes_of = {slide: names for slide, (_, names) in slides.items()} | (other_genes or {})
+    genes_of = {slide: names for slide, (_, names) in slides.items()} | dict(other_genes or {})
     if kind not in DEFAULT_SIZE:
         panel = read_panel(Path(kind))
         panel = panel[:n] if n else panel
     else:
         n = n or DEFAULT_SIZE[kind]
-        genes = common_genes(genes_of)
-        candidates = variable_union((columns(c, g, genes), genes) for c, g in slides.values())
-        mean, variance = moments(slides, candidates)
+        candidates, mean, variance = gene_statistics(slides.values(), common_genes(genes_of))
         panel = high_mean_high_variance(candidates, mean, variance, n) if kind == "hmhvg" else top(candidates, mean, n)
         if len(panel) < n:
             raise InputError(f"--n-genes {n}: only {len(panel)} genes of these slides are variable; ask for fewer")
     for slide, names in genes_of.items():
-        if missing := sorted(set(panel) - set(names)):
+        if missing := sorted(set(panel).difference(names)):
             raise InputError(
                 f"{slide} lacks {len(missing)} genes of the panel ({', '.join(missing[:5])}); leave them out"
             )
@@ -99,66 +102,107 @@ def _panel_names(file: Path) -> list[str]:
     return names
 
 
-def common_genes(genes_of: dict[str, list[str]]) -> list[str]:
+def common_genes(genes_of: Mapping[str, Sequence[str]]) -> list[str]:
     """List the genes that every slide has, without technical genes, sorted by name.
 
     Args:
         genes_of: Slide ID -> gene names.
     """
-    return sorted(g for g in set.intersection(*map(set, genes_of.values())) if not g.startswith(TECHNICAL))
+    first, *others = {id(names): names for names in genes_of.values()}.values()  # many slides share one list
+    return sorted(g for g in set(first).intersection(*others) if not g.startswith(TECHNICAL))
 
 
-def variable_union(tables: Iterable[tuple[csr_matrix, list[str]]]) -> list[str]:
-    """List the genes that are among the most variable ones of at least one slide, sorted by name.
+@dataclass(frozen=True)
+class SlideStatistics:
+    """What one slide says of the genes that all slides have.
+
+    Attributes:
+        variable: Names of its most variable genes.
+        spots: N.
+        sums: (G,) sums of the raw counts of each gene.
+        squares: (G,) sums of their squares.
+    """
+
+    variable: list[str]
+    spots: int
+    sums: NDArray[np.float64]
+    squares: NDArray[np.float64]
+
+
+def gene_statistics(
+    tables: Iterable[CountTable], genes: Sequence[str]
+) -> tuple[list[str], NDArray[np.float64], NDArray[np.float64]]:
+    """Find the genes that are among the most variable ones of at least one slide; slides are read in threads.
 
     Args:
-        tables: Of each slide the raw counts (N, G) and the names of the G genes; one is in memory at a time.
+        tables: Of each slide.
+        genes: Names of the genes that may be chosen.
+
+    Returns:
+        Their names, sorted; and mean and variance of their raw counts over all spots of all slides.
     """
+    spots, sums, squares = 0, np.zeros(len(genes)), np.zeros(len(genes))
     union: set[str] = set()
-    for counts, names in tables:
-        union.update(top(names, normalized_variance(counts), VARIABLE_PER_SLIDE))
-    return sorted(union)
+    for slide in in_threads(lambda table: slide_statistics(table[0](), table[1], genes), tables):
+        union.update(slide.variable)
+        spots += slide.spots
+        sums += slide.sums
+        squares += slide.squares
+    candidates = sorted(union)
+    position = {name: i for i, name in enumerate(genes)}
+    chosen = [position[name] for name in candidates]
+    mean = sums[chosen] / spots
+    return candidates, mean, squares[chosen] / spots - mean**2
 
 
-def normalized_variance(counts: csr_matrix) -> NDArray[np.float64]:
+def slide_statistics(counts: csr_matrix, names: Sequence[str], genes: Sequence[str]) -> SlideStatistics:
+    """Compute what one slide says of some of its genes.
+
+    Args:
+        counts: (N, G) raw counts.
+        names: (G,) names of the columns.
+        genes: Names of the genes that may be chosen.
+    """
+    position = {name: i for i, name in enumerate(names)}
+    chosen = np.array([position[gene] for gene in genes], dtype=np.int64)
+    variable = top(genes, normalized_variance(counts, chosen), VARIABLE_PER_SLIDE)
+    values = counts.data.astype(np.float64)
+    sums = column_sums(counts, values)
+    values *= values
+    return SlideStatistics(variable, counts.shape[0], sums[chosen], column_sums(counts, values)[chosen])
+
+
+def normalized_variance(counts: csr_matrix, chosen: NDArray[np.int64]) -> NDArray[np.float64]:
     """Compute the variance over spots of log(1 + count), counts scaled to the median library size, to rank genes.
 
     Args:
         counts: (N, G) raw counts.
+        chosen: (n,) columns of the genes, which are the library.
 
     Returns:
-        (G,) variances.
+        (n,) variances.
     """
-    total = np.asarray(counts.sum(1)).ravel().astype(np.float64)
+    n, n_columns = counts.shape
+    library = np.zeros(n_columns)
+    library[chosen] = 1
+    total = counts @ library
     scale = np.median(total[total > 0]) / np.maximum(total, 1)
-    normal = counts.astype(np.float64).multiply(scale[:, None]).tocsr().log1p()
-    n = counts.shape[0]
-    mean = np.asarray(normal.mean(0), dtype=np.float64).ravel()
-    square = np.asarray(normal.multiply(normal).mean(0), dtype=np.float64).ravel()
+    # In place and column sums by SciPy: all of it runs in several threads at once, with two tables in memory.
+    values = np.repeat(scale, np.diff(counts.indptr))
+    values *= counts.data
+    np.log1p(values, out=values)
+    mean = column_sums(counts, values * (1 / n))
+    values *= values
+    values *= 1 / n
+    square = column_sums(counts, values)
     variance: NDArray[np.float64] = (square - mean**2) * n / max(n - 1, 1)
-    return variance
+    return variance[chosen]
 
 
-def moments(
-    slides: dict[str, tuple[csr_matrix, list[str]]], genes: list[str]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute the mean and the variance of the raw counts over all spots of all slides.
-
-    Args:
-        slides: Slide ID -> raw counts (N, G) and the names of the G genes.
-        genes: Names of the genes to use.
-
-    Returns:
-        Mean and variance, each of shape (len(genes),).
-    """
-    n, total, square = 0, np.zeros(len(genes)), np.zeros(len(genes))
-    for counts, names in slides.values():
-        c = columns(counts, names, genes).astype(np.float64)
-        n += c.shape[0]
-        total += np.asarray(c.sum(0)).ravel()
-        square += np.asarray(c.multiply(c).sum(0)).ravel()
-    mean = total / n
-    return mean, square / n - mean**2
+def column_sums(table: csr_matrix, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Add up each column (G,) of a table that has other values where `table` (N, G) has its own."""
+    there = csr_matrix((values, table.indices, table.indptr), shape=table.shape)
+    return np.asarray(there.sum(0), dtype=np.float64).ravel()
 
 
 def high_mean_high_variance(
@@ -184,7 +228,7 @@ def high_mean_high_variance(
     return [genes[i] for i in order[:n]]
 
 
-def top(genes: list[str], values: NDArray[np.float64], n: int) -> list[str]:
+def top(genes: Sequence[str], values: NDArray[np.float64], n: int) -> list[str]:
     """List the n genes with the highest values, the highest first."""
     rank = ranks(genes, values)
     return [genes[i] for i in np.argsort(rank)[:n]]
@@ -197,7 +241,7 @@ def ranks(genes: Sequence[str], values: NDArray[np.float64]) -> NDArray[np.int64
     return rank
 
 
-def columns(counts: csr_matrix, names: list[str], genes: list[str]) -> csr_matrix:
+def columns(counts: csr_matrix, names: Sequence[str], genes: Sequence[str]) -> csr_matrix:
     """Select columns of a count matrix by gene name.
 
     Args:

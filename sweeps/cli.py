@@ -58,6 +58,7 @@ def sweep(options: SweepOptions) -> int:
     announce_leaks([*jobs, *plan.final_jobs(workspace, {})], options, workspace)
     announce_crops(jobs, workspace)
     announce_splits(jobs, workspace)
+    workspace.check()  # now, not when the search is over and the test slides are read
     say_plan(plan)
     if options.dry_run:
         check_storage(plan)

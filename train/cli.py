@@ -118,6 +118,7 @@ def check_left(left: list[Job], options: TrainOptions, workspace: Workspace, dev
 
     if left:
         check_may_write(left[0].folder.parents[1])
+        workspace.check()
     if options.lora is not None:
         check_adapters(left, options, workspace)
     elif finetuned := [job for job in left if job.setting.finetuning]:

@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 from scipy.sparse import csr_matrix, diags
 
-from hist_cache.cached_slide import CachedSlide
 from hist_cache.panels import columns
 
 Transform = Literal["log2", "ln_cp10k"]
@@ -17,27 +16,36 @@ UNITS = {"log2": "log2(1 + count)", "ln_cp10k": "ln(1 + count per 10,000)"}
 
 
 def profiles(
-    slide: CachedSlide,
+    counts: csr_matrix,
+    genes: Sequence[str],
     neighbors: np.ndarray,
     panel: Sequence[str],
     transform: Transform,
     niche_profile: NicheProfile = "log_of_mean",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Expression of each spot and of its niche, `(N, G)` float32 each.
+    """Expression of each spot and of its niche, `(N, P)` float32 each.
 
     A niche's profile is the mean of raw counts over the spot and its neighbours, then the transform; or the mean of
     their transformed counts.
+
+    Args:
+        counts: `(N, G)` raw counts.
+        genes: `(G,)` names.
+        neighbors: `(N, K)` rows of the neighbours, -1 where there is none.
+        panel: `(P,)` names of the genes to take.
+        transform: Of the counts.
+        niche_profile: Whether counts are averaged before the transform or after it.
     """
-    counts = columns(slide.counts, slide.genes, list(panel)).astype(np.float64)
-    total = csr_matrix(slide.counts.sum(1), dtype=np.float64)
+    of_panel = columns(counts, genes, panel).astype(np.float64)
+    total = csr_matrix(counts.sum(1), dtype=np.float64)
 
     def transformed(values: np.ndarray, sums: np.ndarray) -> np.ndarray:
         return log2_expression(values) if transform == "log2" else ln_cp10k(values, sums)
 
-    own = transformed(counts.toarray(), total.toarray())
+    own = transformed(of_panel.toarray(), total.toarray())
     if niche_profile == "mean_of_logs":
         return own, niche_mean(csr_matrix(own.astype(np.float64)), neighbors).astype(np.float32)
-    return own, transformed(niche_mean(counts, neighbors), niche_mean(total, neighbors))
+    return own, transformed(niche_mean(of_panel, neighbors), niche_mean(total, neighbors))
 
 
 def ln_cp10k(counts: np.ndarray, total: np.ndarray) -> np.ndarray:

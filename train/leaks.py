@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from extract.encoders.adapter_slides import UNKNOWN, AdapterSlides
-from hist_cache.cached_slide import COUNT_ARRAYS, CachedSlide
+from hist_cache.cached_slide import CachedSlide, count_digests
 from hist_cache.datasets import dataset_named, patient_names
 from hist_cache.fingerprint import is_tuned
 from hist_cache.splits import Split, shared_patients
@@ -32,9 +32,10 @@ def slide_contents(workspace: Workspace, slides: Collection[str]) -> dict[str, l
     """Slide -> digests of its counts, and of its image with the places of its spots."""
 
     def digests(slide: CachedSlide) -> list[str]:
-        counts = [slide.digests[name] for name in COUNT_ARRAYS] if slide.counts.nnz else []
         places = [slide.image, slide.digests["coords"]] if slide.image else []
-        return [hashlib.sha256(" ".join(part).encode()).hexdigest()[:16] for part in (counts, places) if part]
+        return [
+            hashlib.sha256(" ".join(part).encode()).hexdigest()[:16] for part in (count_digests(slide), places) if part
+        ]
 
     return {slide: digests(workspace.all_slides[slide]) for slide in slides}
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix
 
 from hist_cache.bands import band_numbers, band_roles, far_from_others, niche_margin
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.errors import InputError
+from hist_cache.large_arrays import read_counts
 from hist_cache.lattice import RINGS
 from hist_cache.slide_parts import ROLES, part_name
 
@@ -53,10 +55,10 @@ class SlidePart:
         places[self.rows] = np.arange(len(self.rows))
         return places[self.slide.neighbors[size][self.rows]]
 
-    def counted(self) -> CachedSlide:
-        """The slide with the counts of the part's spots alone."""
-        is_whole = len(self.rows) == len(self.slide)
-        return self.slide if is_whole else replace(self.slide, counts=self.slide.counts[self.rows])
+    def counts(self) -> csr_matrix:
+        """The counts (n, G) of the part's spots alone, read from the file where the slide does not hold them."""
+        counts = read_counts(self.slide)
+        return counts if len(self.rows) == len(self.slide) else counts[self.rows]
 
 
 def cut_slides(slides: Mapping[str, CachedSlide], cut: BandCut) -> dict[str, SlidePart]:

@@ -1,9 +1,8 @@
-"""The cache in memory and what is derived from it, each made once for all runs of a grid or a study."""
+"""What all runs of a grid or a study share: the slides of a cache without their large arrays, and the last tensors."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +14,16 @@ from hist_cache.cached_slide import COUNT_ARRAYS, CachedSlide
 from hist_cache.datasets import dataset_named
 from hist_cache.errors import InputError
 from hist_cache.fingerprint import differences
+from hist_cache.large_arrays import read_large_arrays
 from hist_cache.panel_files import keep_panel, panel_source, read_kept_panel
 from hist_cache.panels import choose_panel
 from hist_cache.splits import SPLIT_PARTS, Split
-from train.assembly import assemble, check_widths, read_slides, without_arrays
+from hist_cache.threads import in_threads
+from train.assembly import assemble, check_widths, pictures_of, read_slides
 from train.data import SpotData, TensorCache
 from train.expression import NicheProfile, Transform
 from train.parts import BandCut, SlidePart, cut_slides
+from train.twins import find_twins
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class DataKey:
 
 class Workspace:
     """Slides of a cache, and of the dataset to test on, with the neighbourhood sizes that are needed.
+
+    Embeddings and counts are not kept: each panel and each key's tensors are made of what is read from the files again.
 
     Args:
         cache: To train on.
@@ -78,9 +82,19 @@ class Workspace:
         self._chosen: list[tuple[dict[str, Any], list[str]]] = []  # panels that no file of the cache had
         self.keep_tensors(tensors_kept)
 
+    def check(self) -> None:
+        """Read all that tensors are made of, and keep nothing; raises the error of the first damaged file."""
+        for _ in in_threads(lambda slide: len(read_large_arrays(slide, self.sizes)), self.all_slides.values()):
+            pass
+
     def keep_tensors(self, count: int) -> None:
         """Drop all tensors, and keep those of `count` keys from here on."""
-        self._tensors: TensorCache[SpotData] = TensorCache(count)
+        self._tensors_kept = count
+        self.drop_tensors()
+
+    def drop_tensors(self) -> None:
+        """Drop all tensors; those that are asked for again are made again."""
+        self._tensors: TensorCache[SpotData] = TensorCache(self._tensors_kept)
 
     @property
     def all_slides(self) -> dict[str, CachedSlide]:
@@ -93,8 +107,8 @@ class Workspace:
 
     @property
     def pictures(self) -> dict[str, CachedSlide]:
-        """All slides, without their large arrays."""
-        return without_arrays(self.all_slides)
+        """All slides with what tables and maps need of them."""
+        return pictures_of(self.all_slides)
 
     def parts(self, cut: BandCut) -> dict[str, SlidePart]:
         """The parts of all slides, by name; `InputError` where a slide cannot be cut, or two are the same one."""
@@ -130,11 +144,13 @@ class Workspace:
         key = (genes, n, tuple(sorted(slides)), cut)
         if key not in self._panels:
             names = {s: v.genes for s, v in self.all_slides.items()}
-            chosen_on = {s: self.parts(cut)[s].counted() if cut else self.slides[s] for s in slides}
-            source = None if cut else panel_source(genes, n, chosen_on, self.all_slides)
+            parts: dict[str, SlidePart] = self.parts(cut) if cut else {}
+            chosen_on = {s: parts.get(s) or SlidePart.all_of(s, self.slides[s]) for s in slides}
+            wholes = {s: part.slide for s, part in chosen_on.items()}
+            source = None if cut else panel_source(genes, n, wholes, self.all_slides)
             panel = read_kept_panel(self.cache.folder, source, names.values()) if source else None
             if panel is None:
-                tables = {s: (slide.counts, slide.genes) for s, slide in chosen_on.items()}
+                tables = {s: (part.counts, part.slide.genes) for s, part in chosen_on.items()}
                 panel = choose_panel(genes, n, tables, names)
                 self._chosen += [(source, panel)] if source else []
             self._panels[key] = panel
@@ -156,31 +172,6 @@ class Workspace:
             return assemble(chosen, key.neighbors, key.panel, device, *how)
 
         return self._tensors.get((key, tuple(chosen), device), make)
-
-
-def find_twins(slides: dict[str, CachedSlide]) -> list[tuple[str, str]]:
-    """Pairs of names that stand for the same slide.
-
-    They have the same counts or the same embeddings, or they show some of the same places of the same image.
-    """
-
-    def places(slide: CachedSlide) -> set[tuple[float, float]]:
-        return set(map(tuple, slide.coords.tolist()))
-
-    twins = []
-    contents = {name: _contents(slide) for name, slide in slides.items()}
-    for (one, a), (other, b) in itertools.combinations(slides.items(), 2):
-        same_image = a.image == b.image != ""
-        if contents[one] & contents[other] or (same_image and not places(a).isdisjoint(places(b))):
-            twins.append((one, other))
-    return twins
-
-
-def _contents(slide: CachedSlide) -> set[str]:
-    """Digests that two slides have in common only where they are the same one: of embeddings and of counts."""
-    names = COUNT_ARRAYS if slide.counts.nnz else ()
-    texts = [slide.digests.get("embeddings", ""), " ".join(slide.digests.get(name, "") for name in names)]
-    return {text for text in texts if text.strip()}
 
 
 def panel_digest(panel: Sequence[str]) -> str:

@@ -111,8 +111,9 @@ def test_genes_can_be_chosen_on_train_parts(cache: Path) -> None:
     panel = workspace.panel("hmhvg", 10, names, cut)
     tables = {}
     for name in names:
-        slide = workspace.slides[name.split("@")[0]]
-        tables[name] = (slide.counts[workspace.parts(cut)[name].rows], slide.genes)
+        slide = workspace.cache.read(name.split("@")[0])
+        own = slide.counts[workspace.parts(cut)[name].rows]
+        tables[name] = ((lambda own=own: own), slide.genes)
     assert panel == choose_panel("hmhvg", 10, tables)
     assert panel != workspace.panel("hmhvg", 10, list(workspace.slides))
     workspace.keep_panels()

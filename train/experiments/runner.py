@@ -135,12 +135,16 @@ def run_jobs(
         finetuner: For jobs that fine-tune the encoder, which are run one after the other.
 
     Raises:
+        HistError: A slide of the cache cannot be read.
         KeyboardInterrupt: The user asked to stop; what ran has a checkpoint.
     """
     events: Events[Job, dict[str, Any]] = Events(
         on_epoch, lambda job, metrics: on_done(job, metrics) if metrics else None
     )
-    if finetuner is None and not workers.are_here:
+    in_processes = finetuner is None and not workers.are_here
+    if jobs:  # a slide that cannot be read ends the command here, instead of every fold
+        workspace.data(jobs[0].data, torch.device("cpu") if in_processes else workers.device)
+    if in_processes:
         with scratch_folder("hist-train-") as folder:
             setup = FoldWorkerSetup(
                 workspace.pictures,
@@ -162,7 +166,13 @@ def run_jobs(
 
 def shared_tensors(job: Job, workspace: Workspace) -> Shared:
     """The tensors that a job reads, as arrays that all workers share."""
-    return Shared(data_name(job.data), lambda: to_arrays(workspace.data(job.data, torch.device("cpu"))))
+
+    def make() -> dict[str, np.ndarray]:
+        data = workspace.data(job.data, torch.device("cpu"))
+        workspace.drop_tensors()  # workers have the arrays, which nobody reads here
+        return to_arrays(data)
+
+    return Shared(data_name(job.data), make)
 
 
 def data_name(key: DataKey) -> str:

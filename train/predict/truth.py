@@ -45,13 +45,9 @@ def measured_expression(
     there = [gene for gene in genes if gene in known]
     if not there:
         raise SlideError(name, table, "has none of the genes that are predicted", "are genes named by symbols?")
-    counted = CachedSlide(
-        *(spots.barcodes, spots.coords, spots.array, np.empty(0)),
-        *(csr_matrix(spots.counts), spots.genes, np.empty(0, np.uint8)),
-    )
     expression = np.full((len(spots), len(genes)), np.nan, dtype=np.float32)
     columns = [i for i, gene in enumerate(genes) if gene in known]
-    expression[:, columns] = profiles(counted, slide.neighbors[size], there, transform)[0]
+    expression[:, columns] = profiles(csr_matrix(spots.counts), spots.genes, slide.neighbors[size], there, transform)[0]
     return expression
 
 
