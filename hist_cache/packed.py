@@ -24,22 +24,22 @@ def unpack(dataset: h5py.Dataset) -> NDArray[Any]:
         OSError: The disk does not answer, or a chunk is not what was written.
         RuntimeError: HDF5 cannot find a chunk.
     """
-    in_chunk, itemsize = dataset.chunks[0], dataset.dtype.itemsize
-    values = np.empty(len(dataset), dtype=dataset.dtype)
-    for start in range(0, len(dataset), in_chunk):
+    in_chunk, kind = dataset.chunks[0], dataset.dtype
+    values = np.empty(len(dataset), dtype=kind)
+    for start in range(0, len(values), in_chunk):
         skipped_filters, packed = dataset.id.read_direct_chunk((start,))
         if skipped_filters:  # HDF5 writes a chunk without compression where that would not make it smaller
             values[start : start + in_chunk] = dataset[start : start + in_chunk]
             continue
         unpacker = zlib.decompressobj()
         try:
-            content = unpacker.decompress(packed, in_chunk * itemsize)
+            content = unpacker.decompress(packed, in_chunk * kind.itemsize)
         except zlib.error as error:
             raise OSError(f"a chunk cannot be decompressed: {error}") from error
-        if len(content) != in_chunk * itemsize:
-            raise OSError(f"a chunk has {len(content)} bytes where {in_chunk * itemsize} are expected")
+        if len(content) != in_chunk * kind.itemsize:
+            raise OSError(f"a chunk has {len(content)} bytes where {in_chunk * kind.itemsize} are expected")
         part = values[start : start + in_chunk]
-        part[:] = _unshuffled(content, itemsize, len(part)).view(dataset.dtype)
+        part[:] = _unshuffled(content, kind.itemsize, len(part)).view(kind)
     return values
 
 
