@@ -5,7 +5,7 @@ python benchmarks/bench_memory.py --spots 8000 --slide-spots 2000
 
 Slides as of Visium are written to a temporary folder, with about 3,000 counted genes a spot. A process of its own opens
 all of them and another one half of them. What a spot takes is the difference between the two over that of their spots,
-so that what Python and its libraries take is not in it. The tensors are of 200 genes, with embeddings of 1,024 numbers of
+so that what Python and its libraries take is not in it. Tensors are of 200 genes, and of embeddings of 1,024 numbers of
 the spot and of one niche.
 """
 

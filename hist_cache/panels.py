@@ -185,13 +185,14 @@ def normalized_variance(counts: csr_matrix, chosen: NDArray[np.int64]) -> NDArra
     n, n_columns = counts.shape
     library = np.zeros(n_columns)
     library[chosen] = 1
-    total = counts @ library
+    raw = counts.data.astype(np.float64)
+    total = csr_matrix((raw, counts.indices, counts.indptr), shape=counts.shape) @ library
     scale = np.median(total[total > 0]) / np.maximum(total, 1)
-    # In place and column sums by SciPy: all of it runs in several threads at once, with two tables in memory.
     values = np.repeat(scale, np.diff(counts.indptr))
-    values *= counts.data
+    values *= raw
     np.log1p(values, out=values)
-    mean = column_sums(counts, values * (1 / n))
+    share = np.multiply(values, 1 / n, out=raw)  # no further memory: to ask for it takes longer than to multiply
+    mean = column_sums(counts, share)
     values *= values
     values *= 1 / n
     square = column_sums(counts, values)

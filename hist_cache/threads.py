@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from hist_cache.processes import cores
 
-MAX_THREADS = 8  # each has a slide in memory
+MAX_THREADS = 16  # each has a slide in memory
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
