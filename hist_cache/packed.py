@@ -33,10 +33,10 @@ def unpack(dataset: h5py.Dataset) -> NDArray[Any]:
             continue
         unpacker = zlib.decompressobj()
         try:
-            content = unpacker.decompress(packed, in_chunk * kind.itemsize)
+            content = unpacker.decompress(packed, in_chunk * kind.itemsize + 1)  # one more, so that it meets the end
         except zlib.error as error:
             raise OSError(f"a chunk cannot be decompressed: {error}") from error
-        if len(content) != in_chunk * kind.itemsize:
+        if len(content) != in_chunk * kind.itemsize or not unpacker.eof:
             raise OSError(f"a chunk has {len(content)} bytes where {in_chunk * kind.itemsize} are expected")
         part = values[start : start + in_chunk]
         part[:] = _unshuffled(content, kind.itemsize, len(part)).view(kind)

@@ -11,14 +11,23 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from scipy.sparse import csr_matrix
 
-from hist_cache.cache import open_cache
+import sweeps.cli
+from hist_cache.cache import Cache, open_cache
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.fingerprint import Fingerprint
+from hist_cache.panels import choose_panel
 from hist_cache.slide_file import read_fingerprint, read_slide, write_slide
 from tests.hist_cache.test_cache import COMMON, folder, make, rewrite
+from train.assembly import assemble
 from train.cli import main
+from train.shared_data import MAYBE_TENSORS
+from train.shared_data import TENSORS as ALWAYS
+from train.workspace import DataKey, Workspace
+
+TENSORS = (*ALWAYS, *MAYBE_TENSORS)
 
 Run = Callable[..., tuple[int, str]]
 SLIDES = ("A", "B", "C", "D")
@@ -119,6 +128,53 @@ def test_a_cache_that_cannot_be_trusted(files: dict[str, Path], run_command: Run
     assert f"{files['B'].name}: " in errors[0]
     assert line in errors[0]
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("command", [main, sweeps.cli.main], ids=["hist-train", "hist-sweep"])
+def test_damaged_embeddings_end_a_command_before_it_trains(
+    files: dict[str, Path], run_command: Run, command: Callable[..., int]
+) -> None:
+    flip(files["C"], "embeddings")
+    more = ("--trials", 2) if command is sweeps.cli.main else ("--model", "hist,ridge", "--jobs", 2)
+    code, text = run_command(command, *COMMAND[:-1], "--runs", "runs", *more)
+    errors = [row for row in text.splitlines() if row.startswith("error: ")]
+    assert code == 1
+    assert len(errors) == 1
+    assert "C.h5: embeddings has other values than when it was written" in errors[0]
+    assert not list(Path().glob("runs/**/fold*/*"))
+    assert not list(Path().glob("runs/**/study*"))
+
+
+def arrays_of(slide: CachedSlide) -> list[np.ndarray]:
+    values = [*vars(slide).values(), *slide.niches.values(), *slide.neighbors.values()]
+    of_counts = [slide.counts.data, slide.counts.indices, slide.counts.indptr]
+    return [value for value in values if isinstance(value, np.ndarray)] + of_counts
+
+
+def test_embeddings_and_counts_are_read_again_for_each_panel_and_not_kept(files: dict[str, Path]) -> None:
+    cache, cpu = Cache(files["A"].parent), torch.device("cpu")
+    workspace = Workspace(cache, [6])
+    wholes = {name: cache.read(name) for name in SLIDES}
+
+    def bytes_kept() -> int:
+        return sum(array.nbytes for slide in workspace.all_slides.values() for array in arrays_of(slide))
+
+    small = sum(
+        slide.coords.nbytes + slide.array.nbytes + slide.thumbnail.nbytes + slide.neighbors[6].nbytes
+        for slide in wholes.values()
+    )
+    no_rows = len(SLIDES) * workspace.all_slides["A"].counts.indptr.nbytes  # one number
+    assert bytes_kept() == small + no_rows
+    assert workspace.slides["A"].genes is workspace.slides["D"].genes
+    for kind, transform in (("hvg", "log2"), ("hmhvg", "ln_cp10k"), ("hvg", "ln_cp10k")):
+        panel = workspace.panel(kind, 5, SLIDES)
+        tables = {name: ((lambda own=slide: own.counts), slide.genes) for name, slide in wholes.items()}
+        assert panel == choose_panel(kind, 5, tables)
+        data = workspace.data(DataKey(6, tuple(panel), transform, drop_edges=False), cpu)
+        expected = assemble(wholes, 6, panel, cpu, transform)
+        for name in TENSORS:
+            assert torch.equal(getattr(data, name), getattr(expected, name)), name
+        assert bytes_kept() == small + no_rows
 
 
 def split_of(where: Path, train: list[str], val: list[str], test: list[str]) -> Path:
