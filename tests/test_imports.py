@@ -87,6 +87,7 @@ STAIRS = {
             "data",
             "shared_data",
             "assembly",
+            "twins",
             "workspace",
             "leaks",
         ),

@@ -160,8 +160,8 @@ def _arrays(
     }
 
 
-def pictures_of(slides: Mapping[str, CachedSlide]) -> dict[str, CachedSlide]:
-    """Slides with what a run's tables and maps need, small enough to send about: nothing of other spots or of genes."""
+def without_arrays(slides: Mapping[str, CachedSlide]) -> dict[str, CachedSlide]:
+    """Slides with what a run's tables and maps need, without all else: small enough to send about."""
     none, nothing = np.empty((0, 0)), csr_matrix((0, 0))
     return {
         name: replace(slide, embeddings=none, counts=nothing, genes=[], niches={}, neighbors={}, file=None)

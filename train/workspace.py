@@ -19,7 +19,7 @@ from hist_cache.panel_files import keep_panel, panel_source, read_kept_panel
 from hist_cache.panels import choose_panel
 from hist_cache.splits import SPLIT_PARTS, Split
 from hist_cache.threads import in_threads
-from train.assembly import assemble, check_widths, pictures_of, read_slides
+from train.assembly import assemble, check_widths, read_slides, without_arrays
 from train.data import SpotData, TensorCache
 from train.expression import NicheProfile, Transform
 from train.parts import BandCut, SlidePart, cut_slides
@@ -108,7 +108,7 @@ class Workspace:
     @property
     def pictures(self) -> dict[str, CachedSlide]:
         """All slides with what tables and maps need of them."""
-        return pictures_of(self.all_slides)
+        return without_arrays(self.all_slides)
 
     def parts(self, cut: BandCut) -> dict[str, SlidePart]:
         """The parts of all slides, by name; `InputError` where a slide cannot be cut, or two are the same one."""

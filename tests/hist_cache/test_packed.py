@@ -79,6 +79,16 @@ def test_many_threads_read_one_file(tmp_path: Path) -> None:
             assert (read.counts != csr_matrix(slides[path].counts)).nnz == 0
 
 
+def problem_of_reading(path: Path, counts: csr_matrix) -> str:
+    """Why a file cannot be read; "" where its counts are still these, for a bit may stand for nothing."""
+    try:
+        own = read_slide(path).counts
+    except DamagedCacheError as error:
+        return str(error)
+    assert (own != counts).nnz == 0
+    return ""
+
+
 @pytest.mark.parametrize("name", ["counts/data", "counts/indices", "counts/indptr"])
 def test_any_damaged_byte_is_noticed(tmp_path: Path, name: str) -> None:
     path = tmp_path / "S.h5"
@@ -90,9 +100,7 @@ def test_any_damaged_byte_is_noticed(tmp_path: Path, name: str) -> None:
         content = bytearray(sound)
         content[at] ^= 1 << at % 8
         path.write_bytes(content)
-        try:
-            assert (read_slide(path).counts != counts).nnz == 0, "a bit that stands for nothing"
-        except DamagedCacheError as error:
-            assert str(error).startswith((f"{path}: {name} cannot be read", f"{path}: {name} has other values"))
-            noticed += 1
+        problem = problem_of_reading(path, counts)
+        assert not problem or f"{path}: {name} cannot be read" in problem or f"{path}: {name} has other" in problem
+        noticed += bool(problem)
     assert noticed >= chunk.size - 1, "there may be bits that fill up a byte"
