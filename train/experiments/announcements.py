@@ -14,8 +14,8 @@ from extract.encoders.registry import use_recorded_encoder
 from hist_cache.cache import Cache, cache_folders, has_adapter, last_dataset, open_cache
 from hist_cache.cached_dataset import use_kept_dataset
 from hist_cache.datasets import check_dataset_name, dataset_named
-from hist_cache.engine import Workers
 from hist_cache.devices import device_name
+from hist_cache.engine import Workers
 from hist_cache.errors import InputError
 from hist_cache.files import FULL, write_error
 from hist_cache.fingerprint import CropRule, is_tuned
