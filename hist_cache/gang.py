@@ -85,7 +85,7 @@ def run_local_gang(world_size: int, function: Callable[..., int], arguments: tup
         InputError: There are fewer GPUs.
     """
     import torch  # it takes seconds, in which Ctrl-C ends this process alone
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     if torch.cuda.is_available() and world_size > torch.cuda.device_count():
         raise InputError(
@@ -219,7 +219,7 @@ class _Gang:
         if "unexpected" in by_kind:
             problem, text = by_kind["unexpected"]
             raise HistError(f"{problem}; --debug shows where it happened") from WorkerTraceback(text)
-        return max(code for kind, code in self._outcomes.values())
+        return max(int(code) for kind, code in self._outcomes.values())
 
 
 def _be_rank(pipe: Connection, environment: dict[str, str]) -> None:

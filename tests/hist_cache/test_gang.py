@@ -133,9 +133,8 @@ def fail(folder: Path, kind: str) -> int:
         raise RuntimeError("Connection closed by peer")
     if kind == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
-    raise {"input": InputError("--lr 0"), "write": WriteError("/there", "full", "make room"), "fault": KeyError("x")}[
-        kind
-    ]
+    errors = {"input": InputError("--lr 0"), "write": WriteError("/there", "full", "make room"), "fault": KeyError("x")}
+    raise errors[kind] if kind in errors else BrokenPipeError(32, "Broken pipe")
 
 
 @pytest.mark.parametrize(
