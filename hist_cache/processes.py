@@ -218,7 +218,7 @@ class _Run(Generic[_T, _R]):
     def _died(self, process: _Process[_T], stopping: bool) -> None:
         """Fail what a dead process was at, or note that it is to be tried again; start another process then."""
         process.process.join(JOIN_S)
-        ending = _ending(process.process.exitcode)
+        ending = ending_of(process.process.exitcode)
         if process.starting:
             self._started(process, "died", ending, stopping)
         self._drop(process)
@@ -278,7 +278,7 @@ class WorkerTraceback(Exception):
     """The traceback of an error in another process, as text."""
 
 
-def _ending(exit_code: int | None) -> str:
+def ending_of(exit_code: int | None) -> str:
     """How a process ended: its exit code, or the name of the signal that killed it."""
     if exit_code is not None and exit_code < 0:
         with suppress(ValueError):

@@ -101,7 +101,7 @@ class _Desk:
         return self._context
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """End this process when its parent is killed: the same command, started again, shall find its folds free."""
     parent = multiprocessing.parent_process()
     if parent is not None:
@@ -115,7 +115,7 @@ def _get_ready(pipe: Connection, own_cores: list[int], gpu: str | None) -> Worke
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also one that came before
     signal.signal(signal.SIGTERM, raise_interrupt)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     hush()  # the parent shows what there is to show
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, own_cores)

@@ -28,6 +28,7 @@ from typing import Any
 
 import pytest
 
+import hist_cache.gang
 import hist_cache.processes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -110,7 +111,8 @@ def _run_script(script: str, argv: list[str], file: Path | None, output: Connect
     if sys.version_info < (3, 14):  # workers of a command come from the server too, which later versions do not allow
         multiprocessing.forkserver._forkserver.ensure_running = lambda: None  # type: ignore[attr-defined]
         context = multiprocessing.get_context("forkserver")
-        vars(hist_cache.processes)["multiprocessing"] = types.SimpleNamespace(get_context=lambda how: context)
+        for module in (hist_cache.processes, hist_cache.gang):
+            vars(module)["multiprocessing"] = types.SimpleNamespace(get_context=lambda how: context)
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     sys.argv = ["-c", *argv]
     if file is not None:
@@ -146,4 +148,6 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("matplotlib.figure.Figure.savefig", blank_figure)
     patch.setattr("train.experiments.runner.default_workers", lambda jobs, device: 1)
     patch.setattr("train.experiments.precision.measured_speedup", no_speedup)
-    patch.setattr("hist_cache.processes.multiprocessing", types.SimpleNamespace(get_context=lambda how: fork_server()))
+    for module in ("processes", "gang"):
+        where = f"hist_cache.{module}.multiprocessing"
+        patch.setattr(where, types.SimpleNamespace(get_context=lambda how: fork_server()))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hist_cache.console import fail, hush, out, say
+from hist_cache.console import fail, hush, out, say, show_logs
 from hist_cache.devices import AUTO, choose_device
 from hist_cache.engine import LocalEngine, check_engine, open_engine
 from hist_cache.errors import InputError, keeping
+from hist_cache.gang import RunGang, run_local_gang, run_with_restarts
 from hist_cache.options import folder_option, parse, run
 from train.options import TrainOptions
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from hist_cache.executor import Failure
     from train.experiments.jobs import Job
     from train.experiments.logged_folds import FoldEvents
+    from train.models.registry import ModelEntry
     from train.workspace import Workspace
 
 DESCRIPTION = """Phase two: train models on a dataset's cache, test them on held-out slides, print their metrics beside
@@ -33,11 +37,54 @@ Finished folds are not run again; a stopped one goes on where it was."""
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = parse(TrainOptions, "hist-train", DESCRIPTION, argv)
-    return run(train, options, options.debug)
+    return run(launch, options, options.debug)
+
+
+def launch(options: TrainOptions) -> int:
+    """Run the command, in this process or in several that share each batch; returns the exit code."""
+    n = processes_on_a_batch(options)
+    return train(options) if n == 1 or options.dry_run else train_together(options, n)
+
+
+def processes_on_a_batch(options: TrainOptions) -> int:
+    """How many processes the command has to start; 1 in one of several that torchrun or the command has started."""
+    from train.experiments.grid import with_table
+
+    is_rank = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return 1 if is_rank or options.jobs is None or not with_table(options).finetune_lora else options.jobs
+
+
+def train_together(options: TrainOptions, n: int, run_gang: RunGang = run_local_gang) -> int:
+    """Run the command in several processes that share each batch, again from the checkpoint when one of them is lost.
+
+    Args:
+        options: Of the command.
+        n: How many processes.
+        run_gang: Runs them.
+    """
+    from train.models.registry import model_entries
+
+    models = tuple(model_entries())  # one that a user has registered is unknown in another process
+
+    def start_gang(restart: int) -> int:
+        resume = options.resume and restart == 0  # the fold that was stopped may have ended since
+        return run_gang(n, train_rank, (replace(options, resume=resume), models))
+
+    return run_with_restarts(start_gang)
+
+
+def train_rank(options: TrainOptions, models: tuple[ModelEntry, ...]) -> int:
+    """Be one of the processes that share each batch; the first one shows what there is to show."""
+    from train.models.registry import register
+
+    for entry in models:
+        register(entry)
+    show_logs()
+    return train(options)
 
 
 def train(options: TrainOptions) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command in this process; returns the exit code."""
     from train import distributed
     from train.experiments import announcements
     from train.experiments.adapted import announce_adapters, with_adapters
@@ -49,13 +96,15 @@ def train(options: TrainOptions) -> int:
     from train.experiments.runner import describe_failure, fold_workers
 
     own_device = distributed.init()
-    device = choose_device(options.device) if own_device is None else check_own_device(own_device, options)
+    device = choose_device(options.device) if own_device is None else own_device
     if distributed.rank() > 0:
         hush()
     use_own_rows(options)
     if options.table is not None:
         say(f"table {options.table}: {table_row(options.table)['title']}")
     options = with_table(options)
+    if own_device is not None:
+        check_rank(options)
     announcements.check_finetuning(options)
     check_logger(options.logger)
     check_engine(options)
@@ -75,9 +124,11 @@ def train(options: TrainOptions) -> int:
     distributed.barrier()  # before any is done that was not
     finetuned = [job for job in left if job.setting.finetuning]
     with ExitStack() as stack:
-        uses_engine = left and not finetuned and not options.dry_run
+        alone = bool(finetuned) or distributed.world_size() > 1  # one fold after the other in this process
+        uses_engine = left and not alone and not options.dry_run
         engine = stack.enter_context(open_engine(options)) if uses_engine else LocalEngine()
-        workers = fold_workers(engine, 1 if finetuned else options.jobs, len(left), device, options.device)
+        workers = fold_workers(engine, 1 if alone else options.jobs, len(left), device, options.device)
+        announcements.check_shares(finetuned, max(distributed.world_size(), processes_on_a_batch(options)))
         announcements.announce_seeds(jobs, options)
         announcements.announce_grid(jobs, left, workers, listed_numbers(options))
         announcements.announce_changes(jobs)
@@ -101,13 +152,12 @@ def train(options: TrainOptions) -> int:
     return 1 if failures else 0
 
 
-def check_own_device(device: torch.device, options: TrainOptions) -> torch.device:
-    """The device of one of several processes that torchrun has started; `InputError` for options that do not suit."""
+def check_rank(options: TrainOptions) -> None:
+    """`InputError` for options that do not suit one of several processes on one batch."""
     if not options.finetune_lora:
         raise InputError("several processes on one batch are for --finetune-lora; on a cache one is enough (--jobs N)")
     if options.device != AUTO:
-        raise InputError(f"--device {options.device}: torchrun gives each process a device of its own; leave it out")
-    return device
+        raise InputError(f"--device {options.device}: each process on a batch has a device of its own; leave it out")
 
 
 def check_left(left: list[Job], options: TrainOptions, workspace: Workspace, device: torch.device) -> None:

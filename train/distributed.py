@@ -1,5 +1,6 @@
-"""Training with several processes (torchrun): each takes its rows of a batch, and the loss is that of the whole batch.
+"""Several processes on one batch: each takes its rows, and the loss is that of the whole batch.
 
+They are started by torchrun or as it starts them (`hist_cache.gang`).
 Every function also works in a single process, where there is nothing to exchange.
 """
 
@@ -19,7 +20,7 @@ TIMEOUT = timedelta(hours=12)
 
 
 def init() -> torch.device | None:
-    """Join the process group that torchrun started.
+    """Join the processes that the environment names, if it names several.
 
     Returns:
         The device of this process, or None if there is only one process.
@@ -42,7 +43,7 @@ def destroy() -> None:
 
 
 def world_size() -> int:
-    """Number of processes that share a batch; 1 outside torchrun."""
+    """Number of processes that share a batch; 1 where there is no other."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -60,6 +61,11 @@ def barrier() -> None:
 def shard(rows: Tensor) -> Tensor:
     """The rows of a batch that belong to this process: every n-th one for n processes."""
     return rows[rank() :: world_size()]
+
+
+def equal_shard(rows: Tensor) -> Tensor:
+    """The rows of a batch that belong to this process; the last few are left out, so that each has as many."""
+    return shard(rows[: len(rows) - len(rows) % world_size()])
 
 
 class _Gather(torch.autograd.Function):

@@ -124,7 +124,13 @@ class TrainOptions(CommandOptions):
     )
     allow_leak: bool = option(False, "test slides that the embeddings' adapter has seen; the results are marked")
     resume: bool = option(False, "only go on with a stopped run: an error where there is none", group="running")
-    jobs: int | None = option(None, "folds trained at once (default: one a CPU core, or one a GPU)", "N", within=COUNT)
+    jobs: int | None = option(
+        None,
+        "folds trained at once (default: one a CPU core, or one a GPU); with --finetune-lora processes that share "
+        "each batch, with GPUs one on each (default: 1)",
+        "N",
+        within=COUNT,
+    )
     engine: EngineName = option("local", ENGINE_HELP)
     address: str | None = option(None, ADDRESS_HELP, "HOST:PORT")
     workers: int | None = option(None, WORKERS_HELP, "N", within=COUNT)

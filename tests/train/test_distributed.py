@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from hist_cache.gang import run_local_gang
 from tests.commands import fork_server
 from tests.train.fit.test_loop import make_data, make_model
 from train import distributed
@@ -91,6 +95,77 @@ def test_two_are_as_one(variant: str, with_encoder: bool, tmp_path: Path) -> Non
     for key in ("hca", "mse"):
         torch.testing.assert_close(a[key], single[key], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.tensor(a["history"]), torch.tensor(single["history"]), rtol=1e-4, atol=1e-5)
+
+
+def train_for(epochs: int, file: Path) -> int:
+    """Go on with training until so many epochs are run; a checkpoint is left, which has the history."""
+    distributed.init()
+    model, data = tiny("full", with_encoder=True)
+    torch.manual_seed(1 + distributed.rank())
+    config = replace(CONFIG, epochs=epochs, batch_size=18)
+    fit(model, data, data.rows(("A", "C")), data.rows(("B",)), config, Checkpoint(file, kept=True), tested="last")
+    distributed.destroy()
+    return 0
+
+
+def history(file: Path) -> Tensor:
+    stored = Checkpoint(file).read(torch.device("cpu"))
+    assert stored is not None
+    return torch.tensor(
+        [[row[k] for k in ("val_mse", "hca", "hea", "mse", "c")] for row in stored[1]["progress"]["history"]]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_a_checkpoint_of_another_number_of_processes_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    by_one, by_two, on_one, on_three = (tmp_path / f"{name}.pt" for name in ("1", "2", "2-1", "2-3"))
+    train_for(4, tmp_path / "unbroken.pt")
+    train_for(2, by_one)
+    run_local_gang(2, train_for, (4, by_one))
+    run_local_gang(2, train_for, (2, by_two))
+    shutil.copy(by_two, on_one)
+    shutil.copy(by_two, on_three)
+    run_local_gang(3, train_for, (4, on_three))
+    with caplog.at_level(logging.INFO):
+        train_for(4, on_one)
+    assert caplog.messages == [f"{on_one}: by another number of processes (2, now 1): dropout is seeded anew"]
+    expected = history(tmp_path / "unbroken.pt")
+    assert len(expected) == 4
+    for file in (by_one, on_one, on_three):
+        torch.testing.assert_close(history(file), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_random_draws_after_another_number_of_processes(tmp_path: Path) -> None:
+    """They are not those of the first epochs again, and the same each time."""
+    file = tmp_path / "checkpoint.pt"
+    train_for(1, file)
+    content = Checkpoint(file).read(torch.device("cpu"))
+    assert content is not None
+    written_by_two = content[1] | {"rng": content[1]["rng"] * 2}
+
+    def draws(state: dict[str, Any], epoch: int) -> list[float]:
+        torch.manual_seed(1)
+        Checkpoint(file)._load_random_states(state, torch.device("cpu"), epoch)
+        return torch.rand(3).tolist()
+
+    torch.manual_seed(1)
+    at_the_start = torch.rand(3).tolist()
+    assert draws(content[1], 1) == at_the_start, "nothing was drawn before it was written"
+    seen = [at_the_start, draws(written_by_two, 1), draws(written_by_two, 2)]
+    assert len({tuple(values) for values in seen}) == 3
+    assert draws(written_by_two, 1) == seen[1]
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 7, 8])
+def test_each_process_has_as_many_rows(n_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.distributed.world_size", lambda: 2)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setattr("train.distributed.rank", lambda rank=rank: rank)
+        parts.append(distributed.equal_shard(torch.arange(n_rows)).tolist())
+    assert len(parts[0]) == len(parts[1]) == n_rows // 2
+    assert sorted(parts[0] + parts[1]) == list(range(n_rows // 2 * 2))
 
 
 def test_one_process_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from extract.encoders.registry import use_recorded_encoder
 from hist_cache.cache import Cache, cache_folders, has_adapter, last_dataset, open_cache
 from hist_cache.cached_dataset import use_kept_dataset
 from hist_cache.datasets import check_dataset_name, dataset_named
+from hist_cache.devices import device_name
 from hist_cache.engine import Workers
 from hist_cache.errors import InputError
 from hist_cache.files import FULL, write_error
@@ -21,6 +22,7 @@ from hist_cache.fingerprint import CropRule, is_tuned
 from hist_cache.options import flag, folder_option
 from hist_cache.splits import LOSO_ALIKE, shared_patients
 from hist_cache.validation_slides import reason_for
+from train import distributed
 from train.experiments import protocols
 from train.experiments.grid import listed_numbers, used_options
 from train.experiments.jobs import Job
@@ -165,6 +167,14 @@ def check_resumable(jobs: list[Job]) -> None:
         )
 
 
+def check_shares(jobs: list[Job], n: int) -> None:
+    """`InputError` where batches cannot be divided among `n` processes."""
+    for size in sorted({job.setting.fit.batch_size for job in jobs}):
+        if size % n:
+            sizes = " or ".join(str(s) for s in (size - size % n, size - size % n + n) if s)
+            raise InputError(f"--batch-size {size}: cannot be divided among {n} processes; give {sizes}")
+
+
 def announce_splits(jobs: list[Job], workspace: Workspace) -> None:
     """Log each split once; then warn of the patients or the slides that parts of a split share."""
     within = {(job.split, job.data.cut): job.fold for job in jobs}
@@ -236,7 +246,9 @@ def announce_grid(jobs: list[Job], left: list[Job], workers: Workers, listed: Co
         )
     count = f"{len(settings)} settings x folds = {len(jobs)} runs" if len(settings) > 1 else f"{len(jobs)} folds"
     done = f", {len(jobs) - len(left)} done before, not run again" if len(left) < len(jobs) else ""
-    log.info(f"{count}{done}" + (f"; on {workers}" if left else ""))
+    n = distributed.world_size()
+    where = f"{device_name(workers.device)}, {n} processes on each batch" if n > 1 else str(workers)
+    log.info(f"{count}{done}" + (f"; on {where}" if left else ""))
 
 
 def _numbers(setting: Setting, names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -22,10 +23,13 @@ from train.fit.adamw import AdamW
 from train.fit.average import WeightAverage
 from train.models.base import Model
 
+log = logging.getLogger(__name__)
+
 HEAD = b"hist-cache checkpoint 1\n"
 ZIP_HEAD = b"PK\x03\x04"  # of a checkpoint of version 0.1
 STATE_AT = len(HEAD) + 64 + 1  # where that begins which the check sum is of
 ENCODER = "encoder.module."  # before the names of an encoder's adapters, among a model's weights
+SEEDS_APART = 1_000_003  # between seeds of an epoch and of the next one; of two processes they are 1 apart
 STORED_NAMES = {"best_watched": "best_mse"}  # names in a checkpoint that are not those of the fields
 
 
@@ -131,7 +135,7 @@ class Checkpoint:
             Where training stands; None where there is no file.
 
         Raises:
-            HistError: The file is damaged, of another run, of another model or of another number of processes.
+            HistError: The file is damaged, of another run or of another model.
         """
         if (stored := self.read(inputs.device)) is None:
             return None
@@ -139,19 +143,31 @@ class Checkpoint:
         if changes := differing(made_for, self.made_for):
             raise self._error(f"was made for another run: {'; '.join(changes)}")
         try:
-            if len(state["rng"]) != distributed.world_size():
-                raise RuntimeError(f"written by {len(state['rng'])} processes, not {distributed.world_size()}")
             load_trained_state(model, inputs, state["model"])
             optimizer.load_state_dict(state["optimizer"])
             order.set_state(state["order"].cpu())
             average.load(state.get("average", {}))
-            torch.set_rng_state(state["rng"][distributed.rank()].cpu())
-            if state["cuda_rng"] and inputs.device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda_rng"][distributed.rank()].cpu(), inputs.device)
             stored = state["progress"]
-            return Progress(**{f.name: stored[STORED_NAMES.get(f.name, f.name)] for f in fields(Progress)})
+            progress = Progress(**{f.name: stored[STORED_NAMES.get(f.name, f.name)] for f in fields(Progress)})
+            self._load_random_states(state, inputs.device, progress.epoch)
+            return progress
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise self._error(f"cannot be continued ({one_line(error)})") from error
+
+    def _load_random_states(self, state: dict[str, Any], device: torch.device, epoch: int) -> None:
+        """Load what differs between processes: the states of torch's generators, which dropout draws from.
+
+        Those of another number of processes serve none of these, which are seeded anew: not as at the start, or the
+        first epochs' draws would come again.
+        """
+        writers, n = len(state["rng"]), distributed.world_size()
+        if writers != n:
+            log.info(f"{self.path}: by another number of processes ({writers}, now {n}): dropout is seeded anew")
+            torch.manual_seed((torch.initial_seed() + SEEDS_APART * epoch) % 2**63)
+            return
+        torch.set_rng_state(state["rng"][distributed.rank()].cpu())
+        if state["cuda_rng"] and device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"][distributed.rank()].cpu(), device)
 
     def check(self) -> bool:
         """Whether the file says what it was made for, which is then this run; a damaged file is left to `load`.

@@ -54,7 +54,7 @@ def train_epoch(
     encoding = encoding or EncodingConfig()
     _set_mode(model, data, training=True)
     totals: dict[str, Tensor] = {}
-    chunks = [distributed.shard(part) for part in model.batches(rows, batch_size, order)]
+    chunks = [distributed.equal_shard(part) for part in model.batches(rows, batch_size, order)]
     logged: Iterable[Log]
     if recorded is not None:
         logged = map(recorded, chunks)
@@ -135,10 +135,10 @@ def validation_loss(
     mixed = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
     total, count = torch.zeros((), device=rows.device), 0
     for part in mixed.tensor_split(max(1, len(rows) // batch_size)):
-        part = part[: len(part) - len(part) % distributed.world_size()]  # the same number in each process
-        own = distributed.shard(part)
+        own = distributed.equal_shard(part)
+        n_rows = len(own) * distributed.world_size()
         loss, _ = loss_of(model, make_batch(data, own, encode_rows(data, own, micro_batch)))
-        total, count = total + loss * len(part), count + len(part)
+        total, count = total + loss * n_rows, count + n_rows
     return distributed.all_reduce_sum(total).item() / max(count, 1) / distributed.world_size()
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -245,23 +246,131 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
 
 
 @pytest.mark.long
-def test_torchrun_gives_what_one_process_gives(
-    cache: Path, start_command: Callable[..., Command], tmp_path: Path
+def test_torchrun_and_jobs_give_what_one_process_gives(
+    cache: Path, start_command: Callable[..., Command], run_command: Run, tmp_path: Path
 ) -> None:
     no_dropout = ("--dropout", 0, "--lora-dropout", 0)
     start_and_wait(start_command, *arguments(cache, tmp_path / "one", *no_dropout))
     script = tmp_path / "hist_train.py"
     script.write_text(HIST_TRAIN)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", str(script)]
-    argv = [*torchrun, *map(str, arguments(cache, tmp_path / "two", *no_dropout))]
+    argv = [*torchrun, *map(str, arguments(cache, tmp_path / "two", *no_dropout, "--jobs", 2))]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("LoRA: rank 4") == 1  # the first process alone speaks
+    assert "on the CPU (no GPU found), 2 processes on each batch" in done.stdout
     one, two = (fold_of(tmp_path / which) for which in ("one", "two"))
     columns = ["loss", "mse", "hca", "hea", "val_mse", "gradient_norm", "c"]
     np.testing.assert_allclose(one.history[columns], two.history[columns], rtol=1e-4)
     assert one.metrics["pooled"] == pytest.approx(two.metrics["pooled"], rel=1e-3, abs=1e-4)
+    assert_same(two, tune(run_command, cache, tmp_path / "jobs", *no_dropout, "--jobs", 2))
+
+
+def assert_same(one: Fold, two: Fold) -> None:
+    """The same losses of every epoch, weights and metrics, bit by bit."""
+    assert one.history.drop(columns="seconds").equals(two.history.drop(columns="seconds"))
+    assert one.metrics == two.metrics
+    for name in ("model.safetensors", "adapter/adapter_model.safetensors"):
+        assert (one.folder / name).read_bytes() == (two.folder / name).read_bytes()
+
+
+def mortal_command(folder: Path, deaths: int, epochs: int = 1) -> Path:
+    """A hist-train with slow epochs and a checkpoint after each, whose second process dies some times.
+
+    Args:
+        folder: For the script.
+        deaths: How many times.
+        epochs: After how many epochs of its own.
+    """
+    folder.mkdir()
+    (folder / "mortal.py").write_text(
+        f"""import os, signal, sys, time
+from pathlib import Path
+import train.fit.loop as loop
+loop.CHECKPOINT_EVERY_S = 0
+here, train_epoch, run = Path(__file__).parent, loop.train_epoch, []
+def mortal_epoch(*arguments):
+    died = len(list(here.glob("died*")))
+    if os.environ.get("RANK") == "1" and len(run) == {epochs} and died < {deaths}:
+        (here / f"died{{died}}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if run:
+        time.sleep(0.4)
+    run.append(1)
+    return train_epoch(*arguments)
+loop.train_epoch = mortal_epoch
+if __name__ == "__main__":
+    from train.cli import main
+    sys.exit(main())
+"""
+    )
+    return folder / "mortal.py"
+
+
+@pytest.mark.slow
+def test_a_lost_process_costs_no_more_than_an_epoch(
+    cache: Path, run_command: Run, start_command: Callable[..., Command], tmp_path: Path
+) -> None:
+    more = ("--epochs", 3, "--jobs", 2)
+    script = mortal_command(tmp_path / "mortal", deaths=1)
+    process = start_command(script.read_text(), *arguments(cache, tmp_path / "lost", *more), file=script)
+    text, _ = process.communicate()
+    assert process.returncode == 0, text
+    assert text.count("process 2 of 2 on one batch died (killed by SIGKILL; out of memory?); all start again") == 1
+    assert (tmp_path / "mortal/died0").exists()
+    assert_same(fold_of(tmp_path / "lost"), tune(run_command, cache, tmp_path / "unbroken", *more))
+
+
+@pytest.mark.long
+def test_a_process_that_is_lost_again_and_again(
+    cache: Path, start_command: Callable[..., Command], tmp_path: Path
+) -> None:
+    script = mortal_command(tmp_path / "mortal", deaths=9, epochs=0)
+    process = start_command(script.read_text(), *arguments(cache, tmp_path / "runs", "--jobs", 2), file=script)
+    text, _ = process.communicate()
+    assert process.returncode == 1
+    assert [line for line in text.splitlines() if line.startswith("error: ")] == [
+        "error: process 2 of 2 on one batch died (killed by SIGKILL; out of memory?); given up after 3 restarts; the "
+        "same command goes on from the last checkpoint"
+    ]
+    assert len(list((tmp_path / "mortal").glob("died*"))) == 4
+
+
+@pytest.mark.slow
+def test_two_stopped_processes_go_on_as_one(
+    cache: Path, run_command: Run, start_command: Callable[..., Command], tmp_path: Path
+) -> None:
+    no_dropout = ("--epochs", 4, "--dropout", 0, "--lora-dropout", 0)
+    script = mortal_command(tmp_path / "mortal", deaths=0)
+    two = arguments(cache, tmp_path / "runs", *no_dropout, "--jobs", 2)
+    process = start_command(script.read_text(), *two, file=script)
+    while not list(tmp_path.glob("runs/*/*/fold0/checkpoint.pt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate()
+    assert process.returncode == 130, text
+    assert text.count("stopping 2 processes") == 1
+    [stopped] = tmp_path.glob("runs/*/*/fold0")
+    assert (stopped / "adapter/adapter_model.safetensors").exists()
+    assert 0 < epochs_run(stopped) < 4
+    code, text = run_command(main, *arguments(cache, tmp_path / "runs", *no_dropout, "--resume"))
+    assert code == 0, text
+    assert "checkpoint.pt: by another number of processes (2, now 1): dropout is seeded anew" in text
+    one = tune(run_command, cache, tmp_path / "unbroken", *no_dropout)
+    columns = ["loss", "mse", "hca", "hea", "val_mse", "gradient_norm", "c"]
+    np.testing.assert_allclose(fold_of(tmp_path / "runs").history[columns], one.history[columns], rtol=1e-4)
+
+
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_a_batch_that_cannot_be_divided(cache: Path, run_command: Run, dry_run: list[str], tmp_path: Path) -> None:
+    code, text = run_command(main, *arguments(cache, tmp_path / "runs", "--jobs", 3, *dry_run))
+    assert code == 2, text
+    assert text.count("--batch-size 16: cannot be divided among 3 processes; give 15 or 18") == 1
+    code, text = run_command(main, *arguments(cache, tmp_path / "runs", "--jobs", 2, "--device", "cpu", *dry_run))
+    assert (code == 0) == bool(dry_run), text
+    assert ("--device cpu: each process on a batch has a device of its own" in text) != bool(dry_run)
 
 
 def test_without_a_number_of_blocks_as_many_as_there_are_are_adapted(
