@@ -41,6 +41,8 @@ class Request:
     """The common part of the fingerprint."""
     tokens_at: int | None = None
     """The block whose tokens are computed; None to compute embeddings."""
+    wait: bool = True
+    """Whether slides that other commands work on are waited for."""
 
     def path(self, folder: Path, slide: str) -> Path:
         """Return the path of a slide's file in a cache folder."""
@@ -86,18 +88,19 @@ class ExtractionPlan:
         return max((task.path.stat().st_size for task in self.tasks if task.state == "add"), default=0)
 
 
-def plan_slide(request: Request, slide: str, headers: HeaderIndex) -> Task:
+def plan_slide(request: Request, slide: str, headers: HeaderIndex, known: SlideFiles | None = None) -> Task:
     """Compare a slide's cache file, if there is one, with the request.
 
     Args:
         request: What is to be computed.
         slide: ID of the slide.
         headers: What the files of the cache folder state.
+        known: The slide's files, where they have been found before.
 
     Raises:
         SlideError: The slide cannot be used, or its cache file was made from other files or in another way.
     """
-    files = request.slides.find(slide)
+    files = known or request.slides.find(slide)
     path = request.path(headers.file.parent, slide)
     header, damage = _read_earlier(path, headers.header)
     if header is None:

@@ -189,6 +189,11 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     return [f"{k} {describe(old.get(k))} -> {describe(new.get(k))}" for k in keys if old.get(k) != new.get(k)]
 
 
+def same_origin(one: Fingerprint, other: Fingerprint) -> bool:
+    """Whether two files were made from the same slide in the same way, whenever and wherever that was."""
+    return not differences(one.common, other.common) and not differences(one.slide, other.slide)
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, as hex digits; of an image that is a folder, that of names and contents."""
     if path.is_dir():
