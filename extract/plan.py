@@ -100,9 +100,9 @@ def plan_slide(request: Request, slide: str, headers: HeaderIndex, known: SlideF
     Raises:
         SlideError: The slide cannot be used, or its cache file was made from other files or in another way.
     """
-    files = known or request.slides.find(slide)
     path = request.path(headers.file.parent, slide)
     header, damage = _read_earlier(path, headers.header)
+    files = known or _files_of_complete(request, slide, header) or request.slides.find(slide)
     if header is None:
         check_crop_memory(files, request.sizes, request.min_spot_um)
         return Task(files, path, "new", request.sizes, request.slides.count(files), damage)
@@ -125,6 +125,14 @@ def plan_slide(request: Request, slide: str, headers: HeaderIndex, known: SlideF
     if missing:
         check_crop_memory(files, missing, request.min_spot_um)
     return Task(files, path, "add" if missing else "complete", missing, header.spots)
+
+
+def _files_of_complete(request: Request, slide: str, header: CacheHeader | None) -> SlideFiles | None:
+    """The files of a slide, found without opening one; None where its cache file may lack something or be stale."""
+    if header is None or not set(request.sizes) <= set(header.sizes):
+        return None
+    files = request.slides.unchanged(slide, header.fingerprint)
+    return files if files and unchanged_identity(files, header.fingerprint) else None
 
 
 def check_crop_memory(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float) -> None:

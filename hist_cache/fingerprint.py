@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ LIBRARIES = (
     "zarr",
     "pylibCZIrw",
 )
+METADATA = "metadata"  # stamp of a slide's own file of metadata, of which there is no digest
 LABELS = "labels"  # folder of segmentations in an OME-Zarr
 
 
@@ -236,16 +238,16 @@ def array_digest(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def file_stamp(path: Path) -> list[int]:
+def file_stamp(path: Path) -> tuple[int, int]:
     """Return size (bytes) and modification time (ns); while both stay the same, the file's digest does too.
 
     Of a folder, the size of all its files, and a number made from their names, sizes and times.
     """
-    if path.is_dir():
-        files = {name: file_stamp(file) for name, file in folder_files(path)}
-        return [sum(size for size, _ in files.values()), int(short_hash(files), 16)]
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size, status.st_mtime_ns
+    files = {name: file_stamp(file) for name, file in folder_files(path)}
+    return sum(size for size, _ in files.values()), int(short_hash(files), 16)
 
 
 @cache  # it reads a file of each library, which takes a tenth of a tiny slide's or fold's time

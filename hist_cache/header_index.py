@@ -68,7 +68,7 @@ class HeaderIndex:
 
     def _header(self, path: Path) -> CacheHeader:
         try:
-            stamp = _stamp(path)
+            stamp = file_stamp(path)
         except OSError:
             return read_header(path)  # which says why
         for look in (False, True):
@@ -79,7 +79,7 @@ class HeaderIndex:
                 return entry[1]
         header = read_header(path)
         with suppress(OSError):  # removed by now
-            if _stamp(path) == stamp:  # not replaced while it was read
+            if file_stamp(path) == stamp:  # not replaced while it was read
                 self._entries[path.name] = self._new[path.name] = stamp, header
         return header
 
@@ -89,7 +89,7 @@ class HeaderIndex:
             return
         self._next_look = time.monotonic() + LOOK_S
         with suppress(OSError):
-            stamp = _stamp(self.file)
+            stamp = file_stamp(self.file)
             if stamp != self._seen:
                 self._seen = stamp
                 self._entries |= _read(self.file) | self._new
@@ -110,12 +110,7 @@ class HeaderIndex:
             else:
                 self._new.clear()
                 with suppress(OSError):
-                    self._seen = _stamp(self.file)
-
-
-def _stamp(path: Path) -> Stamp:
-    size, mtime_ns = file_stamp(path)
-    return size, mtime_ns
+                    self._seen = file_stamp(self.file)
 
 
 def _read(file: Path) -> dict[str, Entry]:
