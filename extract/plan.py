@@ -102,12 +102,11 @@ def plan_slide(request: Request, slide: str, headers: HeaderIndex, known: SlideF
     """
     path = request.path(headers.file.parent, slide)
     header, damage = _read_earlier(path, headers.header)
-    files = known or _files_of_complete(request, slide, header) or request.slides.find(slide)
+    files, identity = _find(request, slide, header, known)
     if header is None:
         check_crop_memory(files, request.sizes, request.min_spot_um)
         return Task(files, path, "new", request.sizes, request.slides.count(files), damage)
     cached = header.fingerprint
-    identity = unchanged_identity(files, cached)
     if identity is None:
         image = open_image(slide, files.image)
         try:
@@ -127,12 +126,21 @@ def plan_slide(request: Request, slide: str, headers: HeaderIndex, known: SlideF
     return Task(files, path, "add" if missing else "complete", missing, header.spots)
 
 
-def _files_of_complete(request: Request, slide: str, header: CacheHeader | None) -> SlideFiles | None:
-    """The files of a slide, found without opening one; None where its cache file may lack something or be stale."""
-    if header is None or not set(request.sizes) <= set(header.sizes):
-        return None
-    files = request.slides.unchanged(slide, header.fingerprint)
-    return files if files and unchanged_identity(files, header.fingerprint) else None
+def _find(
+    request: Request, slide: str, header: CacheHeader | None, known: SlideFiles | None
+) -> tuple[SlideFiles, dict[str, Any] | None]:
+    """Find a slide's files, and its part of the fingerprint where that can be told without opening its image.
+
+    No file is opened where the cache file has all sizes and nothing has changed since it was made.
+    """
+    if header is None:
+        return known or request.slides.find(slide), None
+    if set(request.sizes) <= set(header.sizes):
+        files = known or request.slides.unchanged(slide, header.fingerprint)
+        if files and (identity := unchanged_identity(files, header.fingerprint)):
+            return files, identity
+    files = known or request.slides.find(slide)
+    return files, unchanged_identity(files, header.fingerprint)
 
 
 def check_crop_memory(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float) -> None:

@@ -186,6 +186,8 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             return short_hash(value)
         return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)
 
+    if old == new:
+        return []
     old, new = as_version_0_1(old), as_version_0_1(new)
     keys = [*old, *(key for key in new if key not in old)]
     return [f"{k} {describe(old.get(k))} -> {describe(new.get(k))}" for k in keys if old.get(k) != new.get(k)]

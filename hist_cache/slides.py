@@ -150,8 +150,11 @@ def unchanged_slide(root: Path, slide: str, earlier: Fingerprint, any_scale: boo
     sizes = [earlier.slide[name] for name in names if isinstance(earlier.slide.get(name), float)]
     if len(sizes) < len(names) or not (any_scale or unusual_size(*sizes) is None):
         return None
-    stamp, file = earlier.stamps.get(METADATA), metadata_file(root, slide)
-    image, table = find_image(root, slide), table_folder(root) / f"{slide}.h5ad"
-    if image is None or not table.exists() or not file.is_file() or stamp != list(file_stamp(file)):
+    try:
+        stamp = file_stamp(metadata_file(root, slide))
+    except OSError:
         return None
-    return SlideFiles(slide, image, table, {}, *sizes, None, metadata_stamp=file_stamp(file))
+    image, table = find_image(root, slide), table_folder(root) / f"{slide}.h5ad"
+    if image is None or not os.path.isfile(table) or earlier.stamps.get(METADATA) != list(stamp):
+        return None
+    return SlideFiles(slide, image, table, {}, *sizes, None, metadata_stamp=stamp)
