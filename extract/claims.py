@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
-from extract.leftovers import remove_leftovers
+from extract.leftovers import remove_left_files
 from extract.plan import ExtractionPlan, Request, Task, plan_slide
 from hist_cache.console import duration
 from hist_cache.errors import HistError, SlideError, slide_failure
@@ -21,7 +21,7 @@ from hist_cache.leases import Lease, Leases, read_holder
 log = logging.getLogger(__name__)
 
 LOCKS = ".locks"  # subfolder of a cache folder
-ROUND_S = 5.0  # between two rounds of tries, where all slides that are left are in other hands
+ROUND_S = 3.0  # between two rounds of tries, where all slides that are left are in other hands
 SHARE = 0.05  # of the time that such rounds may take, where there are very many
 NAMED = 6  # slides that a message names
 LONGEST_WAIT_S = 24 * 3600.0  # without any slide finished elsewhere; one takes hours on a slow CPU
@@ -62,7 +62,7 @@ class Claims:
         place = array_place()
         self._turned = place > 0
         self._open.rotate(-int(place * len(self._open)))
-        remove_leftovers(plan.headers.file.parent, self._leases)
+        remove_left_files(plan.headers.file.parent, self._leases)
 
     @property
     def left(self) -> int:

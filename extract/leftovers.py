@@ -15,7 +15,7 @@ from hist_cache.leases import LEASE_S, Leases
 log = logging.getLogger(__name__)
 
 
-def remove_leftovers(folder: Path, leases: Leases) -> None:
+def remove_left_files(folder: Path, leases: Leases) -> None:
     """Remove what dead processes have left in a cache folder: incomplete files, and leases.
 
     What a process on another host writes is left to it for as long as it holds the slide, or the file is new.
@@ -44,7 +44,7 @@ def is_left(partial: Path, leases: Leases) -> bool:
     return not leases.is_held(slide) and leases.age_s(partial) > LEASE_S
 
 
-def describe(partial: Path) -> str:
+def describe_partial(partial: Path) -> str:
     """Say what an incomplete file is: being written here, or on another host, or left by a run that was killed."""
     writer = WRITER.search(partial.name)
     if writer is None or not writer_may_live(partial):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -103,9 +102,7 @@ class _Reporter(Meter):
         self._report(n)
 
 
-def extract_with(
-    executor: Executor, plan: ExtractionPlan, setup: ExtractionSetup
-) -> tuple[list[HistError], Clock]:
+def extract_with(executor: Executor, plan: ExtractionPlan, setup: ExtractionSetup) -> tuple[list[HistError], Clock]:
     """Compute everything that is missing.
 
     Args:

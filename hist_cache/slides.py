@@ -82,7 +82,7 @@ def slides_on_disk(root: Path) -> list[str]:
 def is_absent(root: Path, slide: str) -> bool:
     """Tell whether `root` has no file of the slide, so that the slide is not downloaded rather than damaged."""
     files = (table_folder(root) / f"{slide}.h5ad", metadata_file(root, slide))
-    return not any(file.exists() for file in files) and find_image(root, slide) is None
+    return not any(file.exists() for file in files) and image_of(root, slide) is None
 
 
 def metadata_file(root: Path, slide: str) -> Path:
@@ -90,7 +90,7 @@ def metadata_file(root: Path, slide: str) -> Path:
     return root / "metadata" / f"{slide}.json"
 
 
-def find_image(root: Path, slide: str) -> Path | None:
+def image_of(root: Path, slide: str) -> Path | None:
     """Return the image of a slide; None where there is none. It may be a folder: of an OME-Zarr, or of DICOM files."""
     start = f"{root}/wsis/{slide}"  # a path for each ending would take most of the time in which slides are planned
     return next((Path(start + ending) for ending in IMAGE_ENDINGS if os.path.exists(start + ending)), None)
@@ -118,7 +118,7 @@ def find_slide(root: Path, slide: str, any_scale: bool = False) -> SlideFiles:
     table = table_folder(root) / f"{slide}.h5ad"
     if not table.exists():
         raise missing_file(slide, table, "no such file")
-    image = find_image(root, slide)
+    image = image_of(root, slide)
     if image is None:
         raise missing_file(slide, root / "wsis" / f"{slide}{IMAGE_ENDINGS[0]}", "no image")
     own = metadata_file(root, slide)
@@ -154,7 +154,7 @@ def unchanged_slide(root: Path, slide: str, earlier: Fingerprint, any_scale: boo
         stamp = file_stamp(metadata_file(root, slide))
     except OSError:
         return None
-    image, table = find_image(root, slide), table_folder(root) / f"{slide}.h5ad"
+    image, table = image_of(root, slide), table_folder(root) / f"{slide}.h5ad"
     if image is None or not os.path.isfile(table) or earlier.stamps.get(METADATA) != list(stamp):
         return None
     return SlideFiles(slide, image, table, {}, *sizes, None, metadata_stamp=stamp)
