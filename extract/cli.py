@@ -130,7 +130,8 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
         folder = cache_root / dataset.name / folder_name(encoder, common)
         log_encoder(encoder, place, workers)
         mention_other_caches(folder, encoder.slug, common)
-        request = Request(HestFolder(data_root, options.any_scale), sizes, options.min_spot_um, common)
+        source = HestFolder(data_root, options.any_scale)
+        request = Request(source, sizes, options.min_spot_um, common, wait=not options.no_wait)
         extraction = Extraction(request, slides, folder, chosen, encoder, place, device, options.tokens_at)
         if options.dry_run:
             failed = extraction.check()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -17,9 +19,10 @@ from extract.slides.crops import Crops, plan_crops
 from extract.slides.image import make_thumbnail
 from hist_cache.cached_slide import CachedSlide
 from hist_cache.console import Meter
-from hist_cache.fingerprint import Fingerprint
+from hist_cache.errors import HistError
+from hist_cache.fingerprint import Fingerprint, same_origin
 from hist_cache.lattice import RINGS, find_lattice, ring_neighbors
-from hist_cache.slide_file import read_slide, write_slide
+from hist_cache.slide_file import read_header, read_slide, write_slide
 from hist_cache.token_files import SPOT
 
 log = logging.getLogger(__name__)
@@ -40,9 +43,37 @@ def embed_slide(
 
     Returns:
         A function that writes the cache file. It refuses what could not be trained on, such as the same embedding for
-        all spots (`write_slide`).
+        all spots (`write_slide`), and keeps niches that another command has added meanwhile.
     """
-    return partial(write_slide, task.path, embed(task, loaded, request, pipeline, meter), fingerprint)
+    return partial(write_all, task.path, embed(task, loaded, request, pipeline, meter), fingerprint)
+
+
+def write_all(path: Path, slide: CachedSlide, fingerprint: Fingerprint) -> None:
+    """Write a slide's file, with what another command has added to it since it was read.
+
+    Where both write at the same moment, one of them is lost, and added again by the next run.
+    """
+    take_niches(slide, path, fingerprint)
+    write_slide(path, slide, fingerprint)
+
+
+def take_niches(slide: CachedSlide, path: Path, fingerprint: Fingerprint) -> None:
+    """Take over the niches of a file that a slide lacks, if the file is there, sound and made from the same."""
+    if not path.exists():
+        return
+    with suppress(HistError):  # one that is damaged, or another slide's, is replaced
+        header = read_header(path)
+        if not same_origin(header.fingerprint, fingerprint):
+            return
+        sizes = [size for size in header.sizes if size not in slide.niches]
+        if not sizes:
+            return
+        other = read_slide(path, sizes)
+        if other.barcodes == slide.barcodes:
+            slide.niches |= other.niches
+            slide.neighbors |= other.neighbors
+            sides = {f"side_um/{size}" for size in sizes}
+            slide.attributes |= {name: value for name, value in other.attributes.items() if name in sides}
 
 
 def embed(task: Task, loaded: Loaded, request: Request, pipeline: Pipeline, meter: Meter) -> CachedSlide:

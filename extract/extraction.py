@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from extract.chosen_encoder import ChosenEncoder, EncoderPlace
+from extract.claims import Claims
 from extract.clock import Clock
 from extract.embeddings import embed_slide
 from extract.encoders.encoder import Encoder
@@ -90,6 +91,7 @@ class Extraction:
 
     def _extract(self, executor: Executor, plan: ExtractionPlan, request: Request) -> list[HistError]:
         if all(task.state == "complete" for task in plan.tasks):
+            Claims(plan, request).close()  # removes what dead processes have left
             return []
         started = time.monotonic()
         setup = ExtractionSetup(self.chosen, self.place, request, self._details)

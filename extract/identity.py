@@ -7,7 +7,15 @@ from typing import Any
 from extract.encoders.encoder import Encoder
 from extract.slides.crops import niche_side_um
 from extract.slides.image import Image
-from hist_cache.fingerprint import CropRule, Fingerprint, file_digest, file_stamp, identity_hash, versions
+from hist_cache.fingerprint import (
+    METADATA,
+    CropRule,
+    Fingerprint,
+    file_digest,
+    file_stamp,
+    identity_hash,
+    versions,
+)
 from hist_cache.lattice import RINGS
 from hist_cache.slides import SlideFiles
 
@@ -78,7 +86,7 @@ def unchanged_identity(files: SlideFiles, earlier: Fingerprint) -> dict[str, Any
         return None
     if earlier.provenance.get("reader_rules") != READER_RULES:
         return None
-    if any(earlier.stamps.get(key) != file_stamp(path) for key, path in files.digested.items()):
+    if any(earlier.stamps.get(key) != list(file_stamp(path)) for key, path in files.digested.items()):
         return None
     if not {*files.digested, "reader"} <= set(earlier.slide):
         return None
@@ -105,9 +113,10 @@ def slide_identity(
     Returns:
         The identity, and the size and time of each file, which are recorded so that it need not be read again.
     """
-    digests, stamps = {}, {}
+    digests = {}
+    stamps = {} if files.metadata_stamp is None else {METADATA: list(files.metadata_stamp)}
     for key, path in files.digested.items():
-        stamps[key] = file_stamp(path)
+        stamps[key] = list(file_stamp(path))
         if earlier is not None and key in earlier.slide and earlier.stamps.get(key) == stamps[key]:
             digests[key] = earlier.slide[key]
         else:

@@ -66,4 +66,5 @@ class ExtractOptions(CommandOptions):
     workers: int | None = option(None, WORKERS_HELP, "N", within=COUNT)
     cpus_per_worker: int = option(1, CPUS_HELP, "N", within=COUNT)
     insecure: bool = option(False, INSECURE_HELP)
+    no_wait: bool = option(False, "end where other commands are at all slides that are left, instead of waiting")
     debug: bool = option(False, "show a traceback for every error")

@@ -41,6 +41,8 @@ class Request:
     """The common part of the fingerprint."""
     tokens_at: int | None = None
     """The block whose tokens are computed; None to compute embeddings."""
+    wait: bool = True
+    """Whether slides that other commands work on are waited for."""
 
     def path(self, folder: Path, slide: str) -> Path:
         """Return the path of a slide's file in a cache folder."""
@@ -86,25 +88,25 @@ class ExtractionPlan:
         return max((task.path.stat().st_size for task in self.tasks if task.state == "add"), default=0)
 
 
-def plan_slide(request: Request, slide: str, headers: HeaderIndex) -> Task:
+def plan_slide(request: Request, slide: str, headers: HeaderIndex, known: SlideFiles | None = None) -> Task:
     """Compare a slide's cache file, if there is one, with the request.
 
     Args:
         request: What is to be computed.
         slide: ID of the slide.
         headers: What the files of the cache folder state.
+        known: The slide's files, where they have been found before.
 
     Raises:
         SlideError: The slide cannot be used, or its cache file was made from other files or in another way.
     """
-    files = request.slides.find(slide)
     path = request.path(headers.file.parent, slide)
     header, damage = _read_earlier(path, headers.header)
+    files, identity = _find(request, slide, header, known)
     if header is None:
         check_crop_memory(files, request.sizes, request.min_spot_um)
         return Task(files, path, "new", request.sizes, request.slides.count(files), damage)
     cached = header.fingerprint
-    identity = unchanged_identity(files, cached)
     if identity is None:
         image = open_image(slide, files.image)
         try:
@@ -122,6 +124,23 @@ def plan_slide(request: Request, slide: str, headers: HeaderIndex) -> Task:
     if missing:
         check_crop_memory(files, missing, request.min_spot_um)
     return Task(files, path, "add" if missing else "complete", missing, header.spots)
+
+
+def _find(
+    request: Request, slide: str, header: CacheHeader | None, known: SlideFiles | None
+) -> tuple[SlideFiles, dict[str, Any] | None]:
+    """Find a slide's files, and its part of the fingerprint where that can be told without opening its image.
+
+    No file is opened where the cache file has all sizes and nothing has changed since it was made.
+    """
+    if header is None:
+        return known or request.slides.find(slide), None
+    if set(request.sizes) <= set(header.sizes):
+        files = known or request.slides.unchanged(slide, header.fingerprint)
+        if files and (identity := unchanged_identity(files, header.fingerprint)):
+            return files, identity
+    files = known or request.slides.find(slide)
+    return files, unchanged_identity(files, header.fingerprint)
 
 
 def check_crop_memory(files: SlideFiles, sizes: tuple[int, ...], min_spot_um: float) -> None:

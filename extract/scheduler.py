@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from typing import Any
 
 from extract.claims import Claim, Claims
@@ -39,7 +38,7 @@ def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: 
     """
     writing: Future[None] | None = None
     with (
-        closing(Claims(plan, request)) as claims,
+        Claims(plan, request) as claims,
         keeping(lambda: f"{claims.finished} of {len(plan.tasks)} slides"),
         ThreadPoolExecutor(1, "load") as loader,
         ThreadPoolExecutor(1, "write") as writer,

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from extract.leftovers import describe_partial
 from hist_cache.cache import Cache, partial_files
 from hist_cache.console import size
 from hist_cache.datasets import Dataset
@@ -55,7 +56,7 @@ def show_cache(cache: Cache, dataset: Dataset, verify: bool, partial: list[Path]
     sound = [show_file(path, read, verify_slide if verify else None) for path in files]
     sound += [show_file(path, read, _token_problems if verify else None) for path in tokens]
     for path in partial:
-        log.info(f"  {path.name}: being written, or left by a killed run (the next run makes it again)")
+        log.info(f"  {path.name}: {describe_partial(path)}")
     missing = sorted(set(dataset.ids) - {path.stem for path in files}, key=dataset.ids.index)
     log.info(
         f"  {len(files)} slides, {disk_size(files)}"

@@ -18,7 +18,7 @@ from extract.slides.readers import open_image
 from extract.slides.tissue import TissueMask, find_tissue
 from extract.slides.virtual_spots import VirtualSpots, place_spots
 from hist_cache.errors import SlideError
-from hist_cache.fingerprint import file_digest, file_stamp, short_hash
+from hist_cache.fingerprint import Fingerprint, file_digest, file_stamp, short_hash
 from hist_cache.metadata import USUAL
 from hist_cache.slides import SlideFiles
 from hist_cache.spot_scale import SpotScale
@@ -123,6 +123,9 @@ class VirtualSlides:
             return common | {"positions": file_digest(image.positions)}
         tissue = TISSUE_METHOD if image.mask is None else file_digest(image.mask)
         return common | {"pitch_um": self.rule.pitch_um, "lattice": self.rule.lattice, "tissue": tissue}
+
+    def unchanged(self, slide: str, earlier: Fingerprint) -> None:
+        """Find nothing: the spots must be placed to be compared."""
 
     def find(self, slide: str) -> VirtualFiles:
         """Find a slide by its name in the cache, and its pixel size.

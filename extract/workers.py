@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -103,16 +102,13 @@ class _Reporter(Meter):
         self._report(n)
 
 
-def extract_with(
-    executor: Executor, plan: ExtractionPlan, setup: ExtractionSetup, wait: bool = True
-) -> tuple[list[HistError], Clock]:
+def extract_with(executor: Executor, plan: ExtractionPlan, setup: ExtractionSetup) -> tuple[list[HistError], Clock]:
     """Compute everything that is missing.
 
     Args:
         executor: Of the workers.
         plan: What is to be done.
         setup: What each worker is given.
-        wait: Whether to wait for slides that other commands work on.
 
     Returns:
         The errors of slides that failed, and what encoding has cost all workers.
@@ -123,7 +119,7 @@ def extract_with(
     total, claimed = Clock(), dict[str, Claim]()
     title = "extract" if setup.request.tokens_at is None else "tokens"
     with (
-        closing(Claims(plan, setup.request)) as claims,
+        Claims(plan, setup.request) as claims,
         keeping(lambda: f"{claims.finished} of {len(plan.tasks)} slides"),
         progress(title, plan.crops, "crops") as meter,
     ):
@@ -134,7 +130,7 @@ def extract_with(
                 if claim is not None:
                     claimed[claim.task.files.id] = claim
                     yield claim.task
-                elif wait and claims.left:
+                elif setup.request.wait and claims.left:
                     yield None
                 else:
                     return

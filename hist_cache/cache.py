@@ -215,4 +215,4 @@ def remember_last(root: Path, cache: Cache) -> None:
 
 def partial_files(folder: Path) -> list[Path]:
     """List the files that are not complete, because their extraction is still running or was killed."""
-    return sorted(folder.glob(f"*.h5*{PARTIAL}"))
+    return sorted(folder.glob(f"*{PARTIAL}"))

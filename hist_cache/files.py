@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hist_cache.errors import WriteError
+from hist_cache.errors import HistError, WriteError
 from hist_cache.living import may_be_at_work
 
 PARTIAL = ".partial"  # ending of a file that is being written
@@ -51,6 +51,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException as error:
         with suppress(OSError):
             partial_path.unlink(missing_ok=True)
+        if isinstance(error, FileNotFoundError) and str(error.filename) == str(partial_path):
+            problem = "was removed while it was written, as if its writer were gone; run the same command again"
+            raise HistError(f"{partial_path}: {problem}") from error
         places = {str(partial_path), str(path), *map(str, path.parents)}
         if isinstance(error, OSError) and error.errno and str(error.filename or path) in places:
             raise write_error(error, path.parent) from error
@@ -128,11 +131,11 @@ def partial_files_of(path: Path) -> list[Path]:
 def remove_partial_files(path: Path) -> None:
     """Remove the incomplete files that dead writers of `path` have left."""
     for leftover in partial_files_of(path):
-        if not _writer_may_live(leftover):
+        if not writer_may_live(leftover):
             leftover.unlink(missing_ok=True)
 
 
-def _writer_may_live(partial_path: Path) -> bool:
+def writer_may_live(partial_path: Path) -> bool:
     """Whether the writer of an incomplete file may still be at it: a living process here, or any on another host."""
     writer = WRITER.search(partial_path.name)
     if writer is None:

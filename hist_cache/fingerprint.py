@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ LIBRARIES = (
     "zarr",
     "pylibCZIrw",
 )
+METADATA = "metadata"  # stamp of a slide's own file of metadata, of which there is no digest
 LABELS = "labels"  # folder of segmentations in an OME-Zarr
 
 
@@ -184,9 +186,16 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             return short_hash(value)
         return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)
 
+    if old == new:
+        return []
     old, new = as_version_0_1(old), as_version_0_1(new)
     keys = [*old, *(key for key in new if key not in old)]
     return [f"{k} {describe(old.get(k))} -> {describe(new.get(k))}" for k in keys if old.get(k) != new.get(k)]
+
+
+def same_origin(one: Fingerprint, other: Fingerprint) -> bool:
+    """Whether two files were made from the same slide in the same way, whenever and wherever that was."""
+    return not differences(one.common, other.common) and not differences(one.slide, other.slide)
 
 
 def file_digest(path: Path) -> str:
@@ -231,16 +240,16 @@ def array_digest(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def file_stamp(path: Path) -> list[int]:
+def file_stamp(path: Path) -> tuple[int, int]:
     """Return size (bytes) and modification time (ns); while both stay the same, the file's digest does too.
 
     Of a folder, the size of all its files, and a number made from their names, sizes and times.
     """
-    if path.is_dir():
-        files = {name: file_stamp(file) for name, file in folder_files(path)}
-        return [sum(size for size, _ in files.values()), int(short_hash(files), 16)]
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
+    status = os.stat(path)
+    if not stat.S_ISDIR(status.st_mode):
+        return status.st_size, status.st_mtime_ns
+    files = {name: file_stamp(file) for name, file in folder_files(path)}
+    return sum(size for size, _ in files.values()), int(short_hash(files), 16)
 
 
 @cache  # it reads a file of each library, which takes a tenth of a tiny slide's or fold's time

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import sqlite3
+import threading
+import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ log = logging.getLogger(__name__)
 INDEX_FILE = "index.sqlite"
 LAYOUT = 1  # version of its tables
 MIN_NEW = 64  # fewer files are opened sooner than an index is written
+NEW_SHARE = 0.1  # of the entries must be new: each writing costs as much as all of them
+LOOK_S = 10.0  # between two looks at whether another process has written the index
 OWN = ("stamps", "date")  # entries of the provenance that each slide has its own of
 SCHEMA_SQL = """
 CREATE TABLE texts (id INTEGER PRIMARY KEY, text TEXT NOT NULL);
@@ -34,6 +38,7 @@ CREATE TABLE files (
 """  # `shared` is what most files of a folder have alike: the common identity, and the provenance without `OWN`
 
 Stamp = tuple[int, int]
+Entry = tuple[Stamp, CacheHeader]
 
 
 class HeaderIndex:
@@ -45,8 +50,11 @@ class HeaderIndex:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / INDEX_FILE
-        self._entries: dict[str, tuple[Stamp, CacheHeader]] | None = None
-        self._new = 0
+        self._entries: dict[str, Entry] = {}
+        self._new: dict[str, Entry] = {}  # those that the index lacks
+        self._seen: Stamp | None = None  # of the index, when it was read
+        self._next_look = 0.0
+        self._lock = threading.Lock()  # a slide is planned while another one is written
 
     def header(self, path: Path) -> CacheHeader:
         """Return what a file of the folder states, as `read_header` does.
@@ -55,42 +63,57 @@ class HeaderIndex:
             DamagedCacheError: The file is not readable or not complete, or is not what was written.
             HistError: It cannot be opened, has another format or is another slide's.
         """
-        if self._entries is None:
-            self._entries = _read(self.file)
+        with self._lock:
+            return self._header(path)
+
+    def _header(self, path: Path) -> CacheHeader:
         try:
-            stamp = _stamp(path)
+            stamp = file_stamp(path)
         except OSError:
             return read_header(path)  # which says why
-        entry = self._entries.get(path.name)
-        if entry is not None and entry[0] == stamp:
-            return entry[1]
+        for look in (False, True):
+            if look:
+                self._look()
+            entry = self._entries.get(path.name)
+            if entry is not None and entry[0] == stamp:
+                return entry[1]
         header = read_header(path)
         with suppress(OSError):  # removed by now
-            if _stamp(path) == stamp:  # not replaced while it was read
-                self._entries[path.name] = stamp, header
-                self._new += 1
+            if file_stamp(path) == stamp:  # not replaced while it was read
+                self._entries[path.name] = self._new[path.name] = stamp, header
         return header
+
+    def _look(self) -> None:
+        """Read the index, unless it is the one that was read before; not more often than every few seconds."""
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + LOOK_S
+        with suppress(OSError):
+            stamp = file_stamp(self.file)
+            if stamp != self._seen:
+                self._seen = stamp
+                self._entries |= _read(self.file) | self._new
 
     def save(self) -> None:
         """Write the index, where so much was read that the next command gains by it. It is no error if it cannot be."""
-        if self._entries is None or self._new < MIN_NEW:
-            return
-        entries = {name: entry for name, entry in self._entries.items() if (self.file.parent / name).exists()}
-        try:
-            with atomic_write(self.file) as partial_path:
-                _write(partial_path, entries)
-        except (WriteError, sqlite3.Error) as error:
-            log.debug(f"{self.file}: not written: {error}")
-        else:
-            self._new = 0
+        with self._lock:
+            if len(self._new) < max(MIN_NEW, NEW_SHARE * len(self._entries)):
+                return
+            self._next_look = 0.0
+            self._look()  # other processes add to it too
+            entries = {name: entry for name, entry in self._entries.items() if (self.file.parent / name).exists()}
+            try:
+                with atomic_write(self.file) as partial_path:
+                    _write(partial_path, entries)
+            except (WriteError, sqlite3.Error) as error:
+                log.debug(f"{self.file}: not written: {error}")
+            else:
+                self._new.clear()
+                with suppress(OSError):
+                    self._seen = file_stamp(self.file)
 
 
-def _stamp(path: Path) -> Stamp:
-    size, mtime_ns = file_stamp(path)
-    return size, mtime_ns
-
-
-def _read(file: Path) -> dict[str, tuple[Stamp, CacheHeader]]:
+def _read(file: Path) -> dict[str, Entry]:
     """Read an index; no entries where there is none, or one that is damaged or of another version."""
     if not file.is_file():
         return {}
@@ -110,7 +133,7 @@ def _read(file: Path) -> dict[str, tuple[Stamp, CacheHeader]]:
         return {}
 
 
-def _write(path: Path, entries: dict[str, tuple[Stamp, CacheHeader]]) -> None:
+def _write(path: Path, entries: dict[str, Entry]) -> None:
     numbers: dict[str, int] = {}
     rows = []
     for name, ((n_bytes, mtime_ns), header) in sorted(entries.items()):

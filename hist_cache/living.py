@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import psutil
 
 CLOCKS_S = 24 * 3600  # how far the clock of a file server may be from that of this machine
+
+
+@cache
+def this_machine() -> str:
+    """Return what the numbers of processes belong to: this boot of this machine, and this container.
+
+    Two machines may have the same name, and a container sees other numbers than its machine.
+    """
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
+    return socket.gethostname()  # where there is no Linux
 
 
 def began(pid: int) -> int | None:

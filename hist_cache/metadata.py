@@ -121,15 +121,8 @@ def read_scale(slide: str, file: Path, metadata: dict[str, Any], any_scale: bool
     pitch, diameter = pitch or usual_pitch, diameter or usual_diameter
     if pitch is None or diameter is None:
         raise error("no spot size", "set spot_diameter and inter_spot_dist (um) in it")
-    if not any_scale:
-        for name, value in zip(names, (um_per_px, pitch, diameter), strict=True):
-            low, high = USUAL[name]
-            if not low <= value <= high:
-                advice = BINS if name != names[0] and value < low else ANY_SCALE
-                raise error(f"{name} is {value:g} um, not between {low:g} and {high:g}", advice)
-        if diameter > pitch:
-            problem = f"spot_diameter {diameter:g} um is larger than inter_spot_dist {pitch:g} um (interchanged?)"
-            raise error(problem, INTERCHANGED)
+    if not any_scale and (unusual := unusual_size(um_per_px, pitch, diameter)):
+        raise error(*unusual)
     embedded = _number(metadata.get("pixel_size_um_embedded"))
     if embedded and abs(embedded / um_per_px - 1) > MAX_PIXEL_SIZE_ERROR:
         log.warning(
@@ -137,6 +130,19 @@ def read_scale(slide: str, file: Path, metadata: dict[str, Any], any_scale: bool
             "using the latter"
         )
     return Scale(um_per_px, pitch, diameter, side is not None)
+
+
+def unusual_size(um_per_px: float, pitch_um: float, spot_um: float) -> tuple[str, str] | None:
+    """Return which size is not one that a slide of spots on tissue can have, and what to do; None where all can be."""
+    for name, value in zip(USUAL, (um_per_px, pitch_um, spot_um), strict=True):
+        low, high = USUAL[name]
+        if not low <= value <= high:
+            advice = BINS if name != "pixel_size_um_estimated" and value < low else ANY_SCALE
+            return f"{name} is {value:g} um, not between {low:g} and {high:g}", advice
+    if spot_um > pitch_um:
+        problem = f"spot_diameter {spot_um:g} um is larger than inter_spot_dist {pitch_um:g} um (interchanged?)"
+        return problem, INTERCHANGED
+    return None
 
 
 def estimated_pixel_size(slide: str, file: Path, metadata: dict[str, Any]) -> float | None:

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import os
 import shlex
+import signal
 import sys
 import traceback
 import typing
@@ -27,6 +28,7 @@ from hist_cache.errors import HistError, InputError, WriteError, one_line
 from hist_cache.files import FULL, write_error
 from hist_cache.parser import Parser
 from hist_cache.passwords import mask_command, mask_passwords
+from hist_cache.stopping import Terminated, sigterm_as_interrupt
 from hist_cache.values import Interval, choices_of, number_kind, read_numbers, read_value
 
 _O = TypeVar("_O", bound="CommandOptions")
@@ -277,14 +279,22 @@ def folder_option(given: str | None, variable: str, default: str) -> Path:
     return Path(given or os.environ.get(variable) or default)
 
 
+def _interrupted(error: KeyboardInterrupt) -> int:
+    """Say that a command was stopped, and what is left if that is known; returns the exit code."""
+    terminated = isinstance(error, Terminated)
+    parts = ["stopped by SIGTERM" if terminated else "interrupted", *map(str, error.args)]
+    fail("; ".join([*parts, "what was finished is kept, the same command goes on from there"]))
+    return 128 + (signal.SIGTERM if terminated else signal.SIGINT)
+
+
 def run(main: Callable[[_O], int | None], options: _O, debug: bool) -> int:
     """Call a command's `main`; an error becomes one line and its exit code, with a traceback before it if asked for."""
     show_logs()
     try:
-        return main(options) or 0
-    except KeyboardInterrupt:
-        fail("interrupted; what was finished is kept, the same command goes on from there")
-        return 130
+        with sigterm_as_interrupt():
+            return main(options) or 0
+    except KeyboardInterrupt as error:
+        return _interrupted(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

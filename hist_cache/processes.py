@@ -91,7 +91,7 @@ class ProcessExecutor:
                 finally:
                     run.end()
         if stop.requested:
-            raise KeyboardInterrupt
+            raise stop.interrupt()
         return run.failures + run.not_run()
 
 

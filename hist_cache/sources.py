@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from hist_cache.slides import SlideFiles, find_slide
+from hist_cache.fingerprint import Fingerprint
+from hist_cache.slides import SlideFiles, find_slide, unchanged_slide
 from hist_cache.spots import Spots, count_spots, read_spots
 
 
@@ -19,6 +20,12 @@ class SlideSource(Protocol):
 
     def find(self, slide: str) -> SlideFiles:
         """Find the files of a slide and its scale; `SlideError` where one is missing or cannot be right."""
+
+    def unchanged(self, slide: str, earlier: Fingerprint) -> SlideFiles | None:
+        """Find a slide by what an earlier cache file was made from, without opening files; None where that cannot be.
+
+        It is for slides of which nothing is to be done: the metadata are empty.
+        """
 
     def count(self, files: SlideFiles) -> int:
         """Return the number of spots of a slide; `SlideError` where it cannot be told."""
@@ -42,6 +49,10 @@ class HestFolder:
     def find(self, slide: str) -> SlideFiles:
         """Find the files of a slide, as `find_slide` does."""
         return find_slide(self.root, slide, self.any_scale)
+
+    def unchanged(self, slide: str, earlier: Fingerprint) -> SlideFiles | None:
+        """Find a slide whose metadata have not changed, as `unchanged_slide` does."""
+        return unchanged_slide(self.root, slide, earlier, self.any_scale)
 
     def count(self, files: SlideFiles) -> int:
         """Read the number of spots from the header of the slide's h5ad."""

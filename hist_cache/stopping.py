@@ -14,8 +14,15 @@ log = logging.getLogger(__name__)
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
+class Terminated(KeyboardInterrupt):
+    """The system asked the process to end, by SIGTERM; as after Ctrl-C, everything is left in order."""
+
+
 def raise_interrupt(number: int, frame: object) -> None:
-    """Handle a signal as Ctrl-C is handled."""
+    """Handle a signal as Ctrl-C is handled, once: what is put in order then is not to be interrupted by SIGTERM."""
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_IGN)
+        raise Terminated
     raise KeyboardInterrupt
 
 
@@ -30,6 +37,7 @@ class GracefulStop:
 
     def __init__(self, message: str, on_request: Callable[[], None] | None = None) -> None:
         self.requested = 0
+        self._first = signal.SIGINT
         self._message, self._on_request = message, on_request
         self._handlers: dict[int, Any] = {}
 
@@ -41,11 +49,16 @@ class GracefulStop:
     def _request(self, number: int, frame: object) -> None:
         self.requested += 1
         if self.requested == 1:
+            self._first = signal.Signals(number)
             log.info(self._message)
         if self._on_request is not None:
             self._on_request()
         elif self.requested > 1:
             raise KeyboardInterrupt
+
+    def interrupt(self) -> KeyboardInterrupt:
+        """Return what to raise when all has stopped that was asked to."""
+        return Terminated() if self._first == signal.SIGTERM else KeyboardInterrupt()
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers.items():
@@ -54,7 +67,7 @@ class GracefulStop:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Have SIGTERM raise KeyboardInterrupt, as Ctrl-C does; outside the main thread it does nothing."""
+    """Have SIGTERM raise `Terminated`; outside the main thread, which alone hears signals, it does nothing."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from hist_cache.cache_file import complete, new_file
 from hist_cache.errors import DamagedCacheError, HistError
-from hist_cache.fingerprint import Fingerprint, array_digest
+from hist_cache.fingerprint import Fingerprint, array_digest, same_origin
+from hist_cache.slide_file import read_fingerprint
 from hist_cache.token_files import CROP_DIGESTS, TOKEN_TYPE, Tokens, crops_digest
 
 COPIED_AT_ONCE = 32  # crops in memory while a file is copied
@@ -41,10 +42,23 @@ class TokenWriter:
             check: Called now and then; raises the error of a write that failed.
         """
         self._file, self._shape, self._check = file, (crops, *shape), check
-        self._sums = {name: np.zeros((crops, 32), dtype=np.uint8) for name in names}
-        self._written = {name: np.zeros(crops, dtype=bool) for name in names}
+        self._sums: dict[str, NDArray[np.uint8]] = {}
+        self._written: dict[str, NDArray[np.bool_]] = {}
         for name in names:
-            file.create_dataset(name, self._shape, TOKEN_TYPE, chunks=(1, *shape))
+            self.add(name)
+
+    def add(self, name: str) -> None:
+        """Make room for the tokens of another name."""
+        crops, *shape = self._shape
+        self._sums[name], self._written[name] = np.zeros((crops, 32), np.uint8), np.zeros(crops, np.bool_)
+        self._file.create_dataset(name, self._shape, TOKEN_TYPE, chunks=(1, *shape))
+
+    def copy(self, old: Tokens) -> None:
+        """Copy what another file has under other names."""
+        for name in old.names:
+            if name not in self._sums:
+                self.add(name)
+                _copy(old, name, self)
 
     def put(self, name: str, rows: NDArray[np.integer[Any]], values: NDArray[np.float16]) -> None:
         """Write the tokens of some crops.
@@ -91,7 +105,8 @@ def write_tokens(
 ) -> Iterator[TokenWriter]:
     """Write a token file, which gets its name when all crops are written.
 
-    Tokens of other names in an existing file at `path` are copied to the new one, so they need not be computed again.
+    Tokens of other names in an existing file at `path` are copied to the new one, so they need not be computed again;
+    so are those that another command has added to it in the meantime.
 
     Args:
         path: The token file.
@@ -111,12 +126,13 @@ def write_tokens(
         texts = np.array(barcodes, dtype=object)
         file.create_dataset("barcodes", data=texts, dtype=h5py.string_dtype("utf-8"))
         digests = {"barcodes": array_digest(texts)}
-        kept = [name for name in old.names if name not in names] if old else []
-        writer = TokenWriter(file, [*names, *kept], len(barcodes), shape, check)
-        for name in kept:
-            assert old is not None
-            _copy(old, name, writer)
+        writer = TokenWriter(file, names, len(barcodes), shape, check)
+        if old is not None:
+            writer.copy(old)
         yield writer
+        with _open_earlier(path) as now:
+            if now is not None and now.barcodes == barcodes and same_origin(read_fingerprint(path), fingerprint):
+                writer.copy(now)
         complete(file, attributes, fingerprint, digests | writer.digests())
 
 

@@ -17,7 +17,6 @@ from hist_cache.engine import Workers
 from hist_cache.errors import HistError
 from hist_cache.executor import Events, Report, Worker
 from hist_cache.options import folder_option
-from hist_cache.stopping import sigterm_as_interrupt
 from hist_cache.values import Precision
 from sweeps.objective import TENSORS_KEPT, run_trial
 from sweeps.opening import open_study
@@ -60,11 +59,10 @@ def run_trials(
     def run(trial: optuna.Trial, values: dict[str, Any]) -> float:
         return run_trial(trial, values, plan, workspace, device, tick)
 
-    with sigterm_as_interrupt():
-        while (ran := storage.run_next(run)) is not None:
-            tick()
-            if not ran:
-                time.sleep(CHECK_EVERY_S)  # others run what is left: one of them may be lost
+    while (ran := storage.run_next(run)) is not None:
+        tick()
+        if not ran:
+            time.sleep(CHECK_EVERY_S)  # others run what is left: one of them may be lost
 
 
 @dataclass(frozen=True)

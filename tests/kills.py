@@ -57,7 +57,7 @@ def run_and_stop(
         threading.Timer(rng.uniform(0, within), command.send_signal, [number]).start()
     text, _ = command.communicate()
     assert "Traceback" not in text, f"{how}: {text}"
-    assert command.returncode in (0, 130, -signal.SIGTERM, -signal.SIGKILL), f"{how}: {command.returncode}: {text}"
+    assert command.returncode in (0, 130, 143, -signal.SIGTERM, -signal.SIGKILL), f"{how}: {command.returncode}: {text}"
     return command.returncode != 0
 
 

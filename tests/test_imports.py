@@ -24,6 +24,7 @@ STAIRS = {
             "clock",
             "pipeline",
             "loading",
+            "leftovers",
             "claims",
             "scheduler",
             "embeddings",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from tests.small import TRAIN, Run, cached, extraction, trained, unfinished
 
 Start = Callable[..., Command]
 HIST_SWEEP = "from sweeps.cli import main; raise SystemExit(main())"
-NO_LOCKS = "import fcntl; fcntl.flock = lambda descriptor, operation: None\n"  # what filelock calls too
+NO_LOCKS = """import fcntl, hist_cache.leases
+fcntl.flock = lambda descriptor, operation: None  # what filelock calls too
+hist_cache.leases.Leases._lives = lambda self, file: False
+"""
+FAILING_FLOCK = """import errno, fcntl, itertools
+answers = itertools.cycle((errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, 524))
+def flock(descriptor, operation):
+    raise OSError(next(answers), "no locks here")
+fcntl.flock = flock
+"""
 
 either_way = pytest.mark.parametrize("locks", ["", NO_LOCKS], ids=["locks", "no locks"])
 
@@ -43,7 +53,7 @@ def two(start: Start, script: str, argv: Sequence[Any]) -> list[tuple[int | None
 
 
 @pytest.mark.slow
-@either_way
+@pytest.mark.parametrize("locks", ["", NO_LOCKS, FAILING_FLOCK], ids=["locks", "no locks", "flock fails"])
 def test_two_extractions(cache: Path, tmp_path: Path, start_command: Start, locks: str) -> None:
     argv = extraction(cache.parent / "hest", tmp_path / "cache")
     ended = two(start_command, locks + HIST_EXTRACT, argv)
@@ -51,6 +61,8 @@ def test_two_extractions(cache: Path, tmp_path: Path, start_command: Start, lock
     assert cached(tmp_path / "cache") == cached(cache)
     assert unfinished(tmp_path) == []
     assert list((tmp_path / "cache").rglob("*.lock")) == []
+    crops = sum(int(n) for _, text in ended for n in re.findall(r"^(\d+) crops in ", text, re.MULTILINE))
+    assert locks == NO_LOCKS or crops == 180, "leases need no flock: no slide is extracted twice"
 
 
 @pytest.mark.slow

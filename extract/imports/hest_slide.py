@@ -11,7 +11,7 @@ from extract.imports.pseudo_spots import pool_sample
 from extract.imports.sample import Sample
 from hist_cache.errors import SlideError
 from hist_cache.metadata import estimated_pixel_size, missing_file, read_metadata, read_patient
-from hist_cache.slides import TABLE_FOLDERS, SlideFiles, find_slide, image_places
+from hist_cache.slides import IMAGE_ENDINGS, TABLE_FOLDERS, SlideFiles, find_slide, image_of
 from hist_cache.spots import read_places, read_spots
 
 
@@ -41,10 +41,9 @@ class HestSlideReader:
 
 def _without_spot_sizes(root: Path, slide: str, table: Path) -> SlideFiles:
     """Find a slide whose metadata may say anything of its spots: these are as large as they are apart."""
-    images = image_places(root, slide)
-    image = next((path for path in images if path.exists()), None)
+    image = image_of(root, slide)
     if image is None:
-        raise missing_file(slide, images[0], "no image")
+        raise missing_file(slide, root / "wsis" / f"{slide}{IMAGE_ENDINGS[0]}", "no image")
     file, metadata = read_metadata(root, slide)
     um_per_px = estimated_pixel_size(slide, file, metadata)
     if um_per_px is None:

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-import extract.claims
 from extract.cli import main
 from hist_cache.cache import Cache
 from hist_cache.errors import WriteError
 from hist_cache.slide_file import read_slide
 from hist_cache.token_files import token_path
 from hist_cache.verify import verify_slide, verify_tokens
-from tests.commands import Command
-from tests.conftest import HIST_EXTRACT
 from tests.extract.test_scheduler import IDS, cache_of, options
 
 Run = Callable[..., tuple[int, str]]
-Start = Callable[..., Command]
-NO_LOCKS = f"import fcntl; fcntl.flock = lambda file, how: None\n{HIST_EXTRACT}"
 
 
 @pytest.fixture(scope="module")
@@ -96,41 +89,6 @@ def test_a_complete_cache_that_is_read_only_is_complete(
     assert code == 0, text
     assert "2 slides complete, 0 to extract" in text
     assert "cache: Read-only file system, so hist-train needs --dataset custom to find this cache" in text
-
-
-@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks"), NotImplementedError("use SoftFileLock")])
-def test_a_file_system_without_locks(
-    hest_root: Path, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    def refuse(self: FileLock, **how: object) -> None:
-        Path(self.lock_file).touch()
-        raise error
-
-    monkeypatch.setattr(FileLock, "acquire", refuse)
-    code, text = run_command(main, *options(hest_root))
-    assert code == 0, text
-    assert text.count("two commands at once may compute a slide twice") == 1
-    assert cache_of(tmp_path).slides == ["TINY1", "TINY2"]
-    assert list(tmp_path.rglob("*.lock")) == []
-
-
-def test_another_process_is_not_waited_for_without_end(
-    hest_root: Path, copied: Cache, run_command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = copied.folder
-    (folder / "TINY2.h5").unlink()
-    monkeypatch.setattr(extract.claims, "WAIT_STEP_S", 0.05)
-    monkeypatch.setattr(extract.claims, "LONGEST_WAIT_S", 0.2)
-    lock = folder / ".locks/TINY2.lock"
-    with FileLock(lock):
-        code, text = run_command(main, *options(hest_root))
-    assert code == 1, text
-    where = str(lock.relative_to(tmp_path))
-    assert text.count(f"TINY2: another process is at it ({where}); waiting for it") == 1
-    assert f"TINY2: {where}: another process has been at it for " in text
-    assert "; end that process and run this again" in text
-    code, text = run_command(main, *options(hest_root))
-    assert code == 0, text
 
 
 @pytest.mark.parametrize("name", ["../EVIL", "/etc/passwd", "a/b", "..", "A.tokens3", "A" * 200, "A\0", "\udc80"])

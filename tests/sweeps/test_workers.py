@@ -185,7 +185,7 @@ def test_stopped_trials_wait_and_the_same_command_goes_on(
     wait_for(lambda: len([t for t in running(storage) if "worker" in t.user_attrs]) == jobs)
     process.send_signal(how)
     text, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, text
+    assert process.returncode == 128 + how, text
     assert "the same command goes on" in text
     trials = storage.study.get_trials()
     waiting = [t for t in trials if t.state == TrialState.WAITING]

@@ -16,6 +16,7 @@ from pathlib import Path
 from hist_cache.errors import HistError
 
 log = logging.getLogger(__name__)
+_without_locks: set[int] = set()  # file systems, by their numbers, of which it was said that they have none
 
 
 @contextmanager
@@ -34,7 +35,10 @@ def claim_fold(folder: Path) -> Iterator[None]:
                 f"{folder}: another command is training this fold; when that has ended, the same command shows it"
             ) from None
         except OSError as error:  # of many kinds: over NFS a folder, opened for reading, may be a bad descriptor
-            log.warning(f"{folder}: no locks there ({error}); two commands at once may train the same fold")
+            device = os.fstat(descriptor).st_dev
+            if device not in _without_locks:
+                log.warning(f"{folder}: no locks there ({error}); two commands at once may train the same fold")
+            _without_locks.add(device)
         yield
     finally:
         os.close(descriptor)

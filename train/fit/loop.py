@@ -227,5 +227,5 @@ def fit(
     else:
         average.apply()
     if not finished or (followed and distributed.any_rank(bool(stop.requested))):
-        raise KeyboardInterrupt
+        raise stop.interrupt()
     return progress

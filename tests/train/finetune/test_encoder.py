@@ -233,7 +233,7 @@ def test_a_stopped_run_ends_as_an_unbroken_one(
     wait_for_epochs(process)
     process.send_signal(signal.SIGTERM)
     process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 143
     [stopped] = tmp_path.glob("two/*/*/fold0")
     assert (stopped / "adapter/adapter_model.safetensors").exists()  # the best so far
     done = epochs_run(stopped)
