@@ -55,7 +55,7 @@ class LegacyReader:
     def read(self, source: Path, options: ImportOptions) -> Sample:
         """Read both tables; see `SampleReader`."""
         slide = options.id or sample_name(source)
-        spots, genes, counts = _read_file(slide, source, read_counts)
+        spots, genes, counts = _read_file(slide, source, read_count_rows)
         positions = Path(options.positions) if options.positions else _positions_beside(source)
         places = _read_file(slide, positions, read_places_of_spots)
         rows = [i for i, spot in enumerate(spots) if spot in places]
@@ -115,7 +115,7 @@ def read_cells(path: Path) -> Rows:
     return rows
 
 
-def read_counts(rows: Rows) -> tuple[list[tuple[int, int]], list[str], csr_matrix]:
+def read_count_rows(rows: Rows) -> tuple[list[tuple[int, int]], list[str], csr_matrix]:
     """Read a table of counts with spots as rows or as columns.
 
     Returns:
