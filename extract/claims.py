@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 LOCKS = ".locks"  # subfolder of a cache folder
 ROUND_S = 3.0  # between two rounds of tries, where all slides that are left are in other hands
-ROUNDS_SHARE = 0.05  # of the time that such rounds may take, where there are very many
+MAX_ROUND_SHARE = 0.05  # of the time that such rounds may take, where there are very many
 NAMED = 6  # slides that a message names
 LONGEST_WAIT_S = 24 * 3600.0  # without any slide finished elsewhere; one takes hours on a slow CPU
 
@@ -96,7 +96,7 @@ class Claims:
                 self._next_round = 0.0
                 return claim
         now = time.monotonic()
-        self._next_round = now + max(ROUND_S, (now - began) / ROUNDS_SHARE)
+        self._next_round = now + max(ROUND_S, (now - began) / MAX_ROUND_SHARE)
         if self._open:
             self._note_others(now)
         return None

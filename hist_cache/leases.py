@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 RENEW_S = 30.0
 LEASE_S = 180.0  # without renewal, after which a holder counts as gone; file systems may show a time a minute late
-CLOCK_S = 60.0  # that a look at the file server's clock is good for
+CLOCK_LOOK_S = 60.0  # that a look at the file server's clock is good for
 ENOTSUPP = 524  # of the kernel, which some file systems let through; Python has no name for it
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, ENOTSUPP)  # what file systems without locks answer
 ENDING = ".lock"
@@ -174,7 +174,7 @@ class Leases:
             FileNotFoundError: It is not there.
         """
         changed = file.stat().st_mtime
-        if self._ahead is None or time.monotonic() - self._ahead[1] > CLOCK_S:
+        if self._ahead is None or time.monotonic() - self._ahead[1] > CLOCK_LOOK_S:
             self._ahead = self._server_time() - time.monotonic(), time.monotonic()
         return time.monotonic() + self._ahead[0] - changed
 

@@ -147,8 +147,8 @@ def unchanged_slide(root: Path, slide: str, earlier: Fingerprint, any_scale: boo
         The slide, without its metadata and its patient; None where it must be found by `find_slide`.
     """
     names = ("um_per_px", "pitch_um", "spot_um")
-    sizes = [earlier.slide[name] for name in names if isinstance(earlier.slide.get(name), float)]
-    if len(sizes) < len(names) or not (any_scale or unusual_size(*sizes) is None):
+    sizes = tuple(earlier.slide[name] for name in names if isinstance(earlier.slide.get(name), float))
+    if len(sizes) != len(names) or not (any_scale or unusual_size(*sizes) is None):
         return None
     try:
         stamp = file_stamp(metadata_file(root, slide))
@@ -157,4 +157,5 @@ def unchanged_slide(root: Path, slide: str, earlier: Fingerprint, any_scale: boo
     image, table = image_of(root, slide), table_folder(root) / f"{slide}.h5ad"
     if image is None or not os.path.isfile(table) or earlier.stamps.get(METADATA) != list(stamp):
         return None
-    return SlideFiles(slide, image, table, {}, *sizes, None, metadata_stamp=stamp)
+    um_per_px, pitch_um, spot_um = sizes
+    return SlideFiles(slide, image, table, {}, um_per_px, pitch_um, spot_um, None, metadata_stamp=stamp)
