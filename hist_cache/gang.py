@@ -94,7 +94,13 @@ def run_local_gang(world_size: int, function: Callable[..., int], arguments: tup
     # Nobody else can take the port, and nobody can reach it from another machine: torch would listen everywhere.
     listening = socket.create_server((LOOPBACK, 0))
     port = listening.getsockname()[1]
-    store = TCPStore(LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach())
+    store = TCPStore(
+        *(LOOPBACK, port),
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+        use_libuv=False,  # before torch 2.8 it does not answer at a socket that it is given
+    )
     gang = _Gang(pickle.dumps((function, arguments)))
     try:
         with GracefulStop(f"stopping {world_size} processes", gang.pass_on) as stop:
