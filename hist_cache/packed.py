@@ -47,7 +47,7 @@ def _unshuffled(content: bytes, itemsize: int, count: int) -> NDArray[Any]:
     """The first numbers of a chunk in which the lowest bytes of all numbers come first, then the next ones."""
     planes = np.frombuffer(content, dtype=np.uint8).reshape(itemsize, -1)[:, :count]
     kind = np.dtype(f"<u{itemsize}")
-    numbers = planes[0].astype(kind)
+    numbers: NDArray[Any] = planes[0].astype(kind)
     for i in range(1, itemsize):
         if planes[i].any():  # most counts are small
             numbers |= planes[i].astype(kind) << kind.type(8 * i)
