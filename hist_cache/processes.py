@@ -8,7 +8,6 @@ import os
 import pickle
 import signal
 import time
-from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from hist_cache.executor import TICK_S, Events, Failure, Worker, unexpected_fail
 from hist_cache.scratch import scratch_folder
 from hist_cache.shared_arrays import SharedFiles
 from hist_cache.stopping import SIGNALS, GracefulStop
+from hist_cache.task_queue import Handed, TaskQueue
 from hist_cache.worker_process import live
 
 log = logging.getLogger(__name__)
@@ -39,14 +39,6 @@ def cores() -> list[int]:
 
 
 @dataclass(eq=False)
-class _Handed(Generic[_T]):
-    """A task, and how many processes have died of it so far."""
-
-    task: _T
-    deaths: int = 0
-
-
-@dataclass(eq=False)
 class _Process(Generic[_T]):
     """A worker process as this one sees it.
 
@@ -58,7 +50,7 @@ class _Process(Generic[_T]):
     process: BaseProcess
     pipe: Connection
     starting: bool = True
-    running: dict[int, _Handed[_T]] = field(default_factory=dict)
+    running: dict[int, Handed[_T]] = field(default_factory=dict)
 
 
 class ProcessExecutor:
@@ -109,9 +101,7 @@ class _Run(Generic[_T, _R]):
     ) -> None:
         self._workers, self._gpus, self._worker, self._events, self._stack = workers, gpus, worker, events, stack
         self._pickled = pickle.dumps(worker)
-        self._tasks = iter(tasks)
-        self._more = True  # whether `tasks` may have another one
-        self._again: deque[_Handed[_T]] = deque()  # tasks whose process has died, and which may be tried again
+        self._queue: TaskQueue[_T] = TaskQueue(tasks, worker.tries)
         self._given = 0
         self._processes: list[_Process[_T]] = []
         self._deadline = 0.0
@@ -150,7 +140,7 @@ class _Run(Generic[_T, _R]):
         """Whether there is anything to wait for."""
         if any(p.running for p in self._processes):
             return True
-        return not stopping and bool(self._processes) and (self._more or bool(self._again))
+        return not stopping and bool(self._processes) and self._queue.open
 
     def hear(self, stopping: bool) -> None:
         """Wait for messages for a while, and act on them."""
@@ -177,12 +167,12 @@ class _Run(Generic[_T, _R]):
                 if kind == "result":
                     self._events.on_result(task, content)
                 elif not stopping:
-                    self.failures.append(_failure(task, kind, content))
+                    self.failures.append(failure_of(task, kind, content))
 
     def hand_out(self) -> None:
         """Give tasks to the processes that have room for one."""
         for process in [p for p in self._processes if not p.starting]:
-            while (handed := self._next_for(process)) is not None:
+            while (handed := self._queue.next_for(list(process.running.values()), self._worker.at_once)) is not None:
                 shared = self._events.shared(handed.task)
                 folder = None
                 if shared is not None:
@@ -193,21 +183,6 @@ class _Run(Generic[_T, _R]):
                 process.running[self._given] = handed
                 with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found when it is heard
                     process.pipe.send((self._given, handed.task, folder))
-
-    def _next_for(self, process: _Process[_T]) -> _Handed[_T] | None:
-        busy = list(process.running.values())
-        if len(busy) >= self._worker.at_once or any(handed.deaths for handed in busy):
-            return None
-        if self._again:
-            return None if busy else self._again.popleft()
-        if self._more:
-            try:
-                task = next(self._tasks)
-            except StopIteration:
-                self._more = False
-            else:
-                return None if task is None else _Handed(task)
-        return None
 
     def _started(self, process: _Process[_T], kind: str, content: Any, stopping: bool) -> None:
         """Note the first message of a worker: that it is ready, or why it is not."""
@@ -224,19 +199,14 @@ class _Run(Generic[_T, _R]):
         self._drop(process)
         if stopping:
             return
-        for handed in process.running.values():
-            handed.deaths += 1
-            alone = len(process.running) == 1
-            if alone and handed.deaths >= self._worker.tries:
-                self.failures.append(_failure(handed.task, "died", ending))
-            else:
-                self._again.append(handed)
+        for task in self._queue.died(list(process.running.values())):
+            self.failures.append(failure_of(task, "died", ending))
         if self._worker.tries > 1:
             self.start([process.number])
 
     def _refused(self, process: _Process[_T], text: str) -> None:
         """Do without a worker that cannot make what it needs for any task; `HistError` where it was the last one."""
-        self._again.extendleft(process.running.values())
+        self._queue.give_back(process.running.values())
         self._drop(process)
         if not self._processes:
             raise HistError(text)
@@ -252,10 +222,8 @@ class _Run(Generic[_T, _R]):
 
     def not_run(self) -> list[Failure[_T]]:
         """The tasks that no process was left for."""
-        left = [handed.task for handed in self._again]
-        while self._more and (task := next(self._tasks, None)) is not None:
-            left.append(task)
-        return [Failure(task, HistError("not run, no process was left"), "not run") for task in left]
+        error = HistError("not run, no process was left")
+        return [Failure(task, error, "not run") for task in self._queue.rest()]
 
     def terminate(self) -> None:
         """Tell all processes to stop."""
@@ -286,7 +254,7 @@ def ending_of(exit_code: int | None) -> str:
     return f"exit code {exit_code}"
 
 
-def _failure(task: _T, kind: str, content: Any) -> Failure[_T]:
+def failure_of(task: _T, kind: str, content: Any) -> Failure[_T]:
     """What a worker's last message about a task means."""
     if kind == "died":
         return Failure(task, HistError(f"its process died ({content}); out of memory?"), "died")

@@ -8,6 +8,7 @@ import pickle
 import signal
 import threading
 import traceback
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
@@ -17,7 +18,7 @@ from typing import Any
 from hist_cache.commands import claim_packages
 from hist_cache.console import hush
 from hist_cache.errors import HistError, WriteError, kind_and_text
-from hist_cache.executor import Worker
+from hist_cache.executor import Report, Worker
 from hist_cache.shared_arrays import map_arrays
 from hist_cache.stopping import SIGNALS, raise_interrupt
 
@@ -33,28 +34,95 @@ def live(pipe: Connection, own_cores: list[int], gpu: str | None) -> None:
     with suppress(EOFError, KeyboardInterrupt, ConnectionError):
         worker = _get_ready(pipe, own_cores, gpu)
         if worker is not None:
-            _Desk(pipe, worker).work()
+            _PipeDesk(pipe, worker).work()
 
 
 class _Refused(Exception):
     """What this process needs for any task cannot be made."""
 
 
-class _Desk:
-    """Where tasks are done: one in the main thread, which alone hears signals, or several in threads."""
+class Desk:
+    """Where a process does tasks, several at once where they come from several threads.
+
+    Args:
+        worker: How they are done.
+    """
+
+    def __init__(self, worker: Worker[Any, Any]) -> None:
+        self._worker = worker
+        self._context: Any = None
+        self._started = False
+        self._starting = threading.Lock()
+
+    def start(self) -> tuple[str, Any]:
+        """Make what all tasks need; returns what came of it, as `do`, or `ready`."""
+        return _outcome(lambda: ("ready", self._make_context() and None))
+
+    def do(self, task: Any, arrays: Callable[[], tuple[str, Any] | None], report: Report) -> tuple[str, Any]:
+        """Do a task.
+
+        Args:
+            task: The task.
+            arrays: Returns the key and the arrays that it reads, None for none.
+            report: Sends a message about it.
+
+        Returns:
+            What came of it and more about that: `result`, `stopped`, `refused` (what any task needs cannot be made),
+            `cannot write`, `failed` or `unexpected`.
+        """
+
+        def work() -> tuple[str, Any]:
+            context = self._make_context()
+            if (shared := arrays()) is not None:
+                self._worker.receive(context, *shared)
+            return "result", self._worker.work(context, task, report)
+
+        return _outcome(work)
+
+    def _make_context(self) -> Any:
+        """Return the context of all tasks, which the first one makes."""
+        with self._starting:
+            if not self._started:
+                try:
+                    self._context = self._worker.start(self._worker.setup)
+                except HistError as error:
+                    raise _Refused(str(error)) from None
+                self._started = True
+        return self._context
+
+
+def _outcome(work: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
+    """What came of some work, in plain data: an error of a foreign package may exist in this process alone."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        return "stopped", None
+    except ConnectionError:
+        raise
+    except _Refused as error:
+        return "refused", str(error)
+    except WriteError as error:
+        return "cannot write", error
+    except HistError as error:
+        return "failed", str(error)
+    except Exception as error:
+        return "unexpected", (kind_and_text(error), traceback.format_exc())
+
+
+class _PipeDesk:
+    """Does tasks that come through a pipe: one in the main thread, which alone hears signals, or several in threads."""
 
     def __init__(self, pipe: Connection, worker: Worker[Any, Any]) -> None:
-        self._pipe, self._worker = pipe, worker
-        self._context: Any = None
-        self._started = self._stopping = False
-        self._starting, self._sending = threading.Lock(), threading.Lock()
+        self._pipe, self._desk, self._at_once = pipe, Desk(worker), worker.at_once
+        self._stopping = False
+        self._sending = threading.Lock()
 
     def work(self) -> None:
         """Do tasks until the pipe closes."""
-        if self._worker.at_once == 1:
+        if self._at_once == 1:
             while True:
                 self._do(*self._pipe.recv())
-        with ThreadPoolExecutor(self._worker.at_once, "task") as threads:
+        with ThreadPoolExecutor(self._at_once, "task") as threads:
             try:
                 while True:
                     threads.submit(self._do, *self._pipe.recv())
@@ -71,34 +139,16 @@ class _Desk:
                 raise KeyboardInterrupt
             self._send("message", number, message)
 
+        def arrays() -> tuple[str, Any] | None:
+            return None if folder is None else (folder.name, map_arrays(folder))
+
+        kind, content = self._desk.do(task, arrays, report)
         try:
-            context = self._start()
-            if folder is not None:
-                self._worker.receive(context, folder.name, map_arrays(folder))
-            self._send("result", number, self._worker.work(context, task, report))
-        except KeyboardInterrupt:
-            self._send("stopped", number)
+            self._send(kind, number, content)
         except ConnectionError:
             raise
-        except _Refused as error:
-            self._send("refused", number, str(error))
-        except WriteError as error:
-            self._send("cannot write", number, error)
-        except HistError as error:
-            self._send("failed", number, str(error))
-        except Exception as error:
+        except Exception as error:  # a result that cannot be pickled
             self._send("unexpected", number, (kind_and_text(error), traceback.format_exc()))
-
-    def _start(self) -> Any:
-        """Return the context of all tasks, which the first one makes."""
-        with self._starting:
-            if not self._started:
-                try:
-                    self._context = self._worker.start(self._worker.setup)
-                except HistError as error:
-                    raise _Refused(str(error)) from None
-                self._started = True
-        return self._context
 
 
 def end_with_parent() -> None:
