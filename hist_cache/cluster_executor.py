@@ -1,0 +1,301 @@
+"""Tasks done by processes on a cluster; their own side is `cluster_processes`.
+
+A process that dies costs no task more than a try, and none where it went down with its machine. So a task is only
+given to a process that has answered, and what a death means is decided once it is known whether the machine is there.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
+
+from hist_cache.cluster_checks import own_versions, version_difference
+from hist_cache.cluster_processes import Mailbox, TaskProcess
+from hist_cache.cluster_seats import Death, Seat, SharedArrays
+from hist_cache.errors import HistError, InputError
+from hist_cache.executor import TICK_S, Events, Failure, Worker
+from hist_cache.processes import STOPPING, failure_of
+from hist_cache.ray_engine import (
+    HERE,
+    Cluster,
+    LostProcessError,
+    Place,
+    answer,
+    call,
+    end_process,
+    first_done,
+    start_process,
+)
+from hist_cache.stopping import GracefulStop
+from hist_cache.task_queue import TaskQueue
+
+log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+ROOM_S = 10.0  # a worker that has no room by then is said to wait
+NONE_LEFT_S = 60.0  # with all others refused, no worker waits longer for room
+TAKE_S = 10.0  # messages that cannot be taken within that time are taken later
+START_TRIES = 3  # processes that a worker may lose while they start
+
+
+class RayExecutor:
+    """Does tasks in processes on a cluster.
+
+    Args:
+        cluster: It.
+        workers: How many processes; None for as many as there is room for when it begins.
+        cpus_per_worker: Cores that each takes, which is also how many threads it computes with.
+        gpus_per_worker: GPUs that each takes; where it takes one, its cores are not counted.
+
+    Raises:
+        InputError: GPUs are asked for, and the cluster has none.
+    """
+
+    def __init__(
+        self, cluster: Cluster, workers: int | None = None, cpus_per_worker: int = 1, gpus_per_worker: int = 0
+    ) -> None:
+        self._cluster, self._cpus, self._gpus = cluster, cpus_per_worker, gpus_per_worker
+        there = sum(
+            (n.gpus // gpus_per_worker if gpus_per_worker else n.cpus // cpus_per_worker) for n in cluster.nodes()
+        )
+        if gpus_per_worker and not there:
+            raise InputError(
+                f"the cluster has no GPU ({cluster.describe()}); work on its cores, or add a node with GPUs"
+            )
+        self.workers = workers or max(int(there), 1)
+
+    def run(self, tasks: Iterable[_T | None], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:
+        """Do all tasks and return those that failed; see `hist_cache.executor.Executor.run`.
+
+        Raises:
+            HistError: No worker can do any task, or the cluster's head is gone.
+            WriteError: A worker cannot write.
+        """
+        crew = _Crew(self._cluster, (self._cpus, self._gpus), tasks, worker, events)
+        with GracefulStop(STOPPING) as stop:
+            try:
+                crew.open(self.workers)
+                while crew.going(stop.requested > 0):
+                    if not stop.requested:
+                        crew.hand_out()
+                    crew.hear(stop.requested > 0)
+                    events.on_tick()
+            finally:
+                crew.close()
+        if stop.requested:
+            raise KeyboardInterrupt
+        return crew.failures
+
+
+class _Crew(Generic[_T, _R]):
+    """The workers and tasks of one call of `RayExecutor.run`."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        size: tuple[int, int],
+        tasks: Iterable[_T | None],
+        worker: Worker[_T, _R],
+        events: Events[_T, _R],
+    ) -> None:
+        self._cluster, self._worker, self._events = cluster, worker, events
+        self._cpus, self._gpus = size
+        self._pickled = pickle.dumps(worker)
+        self._queue: TaskQueue[_T] = TaskQueue(tasks, worker.tries)
+        self._shared = SharedArrays(cluster)
+        self._seats: list[Seat[_T]] = []
+        self._deaths: list[Death[_T]] = []
+        self._keys: dict[int, str | None] = {}  # of the arrays of tasks under way, by number
+        self._began: set[int] = set()  # numbers of tasks that processes have begun
+        self._given = 0
+        self._taken = time.monotonic()  # when messages were taken
+        self._waiting_was_said = False
+        self._mailbox: Any = None
+        self._own = own_versions()
+        self.failures: list[Failure[_T]] = []
+
+    def open(self, workers: int) -> None:
+        """Ask for the processes."""
+        self._mailbox = start_process(Mailbox, where=HERE)
+        for number in range(workers):
+            process = self._new_process()
+            self._seats.append(Seat(number, process, call(process, "hello")))
+
+    def _new_process(self) -> Any:
+        cpus = 0 if self._gpus else self._cpus
+        options = {"cpus": cpus, "gpus": self._gpus, "threads": self._worker.at_once}
+        return start_process(TaskProcess, self._mailbox, self._pickled, self._cpus, **options)
+
+    def _reopen(self, seat: Seat[_T]) -> None:
+        """Have another process take the place of a dead one."""
+        end_process(seat.process)
+        seat.process, seat.place, seat.since = self._new_process(), None, time.monotonic()
+        seat.opening = call(seat.process, "hello")
+
+    def going(self, stopping: bool) -> bool:
+        """Whether there is anything to wait for.
+
+        Raises:
+            HistError: There are tasks, and no worker to do them.
+        """
+        if any(seat.running for seat in self._seats):
+            return True
+        if stopping or not (self._queue.open or self._deaths):
+            return False
+        if all(seat.refused or self._is_hopeless(seat) for seat in self._seats):
+            raise HistError("no worker is left for what is to be done; the lines above say why each was left out")
+        return True
+
+    def _is_hopeless(self, seat: Seat[_T]) -> bool:
+        anybody_refused = any(other.refused for other in self._seats)
+        return anybody_refused and seat.waits_for_room and time.monotonic() - seat.since > NONE_LEFT_S
+
+    def hand_out(self) -> None:
+        """Give tasks to the workers that have room for one, those with the fewest first."""
+        ready = [seat for seat in self._seats if seat.opening is None and not seat.refused]
+        while ready:
+            seat = min(ready, key=lambda seat: len(seat.running))
+            busy = [handed for _, handed in seat.running.values()]
+            handed = self._queue.next_for(busy, self._worker.at_once)
+            if handed is None:
+                ready.remove(seat)
+                continue
+            shared = self._events.shared(handed.task)
+            arrays: dict[str, Any] = {}
+            if shared is not None:
+                arrays = self._shared.provide(shared, {key for key in self._keys.values() if key is not None})
+            self._given += 1
+            key = self._keys[self._given] = shared.key if shared else None
+            doing = call(seat.process, "do", self._given, pickle.dumps(handed.task), key, arrays)
+            seat.running[doing] = self._given, handed
+
+    def hear(self, stopping: bool) -> None:
+        """Wait for answers for a while, and act on them; then on deaths, and on what is wanted for long."""
+        openings = {seat.opening: seat for seat in self._seats if seat.opening is not None}
+        calls = openings | {doing: seat for seat in self._seats for doing in seat.running}
+        done = first_done(list(calls), TICK_S)
+        if done or time.monotonic() - self._taken > TICK_S:
+            self._take_messages(stopping)
+        for waited in done:
+            seat = calls[waited]
+            if waited is not seat.opening and waited not in seat.running:
+                continue  # its process has died, as another answer has told
+            try:
+                content = answer(waited)
+            except LostProcessError as error:
+                self._lost(seat, error)
+            except HistError as error:  # of the cluster, not of the task
+                self._answered(seat, waited, ("failed", str(error)), stopping)
+            else:
+                self._answered(seat, waited, content, stopping)
+        self._judge_deaths()
+        self._say_who_waits()
+        self._cluster.check_head()
+
+    def _take_messages(self, stopping: bool) -> None:
+        tasks = {number: handed.task for seat in self._seats for number, handed in seat.running.values()}
+        try:
+            messages = answer(call(self._mailbox, "take", stopping), TAKE_S)
+        except HistError:
+            messages = []
+        except LostProcessError:  # nothing but messages was in it, and couriers keep what they cannot deliver
+            messages = []
+        for kind, number, content in messages:
+            if kind == "began":
+                self._began.add(number)
+            elif number in tasks:
+                self._events.on_message(tasks[number], content)
+        self._taken = time.monotonic()
+
+    def _answered(self, seat: Seat[_T], waited: Any, content: Any, stopping: bool) -> None:
+        if waited is seat.opening:
+            seat.opening = None
+            if isinstance(content, Place):
+                seat.place = content
+                different = version_difference(self._own, content.versions)
+                if different:
+                    self._refuse(seat, different)
+                else:
+                    seat.opening = call(seat.process, "start")
+            elif content[0] == "ready":
+                seat.lost = 0
+            else:
+                self._refuse(seat, content[1] if content[0] != "unexpected" else content[1][0])
+            return
+        kind, more = content
+        number, handed = seat.running.pop(waited)
+        self._forget(number)
+        if kind == "result":
+            self._events.on_result(handed.task, more)
+        elif kind == "cannot write":
+            raise more  # others could not write either
+        elif kind == "stopped" and not stopping:  # its machine is being taken away
+            self._queue.give_back([handed])
+            self._lost(seat, LostProcessError("stopped", preempted=True))
+        elif not stopping:
+            self.failures.append(failure_of(handed.task, kind, more))
+
+    def _refuse(self, seat: Seat[_T], why: str) -> None:
+        """Do without a worker. Its process keeps its room, so that no other one of this command begins there."""
+        seat.refused, seat.opening = True, None
+        log.warning(f"{seat.host}: {why}; this worker is left out")
+
+    def _forget(self, number: int) -> None:
+        del self._keys[number]
+        self._began.discard(number)
+
+    def _lost(self, seat: Seat[_T], error: LostProcessError) -> None:
+        if error.never_began:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            self._refuse(
+                seat, f"hist-cache cannot be started there ({lines[-1].strip() if lines else 'no reason given'})"
+            )
+            return
+        self._queue.give_back(handed for number, handed in seat.running.values() if number not in self._began)
+        begun = [handed for number, handed in seat.running.values() if number in self._began]
+        for number, _ in seat.running.values():
+            self._forget(number)
+        seat.running.clear()
+        self._deaths.append(Death(seat, seat.place, begun, seat.opening is not None, error.preempted))
+        self._reopen(seat)
+
+    def _judge_deaths(self) -> None:
+        """Count deaths whose machines live; tasks whose machines have gone, or were taken away, are just done again."""
+        due = [death for death in self._deaths if time.monotonic() > death.due]
+        if not due or self._cluster.head_is_silent:
+            return
+        for death in due:
+            self._deaths.remove(death)
+            place = death.place
+            if death.preempted or place is None or not self._cluster.lives(place.node):
+                self._queue.give_back(death.tasks)
+            elif death.tasks:
+                how = f"{self._worker.tries} times, last on {place.host}" if self._worker.tries > 1 else place.host
+                for task in self._queue.died(death.tasks):
+                    self.failures.append(failure_of(task, "died", how))
+            elif death.opening:
+                death.seat.lost += 1
+                if death.seat.lost >= START_TRIES and not death.seat.refused:
+                    self._refuse(death.seat, f"its process died {START_TRIES} times while it started; out of memory?")
+
+    def _say_who_waits(self) -> None:
+        waiting = sum(s.waits_for_room and time.monotonic() - s.since > ROOM_S for s in self._seats)
+        if waiting and not self._waiting_was_said:
+            each = f"{self._gpus} GPU" if self._gpus else f"{self._cpus} core{'s' * (self._cpus != 1)}"
+            there = self._cluster.describe()
+            log.info(
+                f"{waiting} of {len(self._seats)} workers wait for room, {each} each (there: {there}); others work"
+            )
+            self._waiting_was_said = True
+
+    def close(self) -> None:
+        """End all processes."""
+        if not self._cluster.head_is_silent:  # who ends them otherwise is the end of this process
+            for seat in self._seats:
+                end_process(seat.process)
+            if self._mailbox is not None:
+                end_process(self._mailbox)

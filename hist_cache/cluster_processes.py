@@ -1,0 +1,139 @@
+"""What runs in processes on a cluster: a worker's tasks, a rank of a gang, and the mailbox for their messages."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from hist_cache.commands import claim_packages
+from hist_cache.console import hush
+from hist_cache.courier import Courier
+from hist_cache.errors import HistError, kind_and_text
+from hist_cache.ray_engine import Place, answer, call, whereabouts
+from hist_cache.worker_process import Desk
+
+
+class Mailbox:
+    """Where processes post messages and the command takes them; it runs beside the command."""
+
+    def __init__(self) -> None:
+        self._messages: list[Any] = []
+        self._stopping = False
+
+    def post(self, messages: list[Any]) -> bool:
+        """Take messages; returns whether work shall stop."""
+        self._messages += messages
+        return self._stopping
+
+    def take(self, stopping: bool) -> list[Any]:
+        """Return the messages that have come since, and note whether work shall stop."""
+        messages, self._messages, self._stopping = self._messages, [], stopping
+        return messages
+
+
+class ClusterProcess:
+    """What the processes have in common: a place, a courier, and how they are stopped.
+
+    What they do is interrupted by SIGTERM, as that of local workers: whether the command asks for it, or whoever ends
+    the machine's job. Several tasks at once run beside the main thread, and are interrupted as they report.
+
+    Args:
+        mailbox: Where messages go.
+    """
+
+    def __init__(self, mailbox: Any) -> None:
+        hush()  # the command shows what there is to show
+        self.courier = Courier(lambda messages: bool(answer(call(mailbox, "post", messages))), self._stop)
+        self._at_work = self._threaded = False
+        self._usual: Any = signal.signal(signal.SIGTERM, self._interrupt)
+
+    def hello(self) -> Place:
+        """Say where this is, before anything else is done."""
+        return whereabouts()
+
+    def _stop(self) -> None:
+        if not self._threaded:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _interrupt(self, number: int, frame: Any) -> None:
+        if self._at_work:
+            raise KeyboardInterrupt
+        if self.courier.stopping:  # what was to be stopped has just ended
+            return
+        if not callable(self._usual):
+            os._exit(1)
+        self._usual(number, frame)
+
+    def interruptible(self, work: Callable[[], tuple[str, Any]]) -> tuple[str, Any]:
+        """Do work, and deliver messages meanwhile; returns what came of it, `stopped` where it was interrupted."""
+        main = threading.current_thread() is threading.main_thread()
+        self._threaded = not main
+        try:
+            with self.courier.work():
+                self._at_work = main
+                try:
+                    return work()
+                finally:
+                    self._at_work = False
+        except KeyboardInterrupt:
+            return "stopped", None
+
+
+class TaskProcess(ClusterProcess):
+    """Does tasks; the other side is `hist_cache.cluster_executor`.
+
+    Args:
+        mailbox: Where messages go.
+        pickled: The kind of work, a `Worker`.
+        threads: How many torch may use.
+    """
+
+    def __init__(self, mailbox: Any, pickled: bytes, threads: int) -> None:
+        super().__init__(mailbox)
+        self._pickled, self._threads = pickled, threads
+        self._desk: Desk | None = None
+
+    def start(self) -> tuple[str, Any]:
+        """Make what all tasks need; returns `ready`, or why that is impossible."""
+        try:
+            claim_packages()  # before anything of ours is imported: the user's own train.py may stand first on the path
+            import torch
+
+            torch.set_num_threads(self._threads)
+            self._desk = Desk(pickle.loads(self._pickled))
+        except HistError as error:
+            return "refused", str(error)
+        except Exception as error:  # whatever a module raises that is imported
+            return "refused", kind_and_text(error)
+        return self._desk.start()
+
+    def do(self, number: int, pickled: bytes, key: str | None, arrays: dict[str, Any]) -> tuple[str, Any]:
+        """Do a task; returns what came of it, as `Desk.do`.
+
+        Args:
+            number: Of the task's giving.
+            pickled: The task.
+            key: Of the arrays that it reads, None for none.
+            arrays: They, as `share_array` returns them, by name.
+        """
+        desk = self._desk
+        assert desk is not None, "start comes first"
+
+        def report(message: Any) -> None:
+            if self._threaded and self.courier.stopping:
+                raise KeyboardInterrupt
+            self.courier.send(("message", number, message))
+
+        def shared() -> tuple[str, Any] | None:
+            return None if key is None else (key, {name: answer(array) for name, array in arrays.items()})
+
+        def work() -> tuple[str, Any]:
+            self.courier.send(("began", number, None))
+            self.courier.flush()  # now: should this process die of it, the command knows that it had begun
+            return desk.do(pickle.loads(pickled), shared, report)
+
+        return self.interruptible(work)

@@ -1,0 +1,89 @@
+"""What the command knows of its workers on a cluster, and the arrays that it shares with them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from hist_cache.cluster_checks import check_store
+from hist_cache.executor import Shared
+from hist_cache.ray_engine import Cluster, Place, share_array
+from hist_cache.task_queue import Handed
+
+_T = TypeVar("_T")
+
+SETTLE_S = 1.0  # a machine that goes down may lose its processes so long before it stops to answer
+
+
+@dataclass(eq=False)
+class Seat(Generic[_T]):
+    """A worker: the process that is it now, and what that is at.
+
+    Attributes:
+        opening: The call that it must answer before it gets tasks: where it is, then that it is ready.
+        running: Its tasks, with the numbers of their giving, by the calls that do them.
+        lost: Processes that died while they started, one after the other.
+    """
+
+    number: int
+    process: Any
+    opening: Any
+    since: float = field(default_factory=time.monotonic)
+    place: Place | None = None
+    running: dict[Any, tuple[int, Handed[_T]]] = field(default_factory=dict)
+    refused: bool = False
+    lost: int = 0
+
+    @property
+    def host(self) -> str:
+        return self.place.host if self.place else "a machine of the cluster"
+
+    @property
+    def waits_for_room(self) -> bool:
+        return self.place is None and not self.refused
+
+
+@dataclass(eq=False)
+class Death(Generic[_T]):
+    """A process that has died, until it is known whether its machine has.
+
+    Attributes:
+        seat: Whose process it was.
+        place: Where it was; None where it had not said.
+        tasks: Those that it had begun.
+        opening: Whether it had not got ready.
+        preempted: Whether its machine was taken away.
+        due: When it is known.
+    """
+
+    seat: Seat[_T]
+    place: Place | None
+    tasks: list[Handed[_T]]
+    opening: bool
+    preempted: bool
+    due: float = field(default_factory=lambda: time.monotonic() + SETTLE_S)
+
+
+class SharedArrays:
+    """The arrays that tasks read, put where each machine holds them once."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._arrays: dict[str, tuple[int, dict[str, Any]]] = {}  # by key: bytes, and what was shared by name
+
+    def provide(self, shared: Shared, needed: set[str]) -> dict[str, Any]:
+        """Share the arrays unless they are; those of other keys go, except the needed ones.
+
+        Raises:
+            HistError: There is no room.
+        """
+        if shared.key not in self._arrays:
+            self._arrays = {key: arrays for key, arrays in self._arrays.items() if key in needed}
+            made = shared.make()
+            n_bytes = sum(array.nbytes for array in made.values())
+            held = sum(n for n, _ in self._arrays.values())
+            for node in self._cluster.nodes():
+                check_store(n_bytes + held, node.store, node.host)
+            self._arrays[shared.key] = n_bytes, {name: share_array(array) for name, array in made.items()}
+        return self._arrays[shared.key][1]

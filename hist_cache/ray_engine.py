@@ -1,0 +1,317 @@
+"""Ray: clusters, and processes of ours on them. This is the only module that imports it, with `--engine ray` alone.
+
+`cluster_executor` gives tasks to such processes, `cluster_gang` has several of them do one thing together.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from hist_cache.cluster_checks import (
+    answers,
+    check_address,
+    check_temp_dir,
+    own_versions,
+    split_address,
+    store_bytes,
+)
+from hist_cache.errors import HistError, InputError, kind_and_text, one_line
+from hist_cache.memory import free_memory
+from hist_cache.processes import cores
+from hist_cache.ray_settings import ray_environment
+from hist_cache.scratch import scratch_folder
+
+if TYPE_CHECKING:
+    import numpy as np
+
+HEAD_GONE_S = 45.0  # after 60 s without the head, Ray would end this process without a word that helps
+HEAD_CHECK_S = 5.0
+PROBE_S = 2.0  # a machine that is there answers within that time
+SHARED_MEMORY = Path("/dev/shm")
+HERE = "here"
+HOME = Path(__file__).resolve().parent.parent
+
+
+class LostProcessError(Exception):
+    """A process of ours on the cluster has died, or cannot be reached any more.
+
+    Attributes:
+        never_began: It could not be set up: this project or one of its packages cannot be imported there.
+        preempted: Its machine was taken away.
+    """
+
+    def __init__(self, text: str, never_began: bool = False, preempted: bool = False) -> None:
+        super().__init__(text)
+        self.never_began, self.preempted = never_began, preempted
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, or what is started as one.
+
+    Attributes:
+        key: Its name in Ray.
+        host: Its name.
+        address: Host and port where its own process of Ray listens.
+        cpus: Cores that it offers.
+        gpus: GPUs that it offers.
+        store: Bytes of its object store.
+    """
+
+    key: str
+    host: str
+    address: tuple[str, int]
+    cpus: float
+    gpus: float
+    store: int
+
+
+@dataclass
+class Cluster:
+    """A cluster that this process is connected to.
+
+    Attributes:
+        address: Of its head.
+    """
+
+    address: str
+    _checked: float = field(default_factory=time.monotonic)
+    _silent_since: float | None = None
+
+    def nodes(self) -> list[Node]:
+        """The machines that are there now."""
+        import ray
+
+        with _plain_errors():
+            rows = [row for row in ray.nodes() if row["Alive"]]
+        return [
+            Node(
+                row["NodeID"],
+                row["NodeManagerHostname"],
+                (row["NodeManagerAddress"], int(row["NodeManagerPort"])),
+                row["Resources"].get("CPU", 0.0),
+                row["Resources"].get("GPU", 0.0),
+                int(row["Resources"].get("object_store_memory", 0)),
+            )
+            for row in rows
+        ]
+
+    def lives(self, key: str) -> bool:
+        """Whether a machine is there. Ray takes 10 to 15 s to notice that one is not, so it is asked itself."""
+        return any(node.key == key and answers(*node.address, PROBE_S) for node in self.nodes())
+
+    def describe(self) -> str:
+        """How large it is, as in "3 machines, 8 GPUs"."""
+        nodes = [node for node in self.nodes() if node.cpus or node.gpus]
+        gpus, cpus = int(sum(n.gpus for n in nodes)), int(sum(n.cpus for n in nodes))
+        what = f"{gpus} GPU{'s' * (gpus != 1)}" if gpus else f"{cpus} core{'s' * (cpus != 1)}"
+        return f"{len(nodes)} machine{'s' * (len(nodes) != 1)}, {what}"
+
+    def check_head(self) -> None:
+        """Check now and then that the head is there.
+
+        Raises:
+            HistError: It has been silent for too long.
+        """
+        now = time.monotonic()
+        if now - self._checked < HEAD_CHECK_S:
+            return
+        self._checked = now
+        if answers(*split_address(self.address), PROBE_S):
+            self._silent_since = None
+            return
+        self._silent_since = self._silent_since or now
+        if now - self._silent_since > HEAD_GONE_S:
+            raise HistError(
+                f"the head of the cluster at {self.address} has been silent for {HEAD_GONE_S:.0f} s; what is finished "
+                "is kept: start a cluster again, then the same command does the rest"
+            )
+
+    @property
+    def head_is_silent(self) -> bool:
+        """Whether the head did not answer the last time."""
+        return self._silent_since is not None
+
+
+@contextmanager
+def open_cluster(address: str | None = None, insecure: bool = False) -> Iterator[Cluster]:
+    """Connect to a cluster, or start one on this machine, which ends with the block.
+
+    Args:
+        address: HOST:PORT of the cluster's head. None starts Ray here, on loopback alone, with a new token.
+        insecure: Connect without a token to another machine too.
+
+    Raises:
+        InputError: The address is none, or an unsafe one.
+        HistError: Nobody answers there, the token is wrong, or Ray cannot be started.
+    """
+    if address is not None:
+        check_address(address, insecure)
+    with scratch_folder("hist-ray-") as folder, ray_environment(address):
+        import ray
+
+        if ray.is_initialized():
+            raise HistError("Ray is in use in this process already; end that with ray.shutdown() first")
+        paths = ray.job_config.JobConfig(_py_driver_sys_path=[str(HOME)])  # where the source is used as it is
+        shared: dict[str, Any] = {"job_config": paths, "log_to_driver": False, "configure_logging": False}
+        if address is None:
+            check_temp_dir(folder)
+            free_shm = psutil.disk_usage(str(SHARED_MEMORY)).free if SHARED_MEMORY.is_dir() else float("inf")
+            shared |= {
+                "num_cpus": len(cores()),
+                "object_store_memory": store_bytes(free_memory(), free_shm),
+                "include_dashboard": False,
+                "_temp_dir": str(folder),
+            }
+        _forget_token()
+        try:
+            with _plain_errors(f"--address {address}" if address else "Ray could not be started"):
+                started = ray.init(address or "local", **shared)
+                cluster = Cluster(started.address_info["gcs_address"])
+                cluster.nodes()
+            yield cluster
+        finally:
+            with suppress(Exception):  # a head that is gone cannot be told
+                ray.shutdown()
+            _forget_token()
+
+
+def _forget_token() -> None:
+    """Have Ray read the token again, which it keeps from an earlier connection."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")  # the mode likewise
+
+
+@contextmanager
+def _plain_errors(what: str = "Ray") -> Iterator[None]:
+    """Have all that Ray raises be an error of one line."""
+    import ray
+
+    try:
+        yield
+    except HistError:
+        raise
+    except ray.exceptions.AuthenticationError as error:
+        raise InputError(f"{what}: the token is wrong, or there is none ({one_line(error, 120)})") from error
+    except Exception as error:
+        if "oken" in str(error) and "uthent" in str(error):
+            raise InputError(f"{what}: the token is wrong, or there is none; set RAY_AUTH_TOKEN") from error
+        raise HistError(f"{what}: {kind_and_text(error)}") from error
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process runs, and with what."""
+
+    node: str
+    host: str
+    address: str
+    pid: int
+    gpus: tuple[str, ...]
+    versions: dict[str, str]
+
+
+def whereabouts() -> Place:
+    """Where this process runs, which Ray has started."""
+    import ray
+
+    context = ray.get_runtime_context()
+    gpus = tuple(str(gpu) for gpu in context.get_accelerator_ids().get("GPU", ()))
+    host, address = socket.gethostname(), ray.util.get_node_ip_address()
+    return Place(context.get_node_id(), host, address, os.getpid(), gpus, own_versions())
+
+
+def start_process(
+    kind: type, *arguments: Any, cpus: float = 0, gpus: float = 0, threads: int = 1, where: Any = None
+) -> Any:
+    """Start a process on the cluster as soon as there is room; returns what `call` takes.
+
+    Args:
+        kind: The class that it holds one of.
+        arguments: Of that class.
+        cpus: Cores that it takes.
+        gpus: GPUs that it takes, and alone sees.
+        threads: How many calls are answered at once; a single one is in the main thread.
+        where: A place of `reserve`, or `HERE`; None for anywhere.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    if where == HERE:
+        where = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": threads}
+    actor: Any = ray.remote(kind).options(**options, scheduling_strategy=where)
+    with _plain_errors():
+        return actor.remote(*arguments)
+
+
+def call(process: Any, method: str, *arguments: Any) -> Any:
+    """Call a method of a process; returns what `answer` takes."""
+    return getattr(process, method).remote(*arguments)
+
+
+def first_done(calls: Sequence[Any], seconds: float) -> list[Any]:
+    """The calls that are answered, as soon as one is or the time is over."""
+    import ray
+
+    if not calls:
+        time.sleep(seconds)
+        return []
+    with _plain_errors():
+        done, _ = ray.wait(list(calls), num_returns=1, timeout=seconds)
+        if done:
+            done, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+    return list(done)
+
+
+def answer(waited: Any, seconds: float | None = None) -> Any:
+    """What a call returns, or an array that was shared.
+
+    Raises:
+        LostProcessError: The process is gone.
+        HistError: Anything else that Ray raises.
+    """
+    import ray
+
+    try:
+        return ray.get(waited, timeout=seconds)
+    except ray.exceptions.RayTaskError as error:
+        raise HistError(one_line(error.cause or error)) from error
+    except ray.exceptions.RayActorError as error:
+        began = not error.actor_init_failed
+        raise LostProcessError(str(error), never_began=not began, preempted=error.preempted) from error
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise LostProcessError(str(error)) from error
+    except ray.exceptions.RayError as error:
+        raise HistError(f"Ray: {kind_and_text(error)}") from error
+
+
+def share_array(array: np.ndarray) -> Any:
+    """Put an array where all processes of a machine map it; returns what `answer` takes there.
+
+    Raises:
+        HistError: There is no room.
+    """
+    import ray
+
+    with _plain_errors("arrays cannot be shared"):
+        return ray.put(array)
+
+
+def end_process(process: Any) -> None:
+    """End a process at once."""
+    import ray
+
+    with suppress(Exception):  # it is gone, or the head is
+        ray.kill(process)

@@ -1,0 +1,49 @@
+"""The variables by which Ray is configured. It reads them when it is imported and when it is started."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from hist_cache.cluster_checks import answers, has_token, is_loopback, split_address
+
+_UNROUTED = ("192.0.2.1", 9)  # an address of documentation (RFC 5737)
+
+
+@contextmanager
+def ray_environment(address: str | None) -> Iterator[None]:
+    """Set the variables by which Ray is configured, before it is imported or started."""
+    variables = {
+        "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
+        "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # Ray prints of each death in its own words
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    if address is None:
+        variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    elif has_token():
+        variables["RAY_AUTH_MODE"] = "token"
+    if address is None or _is_on_loopback_alone(*split_address(address)):
+        variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else Ray takes this machine's address in the network
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _is_on_loopback_alone(host: str, port: int) -> bool:
+    """Whether a cluster of this machine cannot be reached by its address in the network, which Ray would use."""
+    if not is_loopback(host):
+        return False
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(_UNROUTED)  # nothing is sent; it tells by which address this machine is known
+        return not answers(probe.getsockname()[0], port, 0.5)
+    return True
