@@ -165,9 +165,12 @@ class _Crew(Generic[_T, _R]):
                 ready.remove(seat)
                 continue
             shared = self._events.shared(handed.task)
-            arrays: dict[str, Any] = {}
+            arrays: dict[str, Any] | None = {}
             if shared is not None:
                 arrays = self._shared.provide(shared, {key for key in self._keys.values() if key is not None})
+            if arrays is None:
+                self._queue.give_back([handed])
+                return
             self._given += 1
             key = self._keys[self._given] = shared.key if shared else None
             doing = call(seat.process, "do", self._given, pickle.dumps(handed.task), key, arrays)

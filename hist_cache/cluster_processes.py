@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -100,10 +101,10 @@ class TaskProcess(ClusterProcess):
     def start(self) -> tuple[str, Any]:
         """Make what all tasks need; returns `ready`, or why that is impossible."""
         try:
+            os.environ["OMP_NUM_THREADS"] = str(self._threads)  # torch reads it when it is imported
+            if (torch := sys.modules.get("torch")) is not None:
+                torch.set_num_threads(self._threads)
             claim_packages()  # before anything of ours is imported: the user's own train.py may stand first on the path
-            import torch
-
-            torch.set_num_threads(self._threads)
             self._desk = Desk(pickle.loads(self._pickled))
         except HistError as error:
             return "refused", str(error)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hist_cache.cluster_checks import check_store
 from hist_cache.executor import Shared
 from hist_cache.ray_engine import Cluster, Place, share_array
 from hist_cache.task_queue import Handed
+
+if TYPE_CHECKING:  # `--help` does without numpy
+    import numpy as np
 
 _T = TypeVar("_T")
 
@@ -37,10 +40,12 @@ class Seat(Generic[_T]):
 
     @property
     def host(self) -> str:
+        """The machine, as messages name it."""
         return self.place.host if self.place else "a machine of the cluster"
 
     @property
     def waits_for_room(self) -> bool:
+        """Whether its process has not said yet where it is."""
         return self.place is None and not self.refused
 
 
@@ -71,19 +76,27 @@ class SharedArrays:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._arrays: dict[str, tuple[int, dict[str, Any]]] = {}  # by key: bytes, and what was shared by name
+        self._made: dict[str, dict[str, np.ndarray]] = {}  # the arrays that there was no room for, by key
 
-    def provide(self, shared: Shared, needed: set[str]) -> dict[str, Any]:
+    def provide(self, shared: Shared, needed: set[str]) -> dict[str, Any] | None:
         """Share the arrays unless they are; those of other keys go, except the needed ones.
 
+        Returns:
+            Them by name; None where there is room only when the needed ones have gone.
+
         Raises:
-            HistError: There is no room.
+            HistError: There is no room at all.
         """
         if shared.key not in self._arrays:
             self._arrays = {key: arrays for key, arrays in self._arrays.items() if key in needed}
-            made = shared.make()
+            made = self._made.get(shared.key) or shared.make()
             n_bytes = sum(array.nbytes for array in made.values())
             held = sum(n for n, _ in self._arrays.values())
             for node in self._cluster.nodes():
-                check_store(n_bytes + held, node.store, node.host)
+                check_store(n_bytes, node.store, node.host)
+                if held and n_bytes + held > node.store:
+                    self._made = {shared.key: made}
+                    return None
+            self._made = {}
             self._arrays[shared.key] = n_bytes, {name: share_array(array) for name, array in made.items()}
         return self._arrays[shared.key][1]

@@ -1,0 +1,280 @@
+"""Ray for real: a head and two nodes of one core each, on loopback, with work that takes no time."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from hist_cache.cluster_executor import RayExecutor
+from hist_cache.errors import HistError, WriteError
+from hist_cache.executor import Events, Failure, Shared, Worker
+from hist_cache.ray_engine import Cluster, open_cluster
+from tests.conftest import REPOSITORY
+from tests.scale import ray_doubles as doubles
+
+STORE = 80 * 2**20
+TOKEN = secrets.token_hex(32)
+LOOPBACK = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": TOKEN,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "PYTHONPATH": str(REPOSITORY),
+}
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("ray") is None, reason="no Ray here (pip install 'hist-cache[ray]')"),
+    pytest.mark.timeout(120),
+]
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def end(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
+
+
+class Machines:
+    """A head without cores, and nodes of one core, each with processes of its own as on machines of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        head = {"num_cpus": 0, "include_dashboard": False, "no_monitor": True, "temp_dir": str(folder)}
+        self.head = self._start(True, **head)
+        self.address: str = self.head.gcs_address
+        self.nodes = [self.add(), self.add()]
+
+    def _start(self, head: bool, **parameters: Any) -> Any:
+        from ray._private.node import Node
+        from ray._private.parameter import RayParams
+
+        small = {"num_gpus": 0, "object_store_memory": STORE, "include_log_monitor": False}
+        ports = {"min_worker_port": 0, "max_worker_port": 0, "node_manager_port": 0, "node_ip_address": "127.0.0.1"}
+        return Node(RayParams(**small, **ports, **parameters), head=head, shutdown_at_exit=False, spawn_reaper=False)
+
+    def add(self) -> Any:
+        return self._start(False, gcs_address=self.address, num_cpus=1)
+
+    def processes(self) -> list[psutil.Process]:
+        """Those of all machines, with the workers that run there."""
+        return psutil.Process().children(recursive=True)
+
+    def close(self) -> None:
+        processes = self.processes()
+        end(processes)
+
+
+def raylet(node: Any) -> int:
+    """The process number of a machine's own process of Ray."""
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+@contextmanager
+def variables(**values: str) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in values.items():
+            patch.setenv(name, value)
+        yield
+
+
+def wait_until(true: Callable[[], bool], seconds: float) -> None:
+    end_of_wait = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end_of_wait
+        time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder,
+        variables(**LOOPBACK),
+    ):
+        started = Machines(Path(folder))
+        try:
+            yield started
+        finally:
+            started.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(machines: Machines) -> Iterator[Cluster]:
+    with open_cluster(machines.address) as connected:
+        yield connected
+
+
+class Record:
+    """What a run has told."""
+
+    def __init__(self, shared: Callable[[Any], Shared | None] = lambda task: None) -> None:
+        self.messages: list[Any] = []
+        self.results: dict[Any, Any] = {}
+        self.order: list[tuple[str, Any]] = []
+        self.shared = shared
+
+    def events(self) -> Events[Any, Any]:
+        def on_message(task: Any, message: Any) -> None:
+            self.messages.append(message)
+            self.order.append(("message", task))
+
+        def on_result(task: Any, result: Any) -> None:
+            assert task not in self.results, "a task has one result"
+            self.results[task] = result
+            self.order.append(("result", task))
+
+        return Events(on_message, on_result, shared=self.shared)
+
+
+def run(
+    cluster: Cluster, folder: Path, tasks: Any, record: Record, workers: int = 2, **more: Any
+) -> list[Failure[Any]]:
+    worker: Worker[Any, Any] = Worker(doubles.start, doubles.work, folder, doubles.receive, **more)
+    return RayExecutor(cluster, workers).run(tasks, worker, record.events())
+
+
+def test_results_messages_and_failures(cluster: Cluster, tmp_path: Path) -> None:
+    tasks = [("talk", 0), None, ("talk", 1), ("fail", 2), ("break", 3), None, ("talk", 4)]
+    record = Record()
+    failures = run(cluster, tmp_path, tasks, record)
+    assert {(failure.task[1], failure.reason) for failure in failures} == {(2, "failed"), (3, "unexpected")}
+    assert {str(f.error).split(";")[0] for f in failures} == {
+        "task 2 cannot be done",
+        "ValueError: nobody expects this",
+    }
+    assert "ray_doubles.py" in str(next(f for f in failures if f.task[1] == 3).error.__cause__)
+    assert sorted(result["number"] for result in record.results.values()) == [0, 1, 4]
+    for number in (0, 1, 4):
+        assert [i for n, i in record.messages if n == number] == list(range(5))
+        own = [kind for kind, task in record.order if task[1] == number]
+        assert own == ["message"] * 5 + ["result"]
+    assert cluster.describe() == "2 machines, 2 cores"
+
+
+def test_shared_arrays_are_mapped(cluster: Cluster, tmp_path: Path) -> None:
+    n_bytes = 48 * 2**20
+    made: list[str] = []
+
+    def shared(task: tuple[str, int]) -> Shared:
+        key = f"key{task[1] // 4}"
+
+        def make() -> dict[str, np.ndarray]:
+            made.append(key)
+            return {"ones": np.full(n_bytes // 8, 1.0 + task[1] // 4)}
+
+        return Shared(key, make)
+
+    record = Record(shared)
+    assert run(cluster, tmp_path, [("sum", i) for i in range(4)] + [("talk", 9), ("sum", 4)], record) == []
+    assert made == ["key0", "key2", "key1"] or made == ["key0", "key1", "key2"]
+    sums = {task[1]: result for task, result in record.results.items() if task[0] == "sum"}
+    assert [sums[i]["sum"] for i in (0, 1, 2, 3, 4)] == [n_bytes / 8] * 4 + [n_bytes / 4]
+    assert [sums[i]["key"] for i in (0, 4)] == ["key0", "key1"]
+    assert not any(result["writable"] for result in sums.values())
+    assert all(result["grown"] < n_bytes / 3 for result in sums.values())
+
+
+def test_arrays_that_do_not_fit(cluster: Cluster, tmp_path: Path) -> None:
+    record = Record(lambda task: Shared("large", lambda: {"ones": np.empty(2 * STORE, dtype=np.uint8)}))
+    with pytest.raises(HistError, match=r"167,772,160 bytes.* holds .*83,886,080 bytes"):
+        run(cluster, tmp_path, [("sum", 0)], record, workers=1)
+
+
+def test_a_task_that_kills_its_workers(cluster: Cluster, tmp_path: Path) -> None:
+    record = Record()
+    tasks = [("talk", 0), ("exit", 1), ("talk", 2), ("talk", 3)]
+    failures = run(cluster, tmp_path, tasks, record, at_once=2, tries=3)
+    assert [(failure.task, failure.reason) for failure in failures] == [(("exit", 1), "died")]
+    assert "its process died (3 times, last on" in str(failures[0].error)
+    assert sorted(result["number"] for result in record.results.values()) == [0, 2, 3]
+    assert len(list(tmp_path.glob("began-1-*"))) >= 3
+
+
+def test_refused_workers(cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "only_one").touch()
+    record = Record()
+    assert run(cluster, tmp_path, [("talk", i) for i in range(3)], record) == []
+    refusals = [line for line in caplog.messages if "no weights here" in line]
+    assert refusals == [f"{socket.gethostname()}: no weights here; this worker is left out"]
+    with pytest.raises(HistError, match="no worker is left"):  # the place is claimed
+        run(cluster, tmp_path, [("talk", 0)], Record(), workers=1)
+
+
+def test_a_full_disk_ends_all(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="the disk is full; make room"):
+        run(cluster, tmp_path, [("no disk", 0), ("wait", 1)], Record())
+
+
+def test_a_request_to_stop(cluster: Cluster, tmp_path: Path) -> None:
+    asked: list[bool] = []
+
+    def on_tick() -> None:
+        if not asked and len(list(tmp_path.glob("began-*"))) == 2:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    worker: Worker[Any, Any] = Worker(doubles.start, doubles.work, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        RayExecutor(cluster).run([("epochs", 0), ("epochs", 1), ("talk", 2)], worker, Events(on_tick=on_tick))
+    assert {file.name for file in tmp_path.glob("checkpoint-*")} == {"checkpoint-0", "checkpoint-1"}
+
+
+def test_nothing_listens_outside_of_loopback(cluster: Cluster, machines: Machines) -> None:
+    listening = [
+        c.laddr.ip for p in machines.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN
+    ]
+    assert len(listening) > 6
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+def test_kills_and_a_new_machine_in_one_run(cluster: Cluster, machines: Machines, tmp_path: Path) -> None:
+    """The second death of a task is that of its machine, and costs it no try: with two tries, it is done."""
+    stages: list[str] = []
+
+    def begun(number: int) -> list[int]:
+        files = sorted(tmp_path.glob(f"began-{number}-*"), key=lambda file: file.stat().st_mtime_ns)
+        return [int(file.name.rpartition("-")[2]) for file in files]
+
+    def on_tick() -> None:
+        pids = begun(0)
+        if not stages and pids and begun(1):
+            os.kill(pids[0], signal.SIGKILL)
+            stages.append("worker killed")
+        elif len(stages) == 1 and len(pids) == 2:
+            parents = [raylet(node) for node in machines.nodes]
+            end(family(next(p.pid for p in psutil.Process(pids[1]).parents() if p.pid in parents)))
+            stages.append("machine killed")
+            machines.nodes.append(machines.add())
+        elif len(stages) == 2 and len(pids) == 3:
+            (tmp_path / "go").touch()
+
+    record = Record()
+    worker: Worker[Any, Any] = Worker(doubles.start, doubles.work, tmp_path, tries=2)
+    events = record.events()
+    events = Events(events.on_message, events.on_result, on_tick)
+    tasks = [("wait", i) for i in range(6)]
+    assert RayExecutor(cluster, 2).run(tasks, worker, events) == []
+    assert stages == ["worker killed", "machine killed"]
+    assert sorted(result["number"] for result in record.results.values()) == list(range(6))
