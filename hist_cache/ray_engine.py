@@ -202,11 +202,14 @@ def _plain_errors(what: str = "Ray") -> Iterator[None]:
         yield
     except HistError:
         raise
-    except ray.exceptions.AuthenticationError as error:
-        raise InputError(f"{what}: the token is wrong, or there is none ({one_line(error, 120)})") from error
     except Exception as error:
-        if "oken" in str(error) and "uthent" in str(error):
-            raise InputError(f"{what}: the token is wrong, or there is none; set RAY_AUTH_TOKEN") from error
+        causes, cause = "", error
+        while cause is not None:
+            causes, cause = f"{causes} {type(cause).__name__} {cause}", cause.__cause__ or cause.__context__
+        if "uthenticat" in causes:
+            raise InputError(
+                f"{what}: the token is wrong, or there is none; set RAY_AUTH_TOKEN to the cluster's"
+            ) from error
         raise HistError(f"{what}: {kind_and_text(error)}") from error
 
 

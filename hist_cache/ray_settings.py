@@ -20,6 +20,8 @@ def ray_environment(address: str | None) -> Iterator[None]:
         "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
         "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # Ray prints of each death in its own words
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_BACKEND_LOG_LEVEL": "fatal",  # what matters of its own log is said by us
+        "RAY_NUM_REDIS_GET_RETRIES": "2",  # a wrong token stays wrong
     }
     if address is None:
         variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}

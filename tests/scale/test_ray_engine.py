@@ -242,9 +242,10 @@ def test_a_request_to_stop(cluster: Cluster, tmp_path: Path) -> None:
 
 
 def test_nothing_listens_outside_of_loopback(cluster: Cluster, machines: Machines) -> None:
-    listening = [
-        c.laddr.ip for p in machines.processes() for c in p.net_connections() if c.status == psutil.CONN_LISTEN
-    ]
+    listening = []
+    for process in machines.processes():
+        with suppress(psutil.NoSuchProcess):
+            listening += [c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
     assert len(listening) > 6
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
 
@@ -278,3 +279,76 @@ def test_kills_and_a_new_machine_in_one_run(cluster: Cluster, machines: Machines
     assert RayExecutor(cluster, 2).run(tasks, worker, events) == []
     assert stages == ["worker killed", "machine killed"]
     assert sorted(result["number"] for result in record.results.values()) == list(range(6))
+
+
+LOCAL = """
+import sys
+from pathlib import Path
+from hist_cache.cluster_executor import RayExecutor
+from hist_cache.console import fail, show_logs
+from hist_cache.errors import HistError
+from hist_cache.executor import Events, Worker
+from hist_cache.ray_engine import open_cluster
+from tests.scale import ray_doubles as doubles
+
+show_logs()
+address, folder = sys.argv[1:]
+try:
+    with open_cluster(address or None) as cluster:
+        print(cluster.address, flush=True)
+        worker = Worker(doubles.start, doubles.work, Path(folder))
+        RayExecutor(cluster, 1).run([("wait", 0)], worker, Events())
+except HistError as error:
+    fail(str(error))
+    sys.exit(error.exit_code)
+"""
+
+
+@contextmanager
+def driver(folder: Path, address: str = "", **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A command that works on a cluster, of its own without an address."""
+    command = [sys.executable, "-c", LOCAL, address, str(folder)]
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")} | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        command, env=variables | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        end(family(process.pid))
+        process.communicate()
+
+
+@pytest.mark.parametrize("token", ["", "f" * 64], ids=["none", "wrong"])
+def test_a_cluster_takes_nobody_without_its_token(machines: Machines, tmp_path: Path, token: str) -> None:
+    given = {"RAY_AUTH_TOKEN": token} if token else {"HOME": str(tmp_path)}
+    with driver(tmp_path, machines.address, **given) as process:
+        text, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, text
+    assert text.startswith(f"error: --address {machines.address}: the token is wrong, or there is none"), text
+    assert text.count("\n") == 1, text
+
+
+@pytest.mark.long
+def test_the_command_is_killed(tmp_path: Path) -> None:
+    with driver(tmp_path) as process:
+        wait_until(lambda: any(tmp_path.glob("began-0-*")), 90)
+        processes = family(process.pid)
+        assert any("ray::TaskProcess" in " ".join(p.cmdline()) for p in processes)
+        process.kill()
+        _, alive = psutil.wait_procs(processes[1:], timeout=10)
+        assert alive == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(200)
+def test_the_head_is_killed(tmp_path: Path) -> None:
+    with driver(tmp_path) as process:
+        wait_until(lambda: any(tmp_path.glob("began-0-*")), 90)
+        next(p for p in family(process.pid) if p.name() == "gcs_server").kill()
+        killed = time.monotonic()
+        text, _ = process.communicate(timeout=120)
+        assert time.monotonic() - killed < 90
+    assert process.returncode == 1, text
+    assert len(text.splitlines()) == 2, text
+    assert "the head of the cluster at" in text.splitlines()[1]
