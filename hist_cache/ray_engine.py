@@ -27,7 +27,7 @@ from hist_cache.cluster_checks import (
 from hist_cache.errors import HistError, InputError, kind_and_text, one_line
 from hist_cache.memory import free_memory
 from hist_cache.processes import cores
-from hist_cache.ray_settings import ray_environment
+from hist_cache.ray_settings import ray_environment, silent_stderr
 from hist_cache.scratch import scratch_folder
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def open_cluster(address: str | None = None, insecure: bool = False) -> Iterator
             }
         _forget_token()
         try:
-            with _plain_errors(f"--address {address}" if address else "Ray could not be started"):
+            with _plain_errors(f"--address {address}" if address else "Ray could not be started"), silent_stderr():
                 started = ray.init(address or "local", **shared)
                 cluster = Cluster(started.address_info["gcs_address"])
                 cluster.nodes()
@@ -196,8 +196,6 @@ def _forget_token() -> None:
 @contextmanager
 def _plain_errors(what: str = "Ray") -> Iterator[None]:
     """Have all that Ray raises be an error of one line."""
-    import ray
-
     try:
         yield
     except HistError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -20,7 +21,6 @@ def ray_environment(address: str | None) -> Iterator[None]:
         "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to Ray's makers
         "RAY_DEDUP_LOGS_SKIP_REGEX": ".*",  # Ray prints of each death in its own words
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-        "RAY_BACKEND_LOG_LEVEL": "fatal",  # what matters of its own log is said by us
         "RAY_NUM_REDIS_GET_RETRIES": "2",  # a wrong token stays wrong
     }
     if address is None:
@@ -49,3 +49,19 @@ def _is_on_loopback_alone(host: str, port: int) -> bool:
         probe.connect(_UNROUTED)  # nothing is sent; it tells by which address this machine is known
         return not answers(probe.getsockname()[0], port, 0.5)
     return True
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Drop what a library writes to standard error past Python; what is wrong comes as an exception too."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
