@@ -33,8 +33,8 @@ from hist_cache.scratch import scratch_folder
 if TYPE_CHECKING:
     import numpy as np
 
-HEAD_GONE_S = 45.0  # after 60 s without the head, Ray would end this process without a word that helps
-HEAD_CHECK_S = 5.0
+HEAD_GONE_S = 40.0  # after 60 s without the head, Ray would end this process without a word that helps
+OWN_HEAD_GONE_S = 3.0  # after 8 s where it is of this machine alone, see `ray_settings`
 PROBE_S = 2.0  # a machine that is there answers within that time
 SHARED_MEMORY = Path("/dev/shm")
 HERE = "here"
@@ -81,9 +81,11 @@ class Cluster:
 
     Attributes:
         address: Of its head.
+        patience_s: How long the head may be silent: it may be moved to another machine, and come back.
     """
 
     address: str
+    patience_s: float = HEAD_GONE_S
     _checked: float = field(default_factory=time.monotonic)
     _silent_since: float | None = None
 
@@ -123,16 +125,16 @@ class Cluster:
             HistError: It has been silent for too long.
         """
         now = time.monotonic()
-        if now - self._checked < HEAD_CHECK_S:
+        if now - self._checked < self.patience_s / 9:
             return
         self._checked = now
         if answers(*split_address(self.address), PROBE_S):
             self._silent_since = None
             return
         self._silent_since = self._silent_since or now
-        if now - self._silent_since > HEAD_GONE_S:
+        if now - self._silent_since > self.patience_s:
             raise HistError(
-                f"the head of the cluster at {self.address} has been silent for {HEAD_GONE_S:.0f} s; what is finished "
+                f"the head of the cluster at {self.address} has been silent for {self.patience_s:.0f} s; what is finished "
                 "is kept: start a cluster again, then the same command does the rest"
             )
 
@@ -176,7 +178,8 @@ def open_cluster(address: str | None = None, insecure: bool = False) -> Iterator
         try:
             with _plain_errors(f"--address {address}" if address else "Ray could not be started"), silent_stderr():
                 started = ray.init(address or "local", **shared)
-                cluster = Cluster(started.address_info["gcs_address"])
+                patience_s = HEAD_GONE_S if address else OWN_HEAD_GONE_S
+                cluster = Cluster(started.address_info["gcs_address"], patience_s)
                 cluster.nodes()
             yield cluster
         finally:

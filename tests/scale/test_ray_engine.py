@@ -336,19 +336,18 @@ def test_the_command_is_killed(tmp_path: Path) -> None:
         processes = family(process.pid)
         assert any("ray::TaskProcess" in " ".join(p.cmdline()) for p in processes)
         process.kill()
-        _, alive = psutil.wait_procs(processes[1:], timeout=10)
+        _, alive = psutil.wait_procs(processes[1:], timeout=15)
         assert alive == []
 
 
 @pytest.mark.long
-@pytest.mark.timeout(200)
 def test_the_head_is_killed(tmp_path: Path) -> None:
     with driver(tmp_path) as process:
         wait_until(lambda: any(tmp_path.glob("began-0-*")), 90)
         next(p for p in family(process.pid) if p.name() == "gcs_server").kill()
         killed = time.monotonic()
-        text, _ = process.communicate(timeout=120)
-        assert time.monotonic() - killed < 90
+        text, _ = process.communicate(timeout=60)
+        assert time.monotonic() - killed < 30
     assert process.returncode == 1, text
     assert len(text.splitlines()) == 2, text
     assert "the head of the cluster at" in text.splitlines()[1]
