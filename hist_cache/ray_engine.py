@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 HEAD_GONE_S = 40.0  # after 60 s without the head, Ray would end this process without a word that helps
-OWN_HEAD_GONE_S = 3.0  # after 8 s where it is of this machine alone, see `ray_settings`
+OWN_HEAD_GONE_S = 2.0  # after 20 s where it is of this machine alone, see `ray_settings`
 PROBE_S = 2.0  # a machine that is there answers within that time
 SHARED_MEMORY = Path("/dev/shm")
 HERE = "here"
@@ -128,14 +128,14 @@ class Cluster:
         if now - self._checked < self.patience_s / 9:
             return
         self._checked = now
-        if answers(*split_address(self.address), PROBE_S):
+        if answers(*split_address(self.address), min(PROBE_S, self.patience_s / 4)):
             self._silent_since = None
             return
         self._silent_since = self._silent_since or now
         if now - self._silent_since > self.patience_s:
             raise HistError(
-                f"the head of the cluster at {self.address} has been silent for {self.patience_s:.0f} s; what is finished "
-                "is kept: start a cluster again, then the same command does the rest"
+                f"the head of the cluster at {self.address} has been silent for {self.patience_s:.0f} s; what is "
+                "finished is kept: start a cluster again, then the same command does the rest"
             )
 
     @property

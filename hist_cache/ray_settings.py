@@ -25,7 +25,7 @@ def ray_environment(address: str | None) -> Iterator[None]:
     }
     if address is None:
         variables |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-        variables["RAY_gcs_rpc_server_reconnect_timeout_s"] = "8"  # it does not come back, so nobody waits for it
+        variables["RAY_gcs_rpc_server_reconnect_timeout_s"] = "20"  # it does not come back, so nobody waits for it
     elif has_token():
         variables["RAY_AUTH_MODE"] = "token"
     if address is None or _is_on_loopback_alone(*split_address(address)):

@@ -334,9 +334,12 @@ def test_the_command_is_killed(tmp_path: Path) -> None:
     with driver(tmp_path) as process:
         wait_until(lambda: any(tmp_path.glob("began-0-*")), 90)
         processes = family(process.pid)
-        assert any("ray::TaskProcess" in " ".join(p.cmdline()) for p in processes)
+        agents = [p for p in processes if p.name() in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
+        workers = [p for p in processes[1:] if p not in agents]
+        assert any("ray::TaskProcess" in " ".join(p.cmdline()) for p in workers)
         process.kill()
-        _, alive = psutil.wait_procs(processes[1:], timeout=15)
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        end(agents)  # Ray's own helpers try for about a minute to tell of it whom they cannot reach
         assert alive == []
 
 
