@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 from hist_cache.cluster_checks import own_versions, version_difference
+from hist_cache.cluster_facts import LostProcessError, Place
 from hist_cache.cluster_processes import Mailbox, TaskProcess
 from hist_cache.cluster_seats import Death, Seat, SharedArrays
 from hist_cache.errors import HistError, InputError
@@ -21,8 +22,6 @@ from hist_cache.processes import STOPPING, failure_of
 from hist_cache.ray_engine import (
     HERE,
     Cluster,
-    LostProcessError,
-    Place,
     answer,
     call,
     end_process,

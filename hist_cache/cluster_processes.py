@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import signal
+import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
+from hist_cache.cluster_facts import Place
 from hist_cache.commands import claim_packages
 from hist_cache.console import hush
 from hist_cache.courier import Courier
 from hist_cache.errors import HistError, kind_and_text
-from hist_cache.ray_engine import Place, answer, call, whereabouts
+from hist_cache.ray_engine import answer, call, whereabouts
 from hist_cache.worker_process import Desk
 
 
@@ -47,7 +52,6 @@ class ClusterProcess:
     """
 
     def __init__(self, mailbox: Any) -> None:
-        hush()  # the command shows what there is to show
         self.courier = Courier(lambda messages: bool(answer(call(mailbox, "post", messages))), self._stop)
         self._at_work = self._threaded = False
         self._usual: Any = signal.signal(signal.SIGTERM, self._interrupt)
@@ -95,6 +99,7 @@ class TaskProcess(ClusterProcess):
 
     def __init__(self, mailbox: Any, pickled: bytes, threads: int) -> None:
         super().__init__(mailbox)
+        hush()  # the command shows what there is to show
         self._pickled, self._threads = pickled, threads
         self._desk: Desk | None = None
 
@@ -138,3 +143,59 @@ class TaskProcess(ClusterProcess):
             return desk.do(pickle.loads(pickled), shared, report)
 
         return self.interruptible(work)
+
+
+class RankProcess(ClusterProcess):
+    """One process of a gang; the other side is `hist_cache.cluster_gang`."""
+
+    def meet(self) -> tuple[str, int]:
+        """Open the place where the processes of the gang find each other, at this machine's address in the cluster."""
+        from torch.distributed import TCPStore
+
+        address = whereabouts().address
+        listening = socket.create_server((address, 0))  # torch by itself would listen at all addresses
+        port = int(listening.getsockname()[1])
+        descriptor = listening.detach()
+        self._store = TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor)
+        return address, port
+
+    def run(self, environment: dict[str, str], pickled: bytes) -> tuple[str, Any]:
+        """Call a function; what the first process prints is sent as messages.
+
+        Args:
+            environment: Variables by which the processes know each other.
+            pickled: The function and its arguments.
+
+        Returns:
+            `returned` with its exit code, `failed` with one and an error of one line, `stopped` or `unexpected`.
+        """
+        os.environ.update(environment)  # before torch is imported, which reads it once
+        first = environment["RANK"] == "0"
+
+        def work() -> tuple[str, Any]:
+            try:
+                with redirect_stdout(_Lines(self.courier, "out")), redirect_stderr(_Lines(self.courier, "err")):
+                    if not first:
+                        hush()
+                    claim_packages()
+                    function, arguments = pickle.loads(pickled)
+                    return "returned", int(function(*arguments))
+            except HistError as error:
+                return "failed", (error.exit_code, str(error))
+            except Exception as error:
+                return "unexpected", (kind_and_text(error), traceback.format_exc())
+
+        return self.interruptible(work)
+
+
+class _Lines(io.TextIOBase):
+    """Sends what is printed as messages, a line each."""
+
+    def __init__(self, courier: Courier, stream: str) -> None:
+        self._courier, self._stream, self._begun = courier, stream, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            self._courier.send(("line", self._stream, line))
+        return len(text)

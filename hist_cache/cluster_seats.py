@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hist_cache.cluster_checks import check_store
+from hist_cache.cluster_facts import Place
 from hist_cache.executor import Shared
-from hist_cache.ray_engine import Cluster, Place, share_array
+from hist_cache.ray_engine import Cluster, share_array
 from hist_cache.task_queue import Handed
 
 if TYPE_CHECKING:  # `--help` does without numpy

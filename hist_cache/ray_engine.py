@@ -24,6 +24,7 @@ from hist_cache.cluster_checks import (
     split_address,
     store_bytes,
 )
+from hist_cache.cluster_facts import LostProcessError, Node, Place
 from hist_cache.errors import HistError, InputError, kind_and_text, one_line
 from hist_cache.memory import free_memory
 from hist_cache.processes import cores
@@ -39,40 +40,6 @@ PROBE_S = 2.0  # a machine that is there answers within that time
 SHARED_MEMORY = Path("/dev/shm")
 HERE = "here"
 HOME = Path(__file__).resolve().parent.parent
-
-
-class LostProcessError(Exception):
-    """A process of ours on the cluster has died, or cannot be reached any more.
-
-    Attributes:
-        never_began: It could not be set up: this project or one of its packages cannot be imported there.
-        preempted: Its machine was taken away.
-    """
-
-    def __init__(self, text: str, never_began: bool = False, preempted: bool = False) -> None:
-        super().__init__(text)
-        self.never_began, self.preempted = never_began, preempted
-
-
-@dataclass(frozen=True)
-class Node:
-    """A machine of the cluster, or what is started as one.
-
-    Attributes:
-        key: Its name in Ray.
-        host: Its name.
-        address: Host and port where its own process of Ray listens.
-        cpus: Cores that it offers.
-        gpus: GPUs that it offers.
-        store: Bytes of its object store.
-    """
-
-    key: str
-    host: str
-    address: tuple[str, int]
-    cpus: float
-    gpus: float
-    store: int
 
 
 @dataclass
@@ -214,18 +181,6 @@ def _plain_errors(what: str = "Ray") -> Iterator[None]:
         raise HistError(f"{what}: {kind_and_text(error)}") from error
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a process runs, and with what."""
-
-    node: str
-    host: str
-    address: str
-    pid: int
-    gpus: tuple[str, ...]
-    versions: dict[str, str]
-
-
 def whereabouts() -> Place:
     """Where this process runs, which Ray has started."""
     import ray
@@ -319,3 +274,32 @@ def end_process(process: Any) -> None:
 
     with suppress(Exception):  # it is gone, or the head is
         ray.kill(process)
+
+
+def reserve(processes: int, cpus: float, gpus: float) -> tuple[Any, Any]:
+    """Ask for room for several processes, all at once or not at all.
+
+    Returns:
+        What `place_of` and `release` take, and what `first_done` waits for: that there is room.
+    """
+    import ray
+
+    with _plain_errors():
+        room = {name: number for name, number in (("CPU", cpus), ("GPU", gpus)) if number}
+        group = ray.util.placement_group([room] * processes, strategy="PACK")
+        return group, group.ready()
+
+
+def place_of(group: Any, number: int) -> Any:
+    """Where `start_process` starts one of the processes that there is room for."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
+
+
+def release(group: Any) -> None:
+    """Give the room back; processes that are in it end."""
+    import ray
+
+    with suppress(Exception):  # the head is gone
+        ray.util.remove_placement_group(group)
