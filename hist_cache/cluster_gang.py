@@ -163,7 +163,7 @@ class _ClusterGang:
         if "unexpected" in kinds:
             problem, text = kinds["unexpected"]
             raise HistError(f"{problem}; --debug shows where it happened") from WorkerTraceback(text)
-        return max(code for _, code in self._outcomes.values())
+        return max(int(code) for _, code in self._outcomes.values())
 
 
 def gang_environments(places: list[Place], address: str, port: int, threads: int) -> list[dict[str, str]]:
@@ -179,9 +179,11 @@ def gang_environments(places: list[Place], address: str, port: int, threads: int
     gpus = {place.node: [gpu for other in places if other.node == place.node for gpu in other.gpus] for place in places}
     environments = []
     for rank, place in enumerate(places):
-        own = {"RANK": rank, "WORLD_SIZE": len(places), "LOCAL_RANK": local[place.node]}
+        own: dict[str, Any] = {"RANK": rank, "WORLD_SIZE": len(places), "LOCAL_RANK": local[place.node]}
         own |= {"LOCAL_WORLD_SIZE": sizes[place.node], "MASTER_ADDR": address, "MASTER_PORT": port}
         own |= {"TORCHELASTIC_USE_AGENT_STORE": True, "OMP_NUM_THREADS": threads}
+        if address.startswith("127."):  # whatever the machine's name resolves to
+            own |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         if gpus[place.node]:  # all of its machine's, of which LOCAL_RANK names its own
             own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[place.node])
         local[place.node] += 1

@@ -150,13 +150,15 @@ class RankProcess(ClusterProcess):
 
     def meet(self) -> tuple[str, int]:
         """Open the place where the processes of the gang find each other, at this machine's address in the cluster."""
-        from torch.distributed import TCPStore
+        from torch import distributed
 
         address = whereabouts().address
         listening = socket.create_server((address, 0))  # torch by itself would listen at all addresses
         port = int(listening.getsockname()[1])
         descriptor = listening.detach()
-        self._store = TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor)
+        self._store = distributed.TCPStore(  # type: ignore[attr-defined]
+            address, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
+        )
         return address, port
 
     def run(self, environment: dict[str, str], pickled: bytes) -> tuple[str, Any]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # `--help` does without numpy
 
 _T = TypeVar("_T")
 
-SETTLE_S = 1.0  # a machine that goes down may lose its processes so long before it stops to answer
+DEATH_SETTLES_S = 1.0  # a machine that goes down may lose its processes so long before it stops to answer
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ class Death(Generic[_T]):
     tasks: list[Handed[_T]]
     opening: bool
     preempted: bool
-    due: float = field(default_factory=lambda: time.monotonic() + SETTLE_S)
+    due: float = field(default_factory=lambda: time.monotonic() + DEATH_SETTLES_S)
 
 
 class SharedArrays:

@@ -61,7 +61,7 @@ class Cluster:
         import ray
 
         with _plain_errors():
-            rows = [row for row in ray.nodes() if row["Alive"]]
+            rows: list[dict[str, Any]] = [row for row in ray.nodes() if row["Alive"]]
         return [
             Node(
                 row["NodeID"],
@@ -171,7 +171,8 @@ def _plain_errors(what: str = "Ray") -> Iterator[None]:
     except HistError:
         raise
     except Exception as error:
-        causes, cause = "", error
+        causes = ""
+        cause: BaseException | None = error
         while cause is not None:
             causes, cause = f"{causes} {type(cause).__name__} {cause}", cause.__cause__ or cause.__context__
         if "uthenticat" in causes:

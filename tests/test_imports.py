@@ -305,6 +305,15 @@ def test_help_imports_nothing_heavy(module: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_one_file_alone_imports_ray() -> None:
+    def roots(file: Path) -> set[str]:
+        nodes = list(ast.walk(ast.parse(file.read_text())))
+        plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        return {name.split(".")[0] for name in plain | {n.module or "" for n in nodes if isinstance(n, ast.ImportFrom)}}
+
+    assert {name for name, file in EVERY_MODULE.items() if "ray" in roots(file)} == {"hist_cache.ray_engine"}
+
+
 def test_files_stay_about_one_thing() -> None:
     for package in PACKAGES:
         for file in (REPOSITORY / package).rglob("*.py"):

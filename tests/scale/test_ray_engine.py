@@ -21,8 +21,10 @@ import psutil
 import pytest
 
 from hist_cache.cluster_executor import RayExecutor
+from hist_cache.cluster_gang import run_cluster_gang
 from hist_cache.errors import HistError, WriteError
 from hist_cache.executor import Events, Failure, Shared, Worker
+from hist_cache.gang import LostRankError
 from hist_cache.ray_engine import Cluster, open_cluster
 from tests.conftest import REPOSITORY
 from tests.scale import ray_doubles as doubles
@@ -239,6 +241,13 @@ def test_a_request_to_stop(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         RayExecutor(cluster).run([("epochs", 0), ("epochs", 1), ("talk", 2)], worker, Events(on_tick=on_tick))
     assert {file.name for file in tmp_path.glob("checkpoint-*")} == {"checkpoint-0", "checkpoint-1"}
+
+
+def test_a_gang(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cluster_gang(cluster, 2, doubles.be_one_of_a_gang, (-1,)) == 3  # each is the first on its machine
+    assert capsys.readouterr().out == "2 processes, sum 3\n"  # of the first process alone
+    with pytest.raises(LostRankError, match=r"^process 2 of 2 on one batch died on .* \(out of memory\?\)$"):
+        run_cluster_gang(cluster, 2, doubles.be_one_of_a_gang, (1,))
 
 
 def test_nothing_listens_outside_of_loopback(cluster: Cluster, machines: Machines) -> None:
