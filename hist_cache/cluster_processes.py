@@ -176,9 +176,8 @@ class RankProcess(ClusterProcess):
 
         def work() -> tuple[str, Any]:
             try:
-                with redirect_stdout(_Lines(self.courier, "out")), redirect_stderr(_Lines(self.courier, "err")):
-                    if not first:
-                        hush()
+                out, err = (_Lines(self.courier, stream, shown=first) for stream in ("out", "err"))
+                with redirect_stdout(out), redirect_stderr(err):
                     claim_packages()
                     function, arguments = pickle.loads(pickled)
                     return "returned", int(function(*arguments))
@@ -191,13 +190,13 @@ class RankProcess(ClusterProcess):
 
 
 class _Lines(io.TextIOBase):
-    """Sends what is printed as messages, a line each."""
+    """Sends what is printed as messages, a line each; drops it where it is not shown."""
 
-    def __init__(self, courier: Courier, stream: str) -> None:
-        self._courier, self._stream, self._begun = courier, stream, ""
+    def __init__(self, courier: Courier, stream: str, shown: bool) -> None:
+        self._courier, self._stream, self._shown, self._begun = courier, stream, shown, ""
 
     def write(self, text: str) -> int:
         *lines, self._begun = (self._begun + text).split("\n")
-        for line in lines:
+        for line in lines if self._shown else ():
             self._courier.send(("line", self._stream, line))
         return len(text)
