@@ -1,0 +1,80 @@
+"""What is checked of a cluster before anything is started there, and what its processes are told."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from hist_cache import cluster_checks
+from hist_cache.cluster_checks import check_address, check_temp_dir, split_address, store_bytes, version_difference
+from hist_cache.cluster_facts import Place
+from hist_cache.errors import HistError, InputError
+
+
+@pytest.fixture(autouse=True)
+def without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in cluster_checks.TOKEN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cluster_checks, "TOKEN_FILE", tmp_path / "no token")
+    monkeypatch.setattr(cluster_checks, "ANSWER_S", 0.3)
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://node:10001", "node-1", "node-1:", ":6379", "node-1:99999"])
+def test_a_cluster_must_be_named(address: str) -> None:
+    with pytest.raises(InputError, match=r"not HOST:PORT"):
+        split_address(address)
+
+
+def test_addresses() -> None:
+    assert split_address("node-1:6379") == ("node-1", 6379)
+    assert split_address("[::1]:6379") == ("::1", 6379)
+
+
+def test_an_address_beyond_this_machine_needs_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no token"):
+        check_address("192.0.2.77:6379", insecure=False)
+    with pytest.raises(HistError, match="nobody answers"):  # past the token
+        check_address("192.0.2.77:6379", insecure=True)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
+    with pytest.raises(HistError, match="nobody answers"):
+        check_address("192.0.2.77:6379", insecure=False)
+
+
+def test_who_answers_on_this_machine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        check_address(address, insecure=False)
+    with pytest.raises(HistError, match="nobody answers"):
+        check_address(address, insecure=False)
+
+
+def test_folders_of_sockets() -> None:
+    check_temp_dir(Path("/tmp/hist-ray-123456-abcdefgh"))
+    with pytest.raises(InputError, match="set TMPDIR to a short folder"):
+        check_temp_dir(Path("/tmp") / ("a" * 60))
+
+
+def test_room_for_arrays() -> None:
+    assert store_bytes(10e9, float("inf")) == int(3e9)
+    assert store_bytes(10e9, 1e9) == int(9e8)
+    with pytest.raises(HistError, match=r"/dev/shm, 67\.1 MB"):
+        store_bytes(10e9, 64 * 2**20)
+
+
+def test_versions() -> None:
+    own = {"Python": "3.11.9", "torch": "2.9.0"}
+    assert version_difference(own, dict(own)) is None
+    assert version_difference(own, own | {"torch": "2.8.0"}) == "other versions: torch 2.8.0 there, 2.9.0 here"
+
+
+def test_what_a_gang_knows_of_itself() -> None:
+    cluster_gang = pytest.importorskip("hist_cache.cluster_gang")
+    places = [Place(node, node, "10.0.0.1", 1, (gpu,), {}) for node, gpu in (("a", "0"), ("a", "3"), ("b", "1"))]
+    told = cluster_gang.gang_environments(places, "10.0.0.1", 29500, 4)
+    assert [e["RANK"] for e in told] == ["0", "1", "2"]
+    assert [e["LOCAL_RANK"] for e in told] == ["0", "1", "0"]
+    assert [e["LOCAL_WORLD_SIZE"] for e in told] == ["2", "2", "1"]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in told] == ["0,3", "0,3", "1"]
+    assert {(e["WORLD_SIZE"], e["MASTER_ADDR"], e["MASTER_PORT"]) for e in told} == {("3", "10.0.0.1", "29500")}
