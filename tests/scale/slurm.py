@@ -187,7 +187,7 @@ class Slurm:
     def processes(self) -> list[psutil.Process]:
         """Processes that belong to this cluster: what its jobs have started names its configuration."""
         found = []
-        for process in psutil.process_iter():
+        for process in psutil.process_iter(["name"]):
             with suppress(psutil.Error):
                 if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"]:
                     found.append(process)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ DRIVER = [sys.executable, "-m", "tests.scale.ray_driver"]
 HIST_EXTRACT = [sys.executable, "-c", "from extract.cli import main; raise SystemExit(main())"]
 BOTH = ("gpu0:0", "gpu1:0")
 SLIDES = [f"TINY{i}" for i in range(1, 9)]
+DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd")
 has_engine = "engine" in {field.name for field in dataclasses.fields(ExtractOptions)}
 
 
@@ -67,7 +69,7 @@ class RayOnSlurm:
 
     def ray_processes(self) -> list[psutil.Process]:
         """Processes that the jobs have started."""
-        return [p for p in self.slurm.processes() if p.name() not in ("slurmctld", "slurmd", "munged", "slurmstepd")]
+        return [process for process in self.slurm.processes() if process.info["name"] not in DAEMONS]
 
 
 def output(process: subprocess.Popen[str], seconds: float = 150) -> str:
@@ -98,16 +100,17 @@ def cluster(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     wait_until(lambda: started.address, "the head has written its address", more=started.logs)
     yield started
     slurm.call("scancel", head, workers)
-    wait_until(lambda: not started.ray_processes(), f"nothing is left: {started.ray_processes()}", 60)
+    wait_until(lambda: not started.ray_processes(), "nothing is left", 60, lambda: str(started.ray_processes()))
 
 
 def listening(processes: list[psutil.Process]) -> set[str]:
     """Addresses at which processes wait for connections."""
     found = set()
     for process in processes:
-        for connection in process.net_connections("inet"):
-            if connection.status == psutil.CONN_LISTEN:
-                found.add(connection.laddr.ip.removeprefix("::ffff:"))
+        with suppress(psutil.NoSuchProcess):  # it has just ended
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    found.add(connection.laddr.ip.removeprefix("::ffff:"))
     return found
 
 
