@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -39,14 +41,56 @@ sys.addaudithook(note)
 """
 
 
-def arguments(root: Path) -> list[str]:
-    options = ("--ids", ",".join(SLIDES), "--dataset", "tiny", "--data-root", root / "hest", "--encoder", TINY_ENCODER)
-    return [str(a) for a in (*options, "--random-weights", "--precision", "fp32")]
+@dataclass
+class Shared:
+    """Slides that jobs share, and what they have noted."""
+
+    slurm: Slurm
+    folder: Path
+    environment: dict[str, str]
+
+    @property
+    def arguments(self) -> list[str]:
+        """Options of hist-extract but for the cache."""
+        options = ("--ids", ",".join(SLIDES), "--dataset", "tiny", "--data-root", self.folder / "hest")
+        return [str(a) for a in (*options, "--encoder", TINY_ENCODER, "--random-weights", "--precision", "fp32")]
+
+    def submit(self, elements: str) -> str:
+        """Submit the recipe as its page does; returns the job's number."""
+        array = (f"--array={elements}", "--requeue", "--gres=gpu:1")
+        return self.slurm.submit(self.folder, *array, RECIPE, *self.arguments, environment=self.environment)
+
+    def made(self, who: str) -> list[str]:
+        """Slides made by an element in one of its starts: `1 0` is the first start of element 1."""
+        notes = self.folder / "notes/made"
+        lines = notes.read_text().splitlines() if notes.exists() else []
+        return [line.split()[-1] for line in lines if line.startswith(f"{who} ")]
+
+    def logs(self) -> str:
+        """What the jobs have printed."""
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
+
+    def wait(self, what: Callable[[], object], said: str) -> None:
+        """Wait until `what()` holds."""
+        wait_until(what, said, more=self.logs)
+
+    def wait_for_the_end(self) -> None:
+        """Wait until no job is left."""
+        self.wait(lambda: not self.slurm.call("squeue", "-h"), "all elements have ended")
+
+    def is_complete(self) -> None:
+        """Assert that nothing is missing and nothing unfinished is left."""
+        assert set(cached(self.folder / "shared")) == {f"{slide}.h5" for slide in SLIDES}
+        assert unfinished(self.folder / "shared") == []
+        assert list((self.folder / "shared").rglob("*.lock")) == []
+        assert "Traceback" not in self.logs()
 
 
 @pytest.fixture
-def job_environment(tmp_path: Path) -> dict[str, str]:
-    """A hist-extract on the path of jobs, whose Python takes notes."""
+def shared(slurm: Slurm, tmp_path: Path) -> Shared:
+    """Slides, and a hist-extract on the path of jobs whose Python takes notes."""
+    for i, slide in enumerate(SLIDES):
+        write_slide(tmp_path / "hest", slide, rows=4, columns=6, seed=i)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes/sitecustomize.py").write_text(NOTES)
     program = tmp_path / "bin/hist-extract"
@@ -54,53 +98,54 @@ def job_environment(tmp_path: Path) -> dict[str, str]:
     main = "from hist_cache.commands import hist_extract; raise SystemExit(hist_extract())"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{main}" "$@"\n')
     program.chmod(0o755)
-    return {
+    environment = {
         "PATH": f"{program.parent}:{os.environ['PATH']}",
         "PYTHONPATH": f"{tmp_path / 'notes'}:{REPOSITORY}",
         "NOTES": str(tmp_path / "notes"),
         "OMP_NUM_THREADS": "1",
         "HIST_CACHE": str(tmp_path / "shared"),
     }
+    return Shared(slurm, tmp_path, environment)
 
 
 @pytest.mark.slow
-def test_elements_share_the_slides_and_one_is_requeued(
-    slurm: Slurm, tmp_path: Path, job_environment: dict[str, str], run_command: Run
-) -> None:
-    for i, slide in enumerate(SLIDES):
-        write_slide(tmp_path / "hest", slide, rows=4, columns=6, seed=i)
-    notes = tmp_path / "notes/made"
-
-    def made(who: str) -> list[str]:
-        lines = notes.read_text().splitlines() if notes.exists() else []
-        return [line.split()[-1] for line in lines if line.startswith(f"{who} ")]
-
-    job = slurm.submit(
-        tmp_path, "--array=0-1", "--requeue", "--gres=gpu:1", RECIPE, *arguments(tmp_path), environment=job_environment
-    )
-
-    def logs() -> str:
-        return "\n".join(path.read_text() for path in sorted(tmp_path.glob("*.log")))
-
-    wait_until(lambda: len(made("1 0")) >= 2, "the second element has made two slides", more=logs)
-    slurm.requeue(f"{job}_1")
+def test_elements_share_the_slides_and_one_is_requeued(shared: Shared, tmp_path: Path, run_command: Run) -> None:
+    job = shared.submit("0-1")
+    shared.wait(lambda: len(shared.made("1 0")) >= 2, "the second element has made two slides")
+    shared.slurm.requeue(f"{job}_1")
     assert len(unfinished(tmp_path / "shared")) <= 1, "the second element has left none, the first one is at it"
-    one = run_command(extract.cli.main, *arguments(tmp_path), "--cache", tmp_path / "alone")
-    assert one[0] == 0, one[1]
-    wait_until(lambda: made("1 1"), "the second element has joined again", more=logs)
+    code, text = run_command(extract.cli.main, *shared.arguments, "--cache", tmp_path / "alone")
+    assert code == 0, text
+    shared.wait(lambda: shared.made("1 1"), "the second element has joined again")
     (tmp_path / "notes/go").touch()
-    wait_until(lambda: not slurm.call("squeue", "-h"), "both elements have ended", more=logs)
+    shared.wait_for_the_end()
 
-    for element in ("0", "1"):
-        ended = slurm.job(f"{job}_{element}")
-        assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), logs()
+    for element in (0, 1):
+        ended = shared.slurm.job(f"{job}_{element}")
+        assert (ended["JobState"], ended["ExitCode"]) == ("COMPLETED", "0:0"), shared.logs()
     log = (tmp_path / f"hist-extract-{job}_1.log").read_text()
-    assert "start 1" in log
-    assert "start 2" in log, "the log of the first start was overwritten"
-    assert "Traceback" not in logs()
-    by = [made(who) for who in ("0 0", "1 0", "1 1")]
+    assert "start 1" in log, "the log of the first start was overwritten"
+    assert "start 2" in log
+    by = [shared.made(who) for who in ("0 0", "1 0", "1 1")]
     assert all(by), by
-    assert sorted(sum(by, [])) == sorted(SLIDES), "each slide once, and none lost"
+    assert sorted(slide for slides in by for slide in slides) == sorted(SLIDES), "each slide once, and none lost"
+    shared.is_complete()
     assert cached(tmp_path / "shared") == cached(tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_sigterm_before_the_time_limit(shared: Shared, tmp_path: Path) -> None:
+    job = shared.submit("1")
+    shared.wait(lambda: len(shared.made("1 0")) >= 2, "it has made two slides")
+    shared.slurm.call("scancel", "--batch", "--signal=TERM", f"{job}_1")  # what --signal=B:TERM@60 sends
+    shared.wait_for_the_end()
+    ended = shared.slurm.job(f"{job}_1")
+    assert ended["JobState"] == "FAILED", "slides are left"
+    assert ended["ExitCode"] not in ("0:0", "0:9")
     assert unfinished(tmp_path / "shared") == []
-    assert list((tmp_path / "shared").rglob("*.lock")) == []
+    again = shared.submit("2")
+    shared.wait_for_the_end()
+    assert shared.slurm.state(f"{again}_2") == "COMPLETED", shared.logs()
+    assert sorted(shared.made("1 0") + shared.made("2 0")) == sorted(SLIDES)
+    shared.is_complete()

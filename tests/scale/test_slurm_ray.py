@@ -23,7 +23,7 @@ from tests.scale.ray_loopback import LOOPBACK
 from tests.scale.slurm import Slurm, wait_until
 from tests.small import Run, cached, unfinished
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 HEAD, WORKER = (REPOSITORY / "docs/scale" / name for name in ("ray-head.sbatch", "ray-worker.sbatch"))
 DRIVER = [sys.executable, "-m", "tests.scale.ray_driver"]
@@ -72,7 +72,7 @@ class RayOnSlurm:
         return [process for process in self.slurm.processes() if process.info["name"] not in DAEMONS]
 
 
-def output(process: subprocess.Popen[str], seconds: float = 150) -> str:
+def output(process: subprocess.Popen[str], seconds: float = 240) -> str:
     """Wait for a command's end; returns what it printed."""
     try:
         return process.communicate(timeout=seconds)[0]
