@@ -113,7 +113,6 @@ def test_elements_share_the_slides_and_one_is_requeued(shared: Shared, tmp_path:
     job = shared.submit("0-1")
     shared.wait(lambda: len(shared.made("1 0")) >= 2, "the second element has made two slides")
     shared.slurm.requeue(f"{job}_1")
-    assert len(unfinished(tmp_path / "shared")) <= 1, "the second element has left none, the first one is at it"
     code, text = run_command(extract.cli.main, *shared.arguments, "--cache", tmp_path / "alone")
     assert code == 0, text
     shared.wait(lambda: shared.made("1 1"), "the second element has joined again")
