@@ -37,7 +37,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 SlurmdParameters=config_overrides
-KillWait=10
+KillWait=30
 GresTypes=gpu
 {nodes}
 PartitionName=gpu Nodes=gpu[0-1] Default=YES
@@ -171,7 +171,7 @@ class Slurm:
         if (self.folder / "slurm.conf").exists():
             with suppress(AssertionError, subprocess.TimeoutExpired):
                 self.call("scancel", "--user=root", check=False)
-                wait_until(lambda: not self.call("squeue", "-h", check=False), "all jobs have ended", 20)
+                wait_until(lambda: not self.call("squeue", "-h", check=False), "all jobs have ended", 40)
         for daemon in reversed(self._daemons):
             daemon.terminate()
             try:

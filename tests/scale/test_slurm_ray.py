@@ -90,7 +90,7 @@ def cluster(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         "PYTHONPATH": str(REPOSITORY),
         "HIST_RAY_IP": LOOPBACK,
         "RAY_START_HOOK": "tests.scale.ray_loopback.loopback",
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # after which nodes and drivers give a lost head up
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # after which nodes and drivers give a lost head up
         "OMP_NUM_THREADS": "1",
     }
     head = slurm.submit(folder, "--requeue", HEAD, environment=environment)
@@ -100,7 +100,7 @@ def cluster(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     wait_until(lambda: started.address, "the head has written its address", more=started.logs)
     yield started
     slurm.call("scancel", started.head, workers)
-    wait_until(lambda: not started.ray_processes(), "nothing is left", 60, lambda: str(started.ray_processes()))
+    wait_until(lambda: not started.ray_processes(), "nothing is left", 90, lambda: str(started.ray_processes()))
 
 
 def listening(processes: list[psutil.Process]) -> set[str]:
