@@ -92,7 +92,7 @@ class Slurm:
         key = self.folder / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        host = socket.gethostname()
+        host = socket.gethostname().split(".")[0]  # as Slurm names a machine
         controller_port, *ports = free_ports(1 + len(NODES))
         nodes = [
             NODE.format(name=name, host=host, port=port, gpu=" Gres=gpu:1" if name.startswith("gpu") else "")
