@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from hist_cache.devices import device_name, visible_gpus
 from hist_cache.errors import InputError
@@ -67,6 +67,9 @@ class Engine(Protocol):
     def describe(self, workers: int, device: torch.device) -> str:
         """Say what so many workers compute on; the arguments are those of `executor`."""
 
+    def run_gang(self, world_size: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+        """Run a function in several processes at once; see `hist_cache.gang.RunGang`."""
+
     def executor(self, workers: int, device: torch.device) -> Executor:
         """Return what runs tasks.
 
@@ -93,6 +96,12 @@ class LocalEngine:
         cores = [f"{torch.get_num_threads()} cores"] if device.type == "cpu" else []
         name = device_name(device) + (f" and {gpus - 1} more GPUs" if gpus > 1 else "")
         return ", ".join([name, *cores, f"{workers} at once"])
+
+    def run_gang(self, world_size: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
+        """Run it in processes of this machine."""
+        from hist_cache.gang import run_local_gang
+
+        return run_local_gang(world_size, function, arguments)
 
     def executor(self, workers: int, device: torch.device) -> Executor:
         """Processes, or this process where it is one."""

@@ -104,8 +104,8 @@ def assemble(
     ]
     joined = tuple(torch.from_numpy(join_rings(of_ring)).to(device) for of_ring in zip(*rings, strict=True))
     wholes = [part.whole for part in parts]
-    more: dict[str, Any] = {} if wholes == list(slides) else {"whole_slides": wholes}
-    return SpotData(**tensors, slides=list(slides), panel=list(panel), transform=transform, rings=joined, **more)
+    more: dict[str, Any] = dict(tensors) if wholes == list(slides) else {**tensors, "whole_slides": wholes}
+    return SpotData(slides=list(slides), panel=list(panel), transform=transform, rings=joined, **more)
 
 
 def _complete(part: SlidePart, size: int) -> np.ndarray:

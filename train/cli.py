@@ -14,7 +14,7 @@ from hist_cache.console import fail, hush, out, say, show_logs
 from hist_cache.devices import AUTO, choose_device
 from hist_cache.engine import LocalEngine, check_engine, open_engine
 from hist_cache.errors import InputError, keeping
-from hist_cache.gang import RunGang, run_local_gang, run_with_restarts
+from hist_cache.gang import RunGang, run_with_restarts
 from hist_cache.options import folder_option, parse, run
 from train.options import TrainOptions
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from train.models.registry import ModelEntry
     from train.workspace import Workspace
 
+MANY = 1_000_000  # more workers than any cluster has
 DESCRIPTION = """Phase two: train models on a dataset's cache, test them on held-out slides, print their metrics beside
 what any model must beat. Options with several values (--ablation all, --neighbors 6,18,36, --seed 1,2,3, and every
 number of models, training and recipes) run every combination.
@@ -42,19 +43,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def launch(options: TrainOptions) -> int:
     """Run the command, in this process or in several that share each batch; returns the exit code."""
-    n = processes_on_a_batch(options)
-    return train(options) if n == 1 or options.dry_run else train_together(options, n)
+    if is_rank() or options.dry_run or not fine_tunes(options):
+        return train(options)
+    with open_engine(options) as engine:
+        n = engine.workers(MANY, options.jobs or 1)
+        together = n > 1 or not engine.shares_files
+        return train_together(options, n, engine.run_gang) if together else train(options)
+
+
+def is_rank() -> bool:
+    """Whether this is one of several processes on a batch, which torchrun or the command has started."""
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
+def fine_tunes(options: TrainOptions) -> bool:
+    """Whether the encoder is fine-tuned, so that processes share each batch."""
+    from train.experiments.grid import with_table
+
+    return bool(with_table(options).finetune_lora)
 
 
 def processes_on_a_batch(options: TrainOptions) -> int:
-    """How many processes the command has to start; 1 in one of several that torchrun or the command has started."""
-    from train.experiments.grid import with_table
+    """How many processes the command starts to share each batch; 1 where it starts none, or as many as there is room.
 
-    is_rank = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return 1 if is_rank or options.jobs is None or not with_table(options).finetune_lora else options.jobs
+    Those that it has started start none.
+    """
+    asked = options.jobs if options.engine == "local" else options.workers
+    return 1 if is_rank() or asked is None or not fine_tunes(options) else asked
 
 
-def train_together(options: TrainOptions, n: int, run_gang: RunGang = run_local_gang) -> int:
+def train_together(options: TrainOptions, n: int, run_gang: RunGang) -> int:
     """Run the command in several processes that share each batch, again from the checkpoint when one of them is lost.
 
     Args:
