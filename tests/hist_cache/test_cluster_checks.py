@@ -17,7 +17,7 @@ from hist_cache.errors import HistError, InputError
 def without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in cluster_checks.TOKEN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cluster_checks, "TOKEN_FILE", tmp_path / "no token")
+    monkeypatch.setattr(cluster_checks, "AUTH_FILE", tmp_path / "no token")
     monkeypatch.setattr(cluster_checks, "ANSWER_S", 0.3)
 
 
