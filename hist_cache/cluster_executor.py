@@ -20,7 +20,7 @@ from hist_cache.errors import HistError, InputError
 from hist_cache.executor import TICK_S, Events, Failure, Worker
 from hist_cache.processes import STOPPING, failure_of
 from hist_cache.ray_engine import (
-    HERE,
+    BESIDE_COMMAND,
     Cluster,
     answer,
     call,
@@ -119,7 +119,7 @@ class _Crew(Generic[_T, _R]):
 
     def open(self, workers: int) -> None:
         """Ask for the processes."""
-        self._mailbox = start_process(Mailbox, where=HERE)
+        self._mailbox = start_process(Mailbox, where=BESIDE_COMMAND)
         for number in range(workers):
             process = self._new_process()
             self._seats.append(Seat(number, process, call(process, "hello")))

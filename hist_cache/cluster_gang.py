@@ -18,7 +18,7 @@ from hist_cache.executor import TICK_S
 from hist_cache.gang import SETTLE_S, STOP_S, LostRankError
 from hist_cache.processes import WorkerTraceback
 from hist_cache.ray_engine import (
-    HERE,
+    BESIDE_COMMAND,
     Cluster,
     answer,
     call,
@@ -90,7 +90,7 @@ class _ClusterGang:
 
     def start(self, cpus: int, gpus: int) -> None:
         """Start the processes; those of one machine have ranks one after the other."""
-        self._mailbox = start_process(Mailbox, where=HERE)
+        self._mailbox = start_process(Mailbox, where=BESIDE_COMMAND)
         options = {"cpus": 0 if gpus else cpus, "gpus": gpus}
         started = [
             start_process(RankProcess, self._mailbox, where=place_of(self._room, i), **options)

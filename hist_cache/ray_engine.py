@@ -38,7 +38,7 @@ HEAD_GONE_S = 40.0  # after 60 s without the head, Ray would end this process wi
 OWN_HEAD_GONE_S = 2.0  # after 20 s where it is of this machine alone, see `ray_settings`
 PROBE_S = 2.0  # a machine that is there answers within that time
 SHARED_MEMORY = Path("/dev/shm")
-HERE = "here"
+BESIDE_COMMAND = "here"
 HOME = Path(__file__).resolve().parent.parent
 
 
@@ -203,12 +203,12 @@ def start_process(
         cpus: Cores that it takes.
         gpus: GPUs that it takes, and alone sees.
         threads: How many calls are answered at once; a single one is in the main thread.
-        where: A place of `reserve`, or `HERE`; None for anywhere.
+        where: A place of `reserve`, or `BESIDE_COMMAND`; None for anywhere.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if where == HERE:
+    if where == BESIDE_COMMAND:
         where = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": threads}
     actor: Any = ray.remote(kind).options(**options, scheduling_strategy=where)
