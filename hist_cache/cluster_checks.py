@@ -43,7 +43,7 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(address.split("%")[0]).is_loopback for address in found)
 
 
-def answers(host: str, port: int, seconds: float) -> bool:
+def somebody_answers(host: str, port: int, seconds: float) -> bool:
     """Whether anybody listens there; where the connection is refused, it is tried again until the time is over."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
@@ -72,7 +72,7 @@ def check_address(address: str, insecure: bool) -> None:
             f"--address {address}: no token, and whoever reaches a cluster without one runs code as you there; "
             f"start it with RAY_AUTH_MODE=token and set {variables}, or add --insecure"
         )
-    if not answers(host, port, ANSWER_S):
+    if not somebody_answers(host, port, ANSWER_S):
         raise HistError(f"--address {address}: nobody answers there; is the head of the cluster running?")
 
 

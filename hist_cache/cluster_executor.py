@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 from hist_cache.cluster_checks import own_versions, version_difference
-from hist_cache.cluster_facts import LostProcessError, Place
+from hist_cache.cluster_facts import LostProcessError, ProcessPlace
 from hist_cache.cluster_processes import Mailbox, TaskProcess
 from hist_cache.cluster_seats import Death, Seat, SharedArrays
 from hist_cache.errors import HistError, InputError
@@ -216,7 +216,7 @@ class _Crew(Generic[_T, _R]):
     def _answered(self, seat: Seat[_T], waited: Any, content: Any, stopping: bool) -> None:
         if waited is seat.opening:
             seat.opening = None
-            if isinstance(content, Place):
+            if isinstance(content, ProcessPlace):
                 seat.place = content
                 different = version_difference(self._own, content.versions)
                 if different:

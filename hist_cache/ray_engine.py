@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from hist_cache.cluster_checks import (
-    answers,
     check_address,
     check_temp_dir,
     own_versions,
+    somebody_answers,
     split_address,
     store_bytes,
 )
-from hist_cache.cluster_facts import LostProcessError, Node, Place
+from hist_cache.cluster_facts import LostProcessError, Node, ProcessPlace
 from hist_cache.errors import HistError, InputError, kind_and_text, one_line
 from hist_cache.memory import free_memory
 from hist_cache.processes import cores
@@ -76,7 +76,7 @@ class Cluster:
 
     def lives(self, key: str) -> bool:
         """Whether a machine is there. Ray takes 10 to 15 s to notice that one is not, so it is asked itself."""
-        return any(node.key == key and answers(*node.address, PROBE_S) for node in self.nodes())
+        return any(node.key == key and somebody_answers(*node.address, PROBE_S) for node in self.nodes())
 
     def describe(self) -> str:
         """How large it is, as in "3 machines, 8 GPUs"."""
@@ -95,7 +95,7 @@ class Cluster:
         if now - self._checked < self.patience_s / 9:
             return
         self._checked = now
-        if answers(*split_address(self.address), min(PROBE_S, self.patience_s / 4)):
+        if somebody_answers(*split_address(self.address), min(PROBE_S, self.patience_s / 4)):
             self._silent_since = None
             return
         self._silent_since = self._silent_since or now
@@ -182,14 +182,14 @@ def _plain_errors(what: str = "Ray") -> Iterator[None]:
         raise HistError(f"{what}: {kind_and_text(error)}") from error
 
 
-def whereabouts() -> Place:
+def whereabouts() -> ProcessPlace:
     """Where this process runs, which Ray has started."""
     import ray
 
     context = ray.get_runtime_context()
     gpus = tuple(str(gpu) for gpu in context.get_accelerator_ids().get("GPU", ()))
     host, address = socket.gethostname(), ray.util.get_node_ip_address()
-    return Place(context.get_node_id(), host, address, os.getpid(), gpus, own_versions())
+    return ProcessPlace(context.get_node_id(), host, address, os.getpid(), gpus, own_versions())
 
 
 def start_process(
