@@ -18,7 +18,7 @@ ANSWER_S = 12.0  # an address where nobody answers for so long is wrong
 LONGEST_TEMP_DIR = 40  # bytes; below it Ray makes sockets with up to 65 more, and the system allows 107
 SMALLEST_STORE = 80 * 2**20  # bytes; Ray refuses less than 75 MiB
 TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-TOKEN_FILE = Path("~/.ray/auth_token")
+AUTH_FILE = Path("~/.ray/auth_token")
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -43,7 +43,7 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(address.split("%")[0]).is_loopback for address in found)
 
 
-def answers(host: str, port: int, seconds: float) -> bool:
+def somebody_answers(host: str, port: int, seconds: float) -> bool:
     """Whether anybody listens there; where the connection is refused, it is tried again until the time is over."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
@@ -55,7 +55,7 @@ def answers(host: str, port: int, seconds: float) -> bool:
 
 def has_token() -> bool:
     """Whether a token is there, in a variable or in the file that Ray reads."""
-    return any(os.environ.get(name) for name in TOKEN_VARIABLES) or TOKEN_FILE.expanduser().is_file()
+    return any(os.environ.get(name) for name in TOKEN_VARIABLES) or AUTH_FILE.expanduser().is_file()
 
 
 def check_address(address: str, insecure: bool) -> None:
@@ -72,7 +72,7 @@ def check_address(address: str, insecure: bool) -> None:
             f"--address {address}: no token, and whoever reaches a cluster without one runs code as you there; "
             f"start it with RAY_AUTH_MODE=token and set {variables}, or add --insecure"
         )
-    if not answers(host, port, ANSWER_S):
+    if not somebody_answers(host, port, ANSWER_S):
         raise HistError(f"--address {address}: nobody answers there; is the head of the cluster running?")
 
 

@@ -13,14 +13,14 @@ from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 from hist_cache.cluster_checks import own_versions, version_difference
-from hist_cache.cluster_facts import LostProcessError, Place
+from hist_cache.cluster_facts import LostProcessError, ProcessPlace
 from hist_cache.cluster_processes import Mailbox, TaskProcess
 from hist_cache.cluster_seats import Death, Seat, SharedArrays
 from hist_cache.errors import HistError, InputError
 from hist_cache.executor import TICK_S, Events, Failure, Worker
 from hist_cache.processes import STOPPING, failure_of
 from hist_cache.ray_engine import (
-    HERE,
+    BESIDE_COMMAND,
     Cluster,
     answer,
     call,
@@ -119,7 +119,7 @@ class _Crew(Generic[_T, _R]):
 
     def open(self, workers: int) -> None:
         """Ask for the processes."""
-        self._mailbox = start_process(Mailbox, where=HERE)
+        self._mailbox = start_process(Mailbox, where=BESIDE_COMMAND)
         for number in range(workers):
             process = self._new_process()
             self._seats.append(Seat(number, process, call(process, "hello")))
@@ -216,7 +216,7 @@ class _Crew(Generic[_T, _R]):
     def _answered(self, seat: Seat[_T], waited: Any, content: Any, stopping: bool) -> None:
         if waited is seat.opening:
             seat.opening = None
-            if isinstance(content, Place):
+            if isinstance(content, ProcessPlace):
                 seat.place = content
                 different = version_difference(self._own, content.versions)
                 if different:

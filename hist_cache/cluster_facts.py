@@ -40,7 +40,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Place:
+class ProcessPlace:
     """Where a process runs, and with what."""
 
     node: str

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from typing import Any
 
 from hist_cache.cluster_checks import own_versions, version_difference
-from hist_cache.cluster_facts import LostProcessError, Place
+from hist_cache.cluster_facts import LostProcessError, ProcessPlace
 from hist_cache.cluster_processes import Mailbox, RankProcess
 from hist_cache.errors import HistError, InputError
 from hist_cache.executor import TICK_S
 from hist_cache.gang import SETTLE_S, STOP_S, LostRankError
 from hist_cache.processes import WorkerTraceback
 from hist_cache.ray_engine import (
-    HERE,
+    BESIDE_COMMAND,
     Cluster,
     answer,
     call,
@@ -70,7 +70,7 @@ class _ClusterGang:
         self._room: Any = None
         self._mailbox: Any = None
         self._processes: list[Any] = []
-        self._places: list[Place] = []
+        self._places: list[ProcessPlace] = []
         self._outcomes: dict[int, tuple[str, Any]] = {}  # by rank
 
     def find_room(self, stop: GracefulStop, cpus: int, gpus: int) -> bool:
@@ -90,7 +90,7 @@ class _ClusterGang:
 
     def start(self, cpus: int, gpus: int) -> None:
         """Start the processes; those of one machine have ranks one after the other."""
-        self._mailbox = start_process(Mailbox, where=HERE)
+        self._mailbox = start_process(Mailbox, where=BESIDE_COMMAND)
         options = {"cpus": 0 if gpus else cpus, "gpus": gpus}
         started = [
             start_process(RankProcess, self._mailbox, where=place_of(self._room, i), **options)
@@ -98,7 +98,9 @@ class _ClusterGang:
         ]
         self._processes = started
         try:
-            places: list[Place] = [answer(greeting) for greeting in [call(process, "hello") for process in started]]
+            places: list[ProcessPlace] = [
+                answer(greeting) for greeting in [call(process, "hello") for process in started]
+            ]
             for place in places:
                 if (different := version_difference(own_versions(), place.versions)) is not None:
                     raise HistError(f"{place.host}: {different}")
@@ -166,7 +168,7 @@ class _ClusterGang:
         return max(int(code) for _, code in self._outcomes.values())
 
 
-def gang_environments(places: list[Place], address: str, port: int, threads: int) -> list[dict[str, str]]:
+def gang_environments(places: list[ProcessPlace], address: str, port: int, threads: int) -> list[dict[str, str]]:
     """The variables of each process, as torchrun sets them.
 
     Args:

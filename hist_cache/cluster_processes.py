@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
-from hist_cache.cluster_facts import Place
+from hist_cache.cluster_facts import ProcessPlace
 from hist_cache.commands import claim_packages
 from hist_cache.console import hush
 from hist_cache.courier import Courier
@@ -56,7 +56,7 @@ class ClusterProcess:
         self._at_work = self._threaded = False
         self._usual: Any = signal.signal(signal.SIGTERM, self._interrupt)
 
-    def hello(self) -> Place:
+    def hello(self) -> ProcessPlace:
         """Say where this is, before anything else is done."""
         return whereabouts()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hist_cache.cluster_checks import check_store
-from hist_cache.cluster_facts import Place
+from hist_cache.cluster_facts import ProcessPlace
 from hist_cache.executor import Shared
 from hist_cache.ray_engine import Cluster, share_array
 from hist_cache.task_queue import Handed
@@ -34,7 +34,7 @@ class Seat(Generic[_T]):
     process: Any
     opening: Any
     since: float = field(default_factory=time.monotonic)
-    place: Place | None = None
+    place: ProcessPlace | None = None
     running: dict[Any, tuple[int, Handed[_T]]] = field(default_factory=dict)
     refused: bool = False
     lost: int = 0
@@ -64,7 +64,7 @@ class Death(Generic[_T]):
     """
 
     seat: Seat[_T]
-    place: Place | None
+    place: ProcessPlace | None
     tasks: list[Handed[_T]]
     opening: bool
     preempted: bool

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from hist_cache.cluster_checks import (
-    answers,
     check_address,
     check_temp_dir,
     own_versions,
+    somebody_answers,
     split_address,
     store_bytes,
 )
-from hist_cache.cluster_facts import LostProcessError, Node, Place
+from hist_cache.cluster_facts import LostProcessError, Node, ProcessPlace
 from hist_cache.errors import HistError, InputError, kind_and_text, one_line
 from hist_cache.memory import free_memory
 from hist_cache.processes import cores
@@ -38,7 +38,7 @@ HEAD_GONE_S = 40.0  # after 60 s without the head, Ray would end this process wi
 OWN_HEAD_GONE_S = 2.0  # after 20 s where it is of this machine alone, see `ray_settings`
 PROBE_S = 2.0  # a machine that is there answers within that time
 SHARED_MEMORY = Path("/dev/shm")
-HERE = "here"
+BESIDE_COMMAND = "here"
 HOME = Path(__file__).resolve().parent.parent
 
 
@@ -76,7 +76,7 @@ class Cluster:
 
     def lives(self, key: str) -> bool:
         """Whether a machine is there. Ray takes 10 to 15 s to notice that one is not, so it is asked itself."""
-        return any(node.key == key and answers(*node.address, PROBE_S) for node in self.nodes())
+        return any(node.key == key and somebody_answers(*node.address, PROBE_S) for node in self.nodes())
 
     def describe(self) -> str:
         """How large it is, as in "3 machines, 8 GPUs"."""
@@ -95,7 +95,7 @@ class Cluster:
         if now - self._checked < self.patience_s / 9:
             return
         self._checked = now
-        if answers(*split_address(self.address), min(PROBE_S, self.patience_s / 4)):
+        if somebody_answers(*split_address(self.address), min(PROBE_S, self.patience_s / 4)):
             self._silent_since = None
             return
         self._silent_since = self._silent_since or now
@@ -182,14 +182,14 @@ def _plain_errors(what: str = "Ray") -> Iterator[None]:
         raise HistError(f"{what}: {kind_and_text(error)}") from error
 
 
-def whereabouts() -> Place:
+def whereabouts() -> ProcessPlace:
     """Where this process runs, which Ray has started."""
     import ray
 
     context = ray.get_runtime_context()
     gpus = tuple(str(gpu) for gpu in context.get_accelerator_ids().get("GPU", ()))
     host, address = socket.gethostname(), ray.util.get_node_ip_address()
-    return Place(context.get_node_id(), host, address, os.getpid(), gpus, own_versions())
+    return ProcessPlace(context.get_node_id(), host, address, os.getpid(), gpus, own_versions())
 
 
 def start_process(
@@ -203,12 +203,12 @@ def start_process(
         cpus: Cores that it takes.
         gpus: GPUs that it takes, and alone sees.
         threads: How many calls are answered at once; a single one is in the main thread.
-        where: A place of `reserve`, or `HERE`; None for anywhere.
+        where: A place of `reserve`, or `BESIDE_COMMAND`; None for anywhere.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if where == HERE:
+    if where == BESIDE_COMMAND:
         where = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": threads}
     actor: Any = ray.remote(kind).options(**options, scheduling_strategy=where)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from hist_cache.cluster_checks import answers, has_token, is_loopback, split_address
+from hist_cache.cluster_checks import has_token, is_loopback, somebody_answers, split_address
 
 _UNROUTED = ("192.0.2.1", 9)  # an address of documentation (RFC 5737)
 
@@ -48,7 +48,7 @@ def _is_on_loopback_alone(host: str, port: int) -> bool:
         return False
     with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(_UNROUTED)  # nothing is sent; it tells by which address this machine is known
-        return not answers(probe.getsockname()[0], port, 0.5)
+        return not somebody_answers(probe.getsockname()[0], port, 0.5)
     return True
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from hist_cache import cluster_checks
 from hist_cache.cluster_checks import check_address, check_temp_dir, split_address, store_bytes, version_difference
-from hist_cache.cluster_facts import Place
+from hist_cache.cluster_facts import ProcessPlace
 from hist_cache.errors import HistError, InputError
 
 
@@ -17,7 +17,7 @@ from hist_cache.errors import HistError, InputError
 def without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in cluster_checks.TOKEN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cluster_checks, "TOKEN_FILE", tmp_path / "no token")
+    monkeypatch.setattr(cluster_checks, "AUTH_FILE", tmp_path / "no token")
     monkeypatch.setattr(cluster_checks, "ANSWER_S", 0.3)
 
 
@@ -71,7 +71,7 @@ def test_versions() -> None:
 
 def test_what_a_gang_knows_of_itself() -> None:
     cluster_gang = pytest.importorskip("hist_cache.cluster_gang")
-    places = [Place(node, node, "10.0.0.1", 1, (gpu,), {}) for node, gpu in (("a", "0"), ("a", "3"), ("b", "1"))]
+    places = [ProcessPlace(node, node, "10.0.0.1", 1, (gpu,), {}) for node, gpu in (("a", "0"), ("a", "3"), ("b", "1"))]
     told = cluster_gang.gang_environments(places, "10.0.0.1", 29500, 4)
     assert [e["RANK"] for e in told] == ["0", "1", "2"]
     assert [e["LOCAL_RANK"] for e in told] == ["0", "1", "0"]

@@ -217,8 +217,17 @@ def test_a_task_that_kills_its_workers(cluster: Cluster, tmp_path: Path) -> None
 def test_refused_workers(cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "only_one").touch()
     record = Record()
-    assert run(cluster, tmp_path, [("talk", i) for i in range(3)], record) == []
-    refusals = [line for line in caplog.messages if "no weights here" in line]
+    refusals: list[str] = []
+
+    def on_tick() -> None:
+        refusals[:] = [line for line in caplog.messages if "no weights here" in line]
+        if refusals:
+            (tmp_path / "go").touch()
+
+    worker: Worker[Any, Any] = Worker(doubles.start, doubles.work, tmp_path)
+    events = Events(on_result=record.events().on_result, on_tick=on_tick)
+    assert RayExecutor(cluster, 2).run([("wait", i) for i in range(3)], worker, events) == []
+    assert len(record.results) == 3
     assert refusals == [f"{socket.gethostname()}: no weights here; this worker is left out"]
     with pytest.raises(HistError, match="no worker is left"):  # the place is claimed
         run(cluster, tmp_path, [("talk", 0)], Record(), workers=1)
