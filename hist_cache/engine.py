@@ -157,7 +157,7 @@ def open_engine(options: EngineOptions) -> Iterator[Engine]:
     if options.engine == "local":
         yield LocalEngine()
         return
-    from hist_cache.cluster_engine import open_ray
+    from hist_cache.cluster.engine import open_ray
 
     with open_ray(options.address, options.workers, options.cpus_per_worker, options.insecure) as engine:
         yield engine

@@ -20,12 +20,12 @@ import numpy as np
 import psutil
 import pytest
 
-from hist_cache.cluster_executor import RayExecutor
-from hist_cache.cluster_gang import run_cluster_gang
+from hist_cache.cluster.executor import RayExecutor
+from hist_cache.cluster.gang import run_cluster_gang
+from hist_cache.cluster.ray_cluster import Cluster, open_cluster
 from hist_cache.errors import HistError, WriteError
 from hist_cache.executor import Events, Failure, Shared, Worker
 from hist_cache.gang import LostRankError
-from hist_cache.ray_engine import Cluster, open_cluster
 from tests.conftest import REPOSITORY
 from tests.scale import ray_doubles as doubles
 
@@ -302,11 +302,11 @@ def test_kills_and_a_new_machine_in_one_run(cluster: Cluster, machines: Machines
 LOCAL = """
 import sys
 from pathlib import Path
-from hist_cache.cluster_executor import RayExecutor
+from hist_cache.cluster.executor import RayExecutor
 from hist_cache.console import fail, show_logs
 from hist_cache.errors import HistError
 from hist_cache.executor import Events, Worker
-from hist_cache.ray_engine import open_cluster
+from hist_cache.cluster.ray_cluster import open_cluster
 from tests.scale import ray_doubles as doubles
 
 show_logs()

@@ -29,7 +29,7 @@ HIST_EXTRACT = [sys.executable, "-c", "from extract.cli import main; raise Syste
 BOTH = ("gpu0:0", "gpu1:0")
 SLIDES = [f"TINY{i}" for i in range(1, 9)]
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd")
-HAS_ENGINE = importlib.util.find_spec("hist_cache.ray_engine") is not None
+HAS_ENGINE = importlib.util.find_spec("hist_cache.cluster.ray_cluster") is not None
 
 
 @dataclass
@@ -140,7 +140,7 @@ def test_a_requeued_worker_joins_again(cluster: RayOnSlurm) -> None:
     assert driver.returncode == 0, text + cluster.logs()
 
 
-@pytest.mark.skipif(not HAS_ENGINE, reason="no hist_cache/ray_engine.py, which --engine ray needs")
+@pytest.mark.skipif(not HAS_ENGINE, reason="no hist_cache/cluster/ray_cluster.py, which --engine ray needs")
 def test_the_command_does_the_slides(cluster: RayOnSlurm, tmp_path: Path, run_command: Run) -> None:
     for i, slide in enumerate(SLIDES):
         write_slide(tmp_path / "hest", slide, rows=4, columns=6, seed=i)

@@ -1,6 +1,6 @@
 """Ray: clusters, and processes of ours on them. This is the only module that imports it, with `--engine ray` alone.
 
-`cluster_executor` gives tasks to such processes, `cluster_gang` has several of them do one thing together.
+`executor` gives tasks to such processes, `gang` has several of them do one thing together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from hist_cache.cluster_checks import (
+from hist_cache.cluster.checks import (
     check_address,
     check_temp_dir,
     own_versions,
@@ -24,18 +24,18 @@ from hist_cache.cluster_checks import (
     split_address,
     store_bytes,
 )
-from hist_cache.cluster_facts import LostProcessError, Node, ProcessPlace
+from hist_cache.cluster.facts import LostProcessError, Node, ProcessPlace
+from hist_cache.cluster.settings import ray_environment, silent_stderr
 from hist_cache.errors import HistError, InputError, kind_and_text, one_line
 from hist_cache.memory import free_memory
 from hist_cache.processes import cores
-from hist_cache.ray_settings import ray_environment, silent_stderr
 from hist_cache.scratch import scratch_folder
 
 if TYPE_CHECKING:
     import numpy as np
 
 HEAD_GONE_S = 40.0  # after 60 s without the head, Ray would end this process without a word that helps
-OWN_HEAD_GONE_S = 2.0  # after 20 s where it is of this machine alone, see `ray_settings`
+OWN_HEAD_GONE_S = 2.0  # after 20 s where it is of this machine alone, see `settings`
 PROBE_S = 2.0  # a machine that is there answers within that time
 SHARED_MEMORY = Path("/dev/shm")
 BESIDE_COMMAND = "here"
@@ -157,7 +157,7 @@ def open_cluster(address: str | None = None, insecure: bool = False) -> Iterator
 
 def _forget_token() -> None:
     """Have Ray read the token again, which it keeps from an earlier connection."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # of compiled code
 
     AuthenticationTokenLoader.instance().reset_cache()
     Config.initialize("")  # the mode likewise

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from hist_cache import cluster_checks
-from hist_cache.cluster_checks import check_address, check_temp_dir, split_address, store_bytes, version_difference
-from hist_cache.cluster_facts import ProcessPlace
+from hist_cache.cluster import checks
+from hist_cache.cluster.checks import check_address, check_temp_dir, split_address, store_bytes, version_difference
+from hist_cache.cluster.facts import ProcessPlace
 from hist_cache.errors import HistError, InputError
 
 
 @pytest.fixture(autouse=True)
 def without_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in cluster_checks.TOKEN_VARIABLES:
+    for name in checks.TOKEN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(cluster_checks, "AUTH_FILE", tmp_path / "no token")
-    monkeypatch.setattr(cluster_checks, "ANSWER_S", 0.3)
+    monkeypatch.setattr(checks, "AUTH_FILE", tmp_path / "no token")
+    monkeypatch.setattr(checks, "ANSWER_S", 0.3)
 
 
 @pytest.mark.parametrize("address", ["auto", "local", "ray://node:10001", "node-1", "node-1:", ":6379", "node-1:99999"])
@@ -70,9 +70,9 @@ def test_versions() -> None:
 
 
 def test_what_a_gang_knows_of_itself() -> None:
-    cluster_gang = pytest.importorskip("hist_cache.cluster_gang")
+    gang = pytest.importorskip("hist_cache.cluster.gang")
     places = [ProcessPlace(node, node, "10.0.0.1", 1, (gpu,), {}) for node, gpu in (("a", "0"), ("a", "3"), ("b", "1"))]
-    told = cluster_gang.gang_environments(places, "10.0.0.1", 29500, 4)
+    told = gang.gang_environments(places, "10.0.0.1", 29500, 4)
     assert [e["RANK"] for e in told] == ["0", "1", "2"]
     assert [e["LOCAL_RANK"] for e in told] == ["0", "1", "0"]
     assert [e["LOCAL_WORLD_SIZE"] for e in told] == ["2", "2", "1"]

@@ -14,12 +14,12 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
-from hist_cache.cluster_facts import ProcessPlace
+from hist_cache.cluster.courier import Courier
+from hist_cache.cluster.facts import ProcessPlace
+from hist_cache.cluster.ray_cluster import answer, call, whereabouts
 from hist_cache.commands import claim_packages
 from hist_cache.console import hush
-from hist_cache.courier import Courier
 from hist_cache.errors import HistError, kind_and_text
-from hist_cache.ray_engine import answer, call, whereabouts
 from hist_cache.worker_process import Desk
 
 
@@ -89,7 +89,7 @@ class ClusterProcess:
 
 
 class TaskProcess(ClusterProcess):
-    """Does tasks; the other side is `hist_cache.cluster_executor`.
+    """Does tasks; the other side is `hist_cache.cluster.executor`.
 
     Args:
         mailbox: Where messages go.
@@ -146,7 +146,7 @@ class TaskProcess(ClusterProcess):
 
 
 class RankProcess(ClusterProcess):
-    """One process of a gang; the other side is `hist_cache.cluster_gang`."""
+    """One process of a gang; the other side is `hist_cache.cluster.gang`."""
 
     def meet(self) -> tuple[str, int]:
         """Open the place where the processes of the gang find each other, at this machine's address in the cluster."""

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from hist_cache.cluster_checks import has_token, is_loopback, somebody_answers, split_address
+from hist_cache.cluster.checks import has_token, is_loopback, somebody_answers, split_address
 
 _UNROUTED = ("192.0.2.1", 9)  # an address of documentation (RFC 5737)
 

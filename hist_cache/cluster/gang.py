@@ -10,14 +10,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from hist_cache.cluster_checks import own_versions, version_difference
-from hist_cache.cluster_facts import LostProcessError, ProcessPlace
-from hist_cache.cluster_processes import Mailbox, RankProcess
-from hist_cache.errors import HistError, InputError
-from hist_cache.executor import TICK_S
-from hist_cache.gang import SETTLE_S, STOP_S, LostRankError
-from hist_cache.processes import WorkerTraceback
-from hist_cache.ray_engine import (
+from hist_cache.cluster.checks import own_versions, version_difference
+from hist_cache.cluster.facts import LostProcessError, ProcessPlace
+from hist_cache.cluster.processes import Mailbox, RankProcess
+from hist_cache.cluster.ray_cluster import (
     BESIDE_COMMAND,
     Cluster,
     answer,
@@ -29,6 +25,10 @@ from hist_cache.ray_engine import (
     reserve,
     start_process,
 )
+from hist_cache.errors import HistError, InputError
+from hist_cache.executor import TICK_S
+from hist_cache.gang import SETTLE_S, STOP_S, LostRankError
+from hist_cache.processes import WorkerTraceback
 from hist_cache.stopping import GracefulStop
 
 log = logging.getLogger(__name__)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from hist_cache.cluster_executor import RayExecutor
-from hist_cache.cluster_gang import run_cluster_gang
-from hist_cache.ray_engine import Cluster, open_cluster
+from hist_cache.cluster.executor import RayExecutor
+from hist_cache.cluster.gang import run_cluster_gang
+from hist_cache.cluster.ray_cluster import Cluster, open_cluster
 
 if TYPE_CHECKING:
     import torch

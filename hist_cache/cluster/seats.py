@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from hist_cache.cluster_checks import check_store
-from hist_cache.cluster_facts import ProcessPlace
+from hist_cache.cluster.checks import check_store
+from hist_cache.cluster.facts import ProcessPlace
+from hist_cache.cluster.ray_cluster import Cluster, share_array
 from hist_cache.executor import Shared
-from hist_cache.ray_engine import Cluster, share_array
 from hist_cache.task_queue import Handed
 
 if TYPE_CHECKING:  # `--help` does without numpy

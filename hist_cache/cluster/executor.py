@@ -1,4 +1,4 @@
-"""Tasks done by processes on a cluster; their own side is `cluster_processes`.
+"""Tasks done by processes on a cluster; their own side is `hist_cache.cluster.processes`.
 
 A process that dies costs no task more than a try, and none where it went down with its machine. So a task is only
 given to a process that has answered, and what a death means is decided once it is known whether the machine is there.
@@ -12,14 +12,10 @@ import time
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
-from hist_cache.cluster_checks import own_versions, version_difference
-from hist_cache.cluster_facts import LostProcessError, ProcessPlace
-from hist_cache.cluster_processes import Mailbox, TaskProcess
-from hist_cache.cluster_seats import Death, Seat, SharedArrays
-from hist_cache.errors import HistError, InputError
-from hist_cache.executor import TICK_S, Events, Failure, Worker
-from hist_cache.processes import STOPPING, failure_of
-from hist_cache.ray_engine import (
+from hist_cache.cluster.checks import own_versions, version_difference
+from hist_cache.cluster.facts import LostProcessError, ProcessPlace
+from hist_cache.cluster.processes import Mailbox, TaskProcess
+from hist_cache.cluster.ray_cluster import (
     BESIDE_COMMAND,
     Cluster,
     answer,
@@ -28,6 +24,10 @@ from hist_cache.ray_engine import (
     first_done,
     start_process,
 )
+from hist_cache.cluster.seats import Death, Seat, SharedArrays
+from hist_cache.errors import HistError, InputError
+from hist_cache.executor import TICK_S, Events, Failure, Worker
+from hist_cache.processes import STOPPING, failure_of
 from hist_cache.stopping import GracefulStop
 from hist_cache.task_queue import TaskQueue
 

@@ -1,0 +1,1 @@
+"""The engine `ray`: workers on a Ray cluster, on one machine or many."""
