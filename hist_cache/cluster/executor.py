@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
 
 from hist_cache.cluster.checks import own_versions, version_difference
-from hist_cache.cluster.facts import LostProcessError, ProcessPlace
+from hist_cache.cluster.facts import LostProcessError, ProcessPlace, command_place
 from hist_cache.cluster.processes import Mailbox, TaskProcess
 from hist_cache.cluster.ray_cluster import (
     BESIDE_COMMAND,
@@ -127,7 +127,7 @@ class _Crew(Generic[_T, _R]):
     def _new_process(self) -> Any:
         cpus = 0 if self._gpus else self._cpus
         options = {"cpus": cpus, "gpus": self._gpus, "threads": self._worker.at_once}
-        return start_process(TaskProcess, self._mailbox, self._pickled, self._cpus, **options)
+        return start_process(TaskProcess, self._mailbox, self._pickled, self._cpus, command_place(), **options)
 
     def _reopen(self, seat: Seat[_T]) -> None:
         """Have another process take the place of a dead one."""

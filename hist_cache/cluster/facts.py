@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
+
+from hist_cache.errors import HistError
+
+OWN_VARIABLES = "HIST_"  # how variables of this project begin
 
 
 class LostProcessError(Exception):
@@ -49,3 +55,38 @@ class ProcessPlace:
     pid: int
     gpus: tuple[str, ...]
     versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class CommandPlace:
+    """Where a command was started: its processes on other machines understand paths as it does.
+
+    Attributes:
+        folder: The working folder.
+        variables: The environment variables of this project.
+    """
+
+    folder: Path
+    variables: dict[str, str]
+
+    def enter(self) -> None:
+        """Make this process's folder and variables the command's.
+
+        Raises:
+            HistError: The folder is not there.
+        """
+        try:
+            os.chdir(self.folder)
+        except OSError as error:
+            raise HistError(
+                f"{self.folder}: {error.strerror}; all machines must see the folder that the command is started in"
+            ) from error
+        for name in [name for name in os.environ if name.startswith(OWN_VARIABLES)]:
+            del os.environ[name]
+        os.environ.update(self.variables)
+
+
+def command_place() -> CommandPlace:
+    """Where this command was started."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith(OWN_VARIABLES)}
+    return CommandPlace(Path.cwd(), variables)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hist_cache.cluster.checks import own_versions, version_difference
-from hist_cache.cluster.facts import LostProcessError, ProcessPlace
+from hist_cache.cluster.facts import LostProcessError, ProcessPlace, command_place
 from hist_cache.cluster.processes import Mailbox, RankProcess
 from hist_cache.cluster.ray_cluster import (
     BESIDE_COMMAND,
@@ -93,7 +93,7 @@ class _ClusterGang:
         self._mailbox = start_process(Mailbox, where=BESIDE_COMMAND)
         options = {"cpus": 0 if gpus else cpus, "gpus": gpus}
         started = [
-            start_process(RankProcess, self._mailbox, where=place_of(self._room, i), **options)
+            start_process(RankProcess, self._mailbox, command_place(), where=place_of(self._room, i), **options)
             for i in range(self._world_size)
         ]
         self._processes = started

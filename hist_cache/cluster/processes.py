@@ -15,7 +15,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
 from hist_cache.cluster.courier import Courier
-from hist_cache.cluster.facts import ProcessPlace
+from hist_cache.cluster.facts import CommandPlace, ProcessPlace
 from hist_cache.cluster.ray_cluster import answer, call, whereabouts
 from hist_cache.commands import claim_packages
 from hist_cache.console import hush
@@ -95,17 +95,19 @@ class TaskProcess(ClusterProcess):
         mailbox: Where messages go.
         pickled: The kind of work, a `Worker`.
         threads: How many torch may use.
+        command: Where the command was started.
     """
 
-    def __init__(self, mailbox: Any, pickled: bytes, threads: int) -> None:
+    def __init__(self, mailbox: Any, pickled: bytes, threads: int, command: CommandPlace) -> None:
         super().__init__(mailbox)
         hush()  # the command shows what there is to show
-        self._pickled, self._threads = pickled, threads
+        self._pickled, self._threads, self._command = pickled, threads, command
         self._desk: Desk | None = None
 
     def start(self) -> tuple[str, Any]:
         """Make what all tasks need; returns `ready`, or why that is impossible."""
         try:
+            self._command.enter()
             os.environ["OMP_NUM_THREADS"] = str(self._threads)  # torch reads it when it is imported
             if (torch := sys.modules.get("torch")) is not None:
                 torch.set_num_threads(self._threads)
@@ -146,7 +148,16 @@ class TaskProcess(ClusterProcess):
 
 
 class RankProcess(ClusterProcess):
-    """One process of a gang; the other side is `hist_cache.cluster.gang`."""
+    """One process of a gang; the other side is `hist_cache.cluster.gang`.
+
+    Args:
+        mailbox: Where messages go.
+        command: Where the command was started.
+    """
+
+    def __init__(self, mailbox: Any, command: CommandPlace) -> None:
+        super().__init__(mailbox)
+        self._command = command
 
     def meet(self) -> tuple[str, int]:
         """Open the place where the processes of the gang find each other, at this machine's address in the cluster."""
@@ -176,6 +187,7 @@ class RankProcess(ClusterProcess):
 
         def work() -> tuple[str, Any]:
             try:
+                self._command.enter()
                 out, err = (_Lines(self.courier, stream, shown=first) for stream in ("out", "err"))
                 with redirect_stdout(out), redirect_stderr(err):
                     claim_packages()

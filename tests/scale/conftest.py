@@ -1,4 +1,4 @@
-"""A Slurm for the tests of the recipes in docs/scale."""
+"""A Slurm for the tests of the recipes in docs/scale, and machines of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.scale.machines import Machines, started_machines
 from tests.scale.slurm import Slurm, reason_to_skip
 
 
@@ -20,3 +21,10 @@ def slurm() -> Iterator[Slurm]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(scope="module")
+def machines() -> Iterator[Machines]:
+    """A head without cores and two nodes of one core, which end with the module's tests."""
+    with started_machines() as started:
+        yield started
