@@ -138,9 +138,7 @@ def tasks(workers: int) -> dict[str, float]:
             failures = executor.run(range(TASKS), Worker(nothing, empty_task, None), events)
             assert not failures, failures[0].error
             start, each = done[0] - began, 1000 * statistics.median(np.diff(done))
-            print(
-                f"{TASKS} empty tasks, {workers} workers, {name}: the first after {start:.1f} s, then {each:.1f} ms each"
-            )
+            print(f"{TASKS} empty tasks, {workers} {name}: the first after {start:.1f} s, then {each:.1f} ms each")
             found |= {f"{name}_start_s": start, f"{name}_task_ms": each}
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +25,7 @@ from hist_cache.devices import use_device
 from hist_cache.engine import TRIES
 from hist_cache.errors import HistError, keeping, slide_failure
 from hist_cache.executor import Events, Executor, Failure, Report, Worker
+from hist_cache.files import HOST
 from hist_cache.fingerprint import differences
 
 log = logging.getLogger(__name__)
@@ -68,8 +70,21 @@ def start_extraction(setup: ExtractionSetup) -> ExtractionContext:
     return ExtractionContext(setup, setup.place.start(encoder, request.tokens_at))
 
 
-def extract_slide(context: ExtractionContext, task: Task, report: Report) -> Clock:
-    """Compute what is missing of a slide and write it; returns what encoding has cost.
+@dataclass(frozen=True)
+class SlideDone:
+    """What a worker tells of a slide that is complete.
+
+    Attributes:
+        host: The worker's machine.
+        clock: What encoding has cost.
+    """
+
+    host: str
+    clock: Clock
+
+
+def extract_slide(context: ExtractionContext, task: Task, report: Report) -> SlideDone:
+    """Compute what is missing of a slide and write it.
 
     Numbers of encoded crops are reported as they come.
     """
@@ -88,7 +103,7 @@ def extract_slide(context: ExtractionContext, task: Task, report: Report) -> Clo
         finish()
     except PermissionError as error:
         raise slide_failure(task.files.id, task.files.image, error) from error
-    return clock
+    return SlideDone(HOST, clock)
 
 
 class _Reporter(Meter):
@@ -116,7 +131,8 @@ def extract_with(executor: Executor, plan: ExtractionPlan, setup: ExtractionSetu
     Raises:
         WriteError: The disk is full, or nothing can be written there for another reason.
     """
-    total, claimed = Clock(), dict[str, Claim]()
+    total, by_host, claimed = Clock(), dict[str, Clock](), dict[str, Claim]()
+    started = time.monotonic()
     title = "extract" if setup.request.tokens_at is None else "tokens"
     with (
         Claims(plan, setup.request) as claims,
@@ -135,18 +151,32 @@ def extract_with(executor: Executor, plan: ExtractionPlan, setup: ExtractionSetu
                 else:
                     return
 
-        def on_result(task: Task, clock: Clock) -> None:
+        def on_result(task: Task, done: SlideDone) -> None:
             claims.finish(claimed.pop(task.files.id).lock)
-            total.add(clock)
+            total.add(done.clock)
+            by_host.setdefault(done.host, Clock()).add(done.clock)
             meter.advance(0, f"{total.waiting_share:.0%} waiting for pixels")
 
         worker = Worker(start_extraction, extract_slide, setup, at_once=SLIDES_AT_ONCE, tries=TRIES)
-        events: Events[Task, Clock] = Events(lambda task, n: meter.advance(n), on_result)
+        events: Events[Task, SlideDone] = Events(lambda task, n: meter.advance(n), on_result)
         for failure in executor.run(tasks(), worker, events):
             claim = claimed.pop(failure.task.files.id, None)
             if claim is not None:
                 claims.fail(_slide_error(failure), claim.lock)
+    if len(by_host) > 1:
+        log_hosts(by_host, time.monotonic() - started)
     return claims.failed, total
+
+
+def log_hosts(by_host: dict[str, Clock], seconds: float) -> None:
+    """Log how many crops each machine has encoded, and how fast.
+
+    Args:
+        by_host: What encoding has cost the workers of each, by its name.
+        seconds: That all took together.
+    """
+    for host, clock in sorted(by_host.items()):
+        log.info(f"  {host}: {clock.crops:,} crops, {clock.crops / seconds:,.1f} crops/s")
 
 
 def _slide_error(failure: Failure[Task]) -> HistError:

@@ -154,7 +154,7 @@ def search(plan: StudyPlan, storage: StudyStorage, workspace: Workspace, workers
             if workers.are_here:
                 run_trials(plan, storage, workspace, workers.device, display.tick)
             else:
-                problems = run_trials_with(workers, plan.options, display.tick)
+                problems = run_trials_with(workers, plan, display.tick)
     finally:
         with suppress(StorageLost):  # whatever ends the search says so itself
             if (trials := storage.peek()) is not None:

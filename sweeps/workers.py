@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -71,16 +72,17 @@ class TrialWorkerSetup:
 
     options: SweepOptions
     models: tuple[ModelEntry, ...]
+    folder: Path
 
 
-def run_trials_with(workers: Workers, options: SweepOptions, tick: Callable[[], None]) -> list[HistError]:
+def run_trials_with(workers: Workers, plan: StudyPlan, tick: Callable[[], None]) -> list[HistError]:
     """Run trials with several workers until the study has as many as it shall.
 
     A process that is killed leaves its trial to the others.
 
     Args:
         workers: Who runs them.
-        options: Of the command, with the dataset's name.
+        plan: The study.
         tick: Called here all the while.
 
     Returns:
@@ -89,9 +91,8 @@ def run_trials_with(workers: Workers, options: SweepOptions, tick: Callable[[], 
     Raises:
         KeyboardInterrupt: It was asked to stop; trials that were running are queued again.
     """
-    worker: Worker[int, None] = Worker(
-        start_trial_worker, run_worker, TrialWorkerSetup(options, tuple(model_entries())), tries=workers.tries
-    )
+    setup = TrialWorkerSetup(plan.options, tuple(model_entries()), plan.folder)
+    worker: Worker[int, None] = Worker(start_trial_worker, run_worker, setup, tries=workers.tries)
     failures = workers.executor().run(range(workers.count), worker, Events(on_tick=tick))
     for failure in failures:
         if failure.reason == "died":
@@ -112,6 +113,11 @@ class TrialContext:
 def start_trial_worker(setup: TrialWorkerSetup) -> TrialContext:
     """Choose a device, and make the models known that a user has registered."""
     device = choose_device(setup.options.device)
+    if setup.options.storage is None and not setup.folder.is_dir():
+        raise HistError(
+            f"{setup.folder}: no such folder here, where the study is kept; give a --runs that all machines see, or "
+            "--storage postgresql://..."
+        )
     for entry in setup.models:
         register(entry)
     return TrialContext(setup.options, device)

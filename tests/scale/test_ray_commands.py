@@ -24,6 +24,7 @@ from train.cli import main as train_main
 
 pytestmark = [pytest.mark.slow, needs_ray, pytest.mark.timeout(280)]
 Run = Callable[..., tuple[int, str]]
+HIST_SWEEP = "from sweeps.cli import main; raise SystemExit(main())"
 
 
 def on(machines: Machines) -> list[object]:
@@ -111,3 +112,31 @@ def test_extraction_loses_a_worker_and_a_machine_and_gains_one(
     code, text = run_command(extract_main, *given, "--cache", tmp_path / "one")
     assert code == 0, text
     assert digests(open_cache(tmp_path / "many", "custom")) == digests(open_cache(tmp_path / "one", "custom"))
+
+
+@pytest.mark.long
+def test_a_sweep_loses_a_worker(machines: Machines, hest_root: Path, run_command: Run, tmp_path: Path) -> None:
+    """Its trial is run again, and there are as many as asked for."""
+    for i in range(3, 5):
+        write_slide(hest_root, f"TINY{i}", seed=i)
+    code, text = run_command(extract_main, *options(hest_root, "--ids", "TINY1,TINY2,TINY3,TINY4"))
+    assert code == 0, text
+    argv = ["--dataset", "custom", "--trials", 8, "--epochs", 40, "--split", "slide", "--folds", 2, "--n-genes", 20]
+    argv += ["--genes", "hvg", "--cache", "cache", "--runs", "runs", *on(machines)]
+    command = subprocess.Popen(
+        [sys.executable, "-c", HIST_SWEEP, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    journal, killed = "", False
+    while command.poll() is None and not killed:
+        time.sleep(0.1)
+        journal = "".join(file.read_text() for file in (tmp_path / "runs").rglob("journal.log"))
+        at_work = list(workers())
+        if len(at_work) == 2 and journal.count('"op_code": 4') > 1:
+            at_work[0].kill()
+            killed = True
+    text, _ = command.communicate(timeout=200)
+    assert command.returncode == 0, text
+    assert killed, text
+    [trials] = (tmp_path / "runs").rglob("trials.csv")
+    states = [line.split(",")[1] for line in trials.read_text().splitlines()[1:]]
+    assert sum(state in ("complete", "pruned") for state in states) == 8, states
