@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,23 +54,25 @@ def test_one_holder_at_a_time(leases: Leases) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "age_s", "free"),
+    ("left", "age_s", "free"),
     [
-        (holder(), 0, False),
-        (holder(), LEASE_S - 60, False),
-        (holder(), LEASE_S + 60, True),  # it lives, but stands still
-        (holder(pid=2**30), 0, True),  # dead here: known at once
-        (holder(began=1), 0, True),  # another process got its number
-        (holder(machine="elsewhere", pid=2**30), 0, False),
-        (holder(machine="elsewhere", pid=2**30), LEASE_S - 60, False),
-        (holder(machine="elsewhere"), LEASE_S + 60, True),  # the host is gone
+        (dict(), 0, False),
+        (dict(), LEASE_S - 60, False),
+        (dict(), LEASE_S + 60, True),  # it lives, but stands still
+        (dict(pid=2**30), 0, True),  # dead here: known at once
+        (dict(began=1), 0, True),  # another process got its number
+        (dict(machine="elsewhere", pid=2**30), 0, False),
+        (dict(machine="elsewhere", pid=2**30), LEASE_S - 60, False),
+        (dict(machine="elsewhere"), LEASE_S + 60, True),  # the host is gone
         ("", 0, False),  # being created, or of an earlier version
         ("", LEASE_S + 60, True),
         ('{"pid": "x"}', LEASE_S + 60, True),
         ("[1]", 0, False),
     ],
+    ids=range(12),
 )
-def test_whose_lease_is_taken_over(leases: Leases, text: str, age_s: float, free: bool) -> None:
+def test_whose_lease_is_taken_over(leases: Leases, left: dict[str, Any] | str, age_s: float, free: bool) -> None:
+    text = left if isinstance(left, str) else holder(**left)
     file = put(leases, text, age_s)
     assert leases.is_held("A") == (not free)
     lease = leases.take("A")
