@@ -71,6 +71,10 @@ class EncoderPlace:
     precision: Precision
     fast_only: bool
 
+    def in_precision(self, precision: Precision) -> EncoderPlace:
+        """The same place in a precision that others have decided on; devices that compute it slowly are taken too."""
+        return self if precision == self.precision else EncoderPlace(self.device, precision, fast_only=False)
+
     def start(self, encoder: Encoder, first_blocks: int | None = None) -> Pipeline:
         """Put the encoder on the device.
 
@@ -84,6 +88,8 @@ class EncoderPlace:
         device = choose_device(self.device)
         if self.fast_only and self.precision == "bf16" and not has_fast_bf16(device):
             raise HistError(f"{device} does not compute bf16 in hardware, as others do; give --precision fp32 for all")
+        if self.precision == "bf16" and not has_fast_bf16(device):
+            log.warning(f"{device} does not compute bf16 in hardware: it will take long")
         if first_blocks is not None:
             encoder = first_blocks_encoder(encoder, first_blocks)
         return start_pipeline(encoder, self.precision, device)

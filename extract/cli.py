@@ -98,12 +98,14 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     from extract.extraction import Extraction
     from extract.identity import common_identity, folder_name
     from extract.plan import Request, mention_other_caches
+    from extract.settled_precision import settle_precision
     from hist_cache.cache import Cache, remember_last
     from hist_cache.cached_dataset import keep_dataset
     from hist_cache.metadata import HEST_ID
     from hist_cache.slides import is_absent
     from hist_cache.sources import HestFolder
     from hist_cache.texts import first_names
+    from hist_cache.values import PRECISIONS
 
     sizes = parse_sizes(options.neighbors)
     absent = [slide for slide in dataset.ids if is_absent(data_root, slide)]
@@ -126,8 +128,11 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
         jobs = options.jobs or max(1, len(visible_gpus(device)))
         workers = Workers(engine, engine.workers(len(slides), jobs), device, options.device)
         place = decide_place(options.device, options.precision, device, engine)
-        common = common_identity(encoder, place.precision, options.min_spot_um)
-        folder = cache_root / dataset.name / folder_name(encoder, common)
+        commons = {p: common_identity(encoder, p, options.min_spot_um) for p in PRECISIONS}
+        folders = {p: cache_root / dataset.name / folder_name(encoder, common) for p, common in commons.items()}
+        if options.precision is None:
+            place = place.in_precision(settle_precision(place.precision, folders, decide=not options.dry_run))
+        common, folder = commons[place.precision], folders[place.precision]
         log_encoder(encoder, place, workers)
         mention_other_caches(folder, encoder.slug, common)
         source = HestFolder(data_root, options.any_scale)

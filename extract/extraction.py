@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from hist_cache.console import duration, progress, size
 from hist_cache.disk_room import check_room
 from hist_cache.errors import HistError
 from hist_cache.executor import Executor
+from hist_cache.own_tables import own_tables
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class Extraction:
         """Open every slide, and log how long all would take; returns the errors of slides that would fail."""
         plan, tokens = self._plan()
         failed = plan.failed + check_plan(plan, self.request)
-        with closing(self.place.start(self.encoder)) as pipeline:
+        with closing(replace(self.place, fast_only=False).start(self.encoder)) as pipeline:
             seconds = plan.crops / crops_per_second(pipeline)
             if tokens is not None:
                 with tokens.pipeline(self.encoder, like=pipeline) as token_pipeline:
@@ -94,7 +95,7 @@ class Extraction:
             Claims(plan, request).close()  # removes what dead processes have left
             return []
         started = time.monotonic()
-        setup = ExtractionSetup(self.chosen, self.place, request, self._details)
+        setup = ExtractionSetup(self.chosen, self.place, request, self._details, self.folder, own_tables())
         failed, clock = extract_with(executor, plan, setup)
         log_throughput(clock, time.monotonic() - started)
         return failed

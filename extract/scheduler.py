@@ -12,6 +12,7 @@ from extract.loading import Loaded, load
 from extract.plan import ExtractionPlan, Request, Task
 from hist_cache.errors import HistError, WriteError, keeping, slide_failure
 from hist_cache.fingerprint import Fingerprint, provenance
+from hist_cache.stopping import STOP
 
 Finish = Callable[[], None]  # the last step for a slide, which does not need the encoder: writing
 
@@ -36,6 +37,7 @@ def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: 
     Raises:
         WriteError: The disk is full, or nothing can be written there for another reason.
     """
+    STOP.clear()
     writing: Future[None] | None = None
     with (
         Claims(plan, request) as claims,
@@ -48,23 +50,27 @@ def run_plan(plan: ExtractionPlan, request: Request, produce: Produce, details: 
             claim = claims.take(wait)
             return None if claim is None else (claim, loader.submit(load, claim.task, request.slides))
 
-        current = begin(wait=True)
-        while current:
-            following = begin(wait=False)
-            claim, loaded = current
-            try:
-                finish = compute_slide(claim.task, loaded.result(), request, produce, details)
-            except WriteError:
-                raise
-            except Exception as error:  # whatever is raised for one slide, the others go on
-                claims.fail(slide_failure(claim.task.files.id, claim.task.files.image, error), claim.lock)
-            else:
-                if writing is not None:
-                    writing.result()
-                writing = writer.submit(_finish, claims, claim, finish)
-            current = following or begin(wait=True)
-        if writing is not None:
-            writing.result()
+        try:
+            current = begin(wait=True)
+            while current:
+                following = begin(wait=False)
+                claim, loaded = current
+                try:
+                    finish = compute_slide(claim.task, loaded.result(), request, produce, details)
+                except WriteError:
+                    raise
+                except Exception as error:  # whatever is raised for one slide, the others go on
+                    claims.fail(slide_failure(claim.task.files.id, claim.task.files.image, error), claim.lock)
+                else:
+                    if writing is not None:
+                        writing.result()
+                    writing = writer.submit(_finish, claims, claim, finish)
+                current = following or begin(wait=True)
+            if writing is not None:
+                writing.result()
+        except KeyboardInterrupt:
+            STOP.set()  # a slide that is being loaded is wanted no more
+            raise
     return claims.failed
 
 

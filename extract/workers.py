@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from extract.chosen_encoder import ChosenEncoder, EncoderPlace
@@ -23,13 +24,15 @@ from extract.tokens import stream_slide
 from hist_cache.console import Meter, progress
 from hist_cache.devices import use_device
 from hist_cache.engine import TRIES
-from hist_cache.errors import HistError, keeping, slide_failure
+from hist_cache.errors import HistError, SlideError, keeping, slide_failure
 from hist_cache.executor import Events, Executor, Failure, Report, Worker
 from hist_cache.files import HOST
 from hist_cache.fingerprint import differences
+from hist_cache.own_tables import OwnTables, set_own_tables
 
 log = logging.getLogger(__name__)
 
+STOP_S = 8.0  # a batch ends sooner; a slide that is being loaded is given up
 SLIDES_AT_ONCE = 3  # slides that a worker has under way: one is loaded, one encoded, one written
 
 
@@ -42,6 +45,10 @@ class ExtractionSetup:
     request: Request
     details: dict[str, Any]
     """What the provenance states besides: weights, adapter."""
+    folder: Path
+    """The cache folder, which is there."""
+    own_tables: OwnTables
+    """The user's own rows, an encoder's perhaps."""
 
 
 @dataclass
@@ -60,9 +67,11 @@ def start_extraction(setup: ExtractionSetup) -> ExtractionContext:
     Raises:
         HistError: This machine has not what it takes, or its encoder is another one.
     """
+    set_own_tables(setup.own_tables)
     request = setup.request
-    if not request.slides.root.is_dir():
-        raise HistError(f"{request.slides.root}: no such folder here; all machines must see the slides there")
+    for folder, what in ((request.slides.root, "slides"), (setup.folder, "cache")):
+        if not folder.is_dir():
+            raise HistError(f"{folder}: no such folder here; all machines must see the {what} there")
     encoder = setup.encoder.load()
     common = common_identity(encoder, setup.place.precision, request.min_spot_um)
     if different := differences(request.common, common):
@@ -117,6 +126,57 @@ class _Reporter(Meter):
         self._report(n)
 
 
+class ClaimedSlides:
+    """The slides of a plan, claimed as workers ask for them, and what has become of them.
+
+    Args:
+        claims: The slides that are left.
+        wait: Whether slides that other commands work on are waited for.
+        meter: Shows progress.
+
+    Attributes:
+        total: What encoding has cost all workers.
+        by_host: The same by the names of their machines.
+    """
+
+    def __init__(self, claims: Claims, wait: bool, meter: Meter) -> None:
+        self._claims, self._wait, self._meter = claims, wait, meter
+        self._claimed: dict[str, Claim] = {}
+        self.total = Clock()
+        self.by_host: dict[str, Clock] = {}
+
+    def __iter__(self) -> Iterator[Task | None]:
+        """Yield tasks; None where those that are left are in other hands."""
+        while True:
+            claim = self._claims.take(wait=False)
+            if claim is not None:
+                self._claimed[claim.task.files.id] = claim
+                yield claim.task
+            elif self._wait and self._claims.left:
+                yield None
+            else:
+                return
+
+    def done(self, task: Task, done: SlideDone) -> None:
+        """Note that a slide is complete."""
+        claim = self._claimed.pop(task.files.id)
+        if not task.path.exists():
+            problem = f"{done.host} has written it where this machine does not see it"
+            error = SlideError(task.files.id, task.path.absolute(), problem, "give a --cache that all machines see")
+            self._claims.fail(error, claim.lock)
+            return
+        self._claims.finish(claim.lock)
+        self.total.add(done.clock)
+        self.by_host.setdefault(done.host, Clock()).add(done.clock)
+        self._meter.advance(0, f"{self.total.waiting_share:.0%} waiting for pixels")
+
+    def failed(self, failure: Failure[Task]) -> None:
+        """Note that a slide has failed."""
+        claim = self._claimed.pop(failure.task.files.id, None)
+        if claim is not None:
+            self._claims.fail(_slide_error(failure), claim.lock)
+
+
 def extract_with(executor: Executor, plan: ExtractionPlan, setup: ExtractionSetup) -> tuple[list[HistError], Clock]:
     """Compute everything that is missing.
 
@@ -131,7 +191,6 @@ def extract_with(executor: Executor, plan: ExtractionPlan, setup: ExtractionSetu
     Raises:
         WriteError: The disk is full, or nothing can be written there for another reason.
     """
-    total, by_host, claimed = Clock(), dict[str, Clock](), dict[str, Claim]()
     started = time.monotonic()
     title = "extract" if setup.request.tokens_at is None else "tokens"
     with (
@@ -139,33 +198,14 @@ def extract_with(executor: Executor, plan: ExtractionPlan, setup: ExtractionSetu
         keeping(lambda: f"{claims.finished} of {len(plan.tasks)} slides"),
         progress(title, plan.crops, "crops") as meter,
     ):
-
-        def tasks() -> Iterator[Task | None]:
-            while True:
-                claim = claims.take(wait=False)
-                if claim is not None:
-                    claimed[claim.task.files.id] = claim
-                    yield claim.task
-                elif setup.request.wait and claims.left:
-                    yield None
-                else:
-                    return
-
-        def on_result(task: Task, done: SlideDone) -> None:
-            claims.finish(claimed.pop(task.files.id).lock)
-            total.add(done.clock)
-            by_host.setdefault(done.host, Clock()).add(done.clock)
-            meter.advance(0, f"{total.waiting_share:.0%} waiting for pixels")
-
-        worker = Worker(start_extraction, extract_slide, setup, at_once=SLIDES_AT_ONCE, tries=TRIES)
-        events: Events[Task, SlideDone] = Events(lambda task, n: meter.advance(n), on_result)
-        for failure in executor.run(tasks(), worker, events):
-            claim = claimed.pop(failure.task.files.id, None)
-            if claim is not None:
-                claims.fail(_slide_error(failure), claim.lock)
-    if len(by_host) > 1:
-        log_hosts(by_host, time.monotonic() - started)
-    return claims.failed, total
+        slides = ClaimedSlides(claims, setup.request.wait, meter)
+        worker = Worker(start_extraction, extract_slide, setup, at_once=SLIDES_AT_ONCE, tries=TRIES, stop_s=STOP_S)
+        events: Events[Task, SlideDone] = Events(lambda task, n: meter.advance(n), slides.done, slides.failed)
+        for failure in executor.run(slides, worker, events):
+            slides.failed(failure)  # one that was not run
+    if len(slides.by_host) > 1:
+        log_hosts(slides.by_host, time.monotonic() - started)
+    return claims.failed, slides.total
 
 
 def log_hosts(by_host: dict[str, Clock], seconds: float) -> None:

@@ -12,7 +12,7 @@ import math
 import sys
 import time
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from rich.console import Console
@@ -64,6 +64,25 @@ def hush() -> None:
     out.quiet = err.quiet = True
     for package in PACKAGES:  # Python itself prints the warnings of a logger that has no handler
         logging.getLogger(package).addHandler(logging.NullHandler())
+
+
+class _Handover(logging.Handler):
+    """Gives warnings to a function."""
+
+    def __init__(self, give: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._give = give
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Give one."""
+        with suppress(OSError):  # nobody listens any more
+            self._give(record.getMessage())
+
+
+def show_warnings(give: Callable[[str], None]) -> None:
+    """Give the warnings of the packages to a function from now on, in a process that shows nothing itself."""
+    for package in PACKAGES:
+        logging.getLogger(package).addHandler(_Handover(give))
 
 
 def printable(text: str) -> str:

@@ -56,6 +56,8 @@ class Worker(Generic[_T, _R]):
         at_once: How many tasks a process has under way, each in a thread of its own: more than one where a task waits
             for disks while another computes.
         tries: How many processes a task may cost that die while it runs, before it counts as failed.
+        stop_s: Seconds that a task has to end in when it is told to stop, before its process is killed; None where it
+            is waited for, because it ends in good order soon (with the epoch).
     """
 
     start: Callable[[Any], Any]
@@ -64,6 +66,7 @@ class Worker(Generic[_T, _R]):
     receive: Callable[[Any, str, dict[str, np.ndarray]], None] = _ignore
     at_once: int = 1
     tries: int = 1
+    stop_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +76,14 @@ class Events(Generic[_T, _R]):
     Attributes:
         on_message: With a task and each message that it reports.
         on_result: With a task and its result.
+        on_failure: With each failure, as soon as a task has failed for good.
         on_tick: About twice a second, where tasks run in other processes.
         shared: Called with a task before it is handed out; returns the arrays that it reads, None for none.
     """
 
     on_message: Callable[[_T, Any], None] = _ignore
     on_result: Callable[[_T, _R], None] = _ignore
+    on_failure: Callable[[Failure[_T]], None] = _ignore
     on_tick: Callable[[], None] = _ignore
     shared: Callable[[_T], Shared | None] = _ignore
 
@@ -161,12 +166,14 @@ class SerialExecutor:
                 if self._stop_at_failure or isinstance(error, InputError | WriteError):  # others would meet the same
                     raise
                 failures.append(Failure(task, error))
+                events.on_failure(failures[-1])
             except BrokenPipeError:  # nobody reads any more what is shown
                 raise
             except Exception as error:
                 if self._stop_at_failure:
                     raise
                 failures.append(unexpected_failure(task, kind_and_text(error), error))
+                events.on_failure(failures[-1])
             else:
                 events.on_result(task, result)
         return failures

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from hist_cache.errors import HistError
 from hist_cache.passwords import mask_command
+from hist_cache.stopping import STOP
 
 LIBRARIES = (
     "hist-cache",
@@ -35,6 +37,7 @@ LIBRARIES = (
     "zarr",
     "pylibCZIrw",
 )
+DIGEST_BLOCK = 8 << 20  # bytes that a file is read in
 METADATA = "metadata"  # stamp of a slide's own file of metadata, of which there is no digest
 LABELS = "labels"  # folder of segmentations in an OME-Zarr
 
@@ -199,11 +202,20 @@ def same_origin(one: Fingerprint, other: Fingerprint) -> bool:
 
 
 def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, as hex digits; of an image that is a folder, that of names and contents."""
+    """Return the SHA-256 of a file's bytes, as hex digits; of an image that is a folder, that of names and contents.
+
+    Raises:
+        HistError: The process is asked to stop: an image of some GB takes long.
+    """
     if path.is_dir():
         return _folder_digest(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(DIGEST_BLOCK):
+            digest.update(block)
+            if STOP.is_set():
+                raise HistError(f"{path}: not read to its end: stopped")
+    return digest.hexdigest()
 
 
 def _folder_digest(folder: Path) -> str:

@@ -30,6 +30,7 @@ _R = TypeVar("_R")
 
 START_S = 300  # a worker that is not ready by then hangs; to import torch from a slow disk may take a minute
 JOIN_S = 10  # a worker that does not end by then is killed
+STOPPING_NOW = "stopping"
 STOPPING = "stopping at the end of the epochs that run (once more to stop at once)"
 
 
@@ -72,7 +73,7 @@ class ProcessExecutor:
         """Do all tasks and return those that failed; see `hist_cache.executor.Executor.run`."""
         with ExitStack() as stack:
             run = _Run(self._workers, self._gpus, tasks, worker, events, stack)
-            with GracefulStop(STOPPING, run.terminate) as stop:
+            with GracefulStop(STOPPING if worker.stop_s is None else STOPPING_NOW, run.terminate) as stop:
                 try:
                     run.start(range(self._workers))
                     while run.going(stop.requested > 0):
@@ -106,6 +107,9 @@ class _Run(Generic[_T, _R]):
         self._processes: list[_Process[_T]] = []
         self._deadline = 0.0
         self._shared: SharedFiles | None = None
+        self._warned: set[str] = set()
+        self._asked_to_stop = 0
+        self._kill_at = float("inf")
         self.failures: list[Failure[_T]] = []
 
     def start(self, numbers: Iterable[int]) -> None:
@@ -144,6 +148,9 @@ class _Run(Generic[_T, _R]):
 
     def hear(self, stopping: bool) -> None:
         """Wait for messages for a while, and act on them."""
+        if time.monotonic() > self._kill_at:
+            for process in self._processes:
+                process.process.kill()
         heard = wait([p.pipe for p in self._processes], timeout=TICK_S)
         late = next((p for p in self._processes if p.starting), None)
         if late is not None and time.monotonic() > self._deadline:
@@ -156,33 +163,62 @@ class _Run(Generic[_T, _R]):
                 continue
             if process.starting:
                 self._started(process, kind, content, stopping)
-            elif kind == "message":
-                self._events.on_message(process.running[number].task, content)
-            elif kind == "cannot write":
-                raise content  # other tasks could not write either
-            elif kind == "refused":
-                self._refused(process, content)
             else:
-                task = process.running.pop(number).task
-                if kind == "result":
-                    self._events.on_result(task, content)
-                elif not stopping:
-                    self.failures.append(failure_of(task, kind, content))
+                self._act_on(process, kind, number, content, stopping)
+
+    def _act_on(self, process: _Process[_T], kind: str, number: int, content: Any, stopping: bool) -> None:
+        """Do what a message of a process asks for; the kinds are those of `worker_process.Desk.do` and two more."""
+        if kind == "message":
+            self._events.on_message(process.running[number].task, content)
+        elif kind == "warning":
+            self._warn(content)
+        elif kind == "cannot write":
+            raise content  # other tasks could not write either
+        elif kind == "refused":
+            self._refused(process, content)
+        else:
+            handed = process.running.pop(number)
+            if kind == "result":
+                self._events.on_result(handed.task, content)
+            elif kind == "stopped" and self._worker.tries > 1 and not stopping:
+                self._queue.give_back([handed])  # somebody has told this process alone to stop
+            elif not stopping:
+                self._fail(failure_of(handed.task, kind, content))
 
     def hand_out(self) -> None:
         """Give tasks to the processes that have room for one."""
-        for process in [p for p in self._processes if not p.starting]:
-            while (handed := self._queue.next_for(list(process.running.values()), self._worker.at_once)) is not None:
-                shared = self._events.shared(handed.task)
-                folder = None
-                if shared is not None:
-                    if self._shared is None:
-                        self._shared = SharedFiles(self._stack.enter_context(scratch_folder("hist-shared-")))
-                    folder = self._shared.provide(shared)
-                self._given += 1
-                process.running[self._given] = handed
-                with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found when it is heard
-                    process.pipe.send((self._given, handed.task, folder))
+        takers = [p for p in self._processes if not p.starting]
+        while takers:
+            process = min(takers, key=lambda p: len(p.running))
+            if process.running and any(p.starting for p in self._processes):
+                return  # one that is not ready yet shall have a task before another has two
+            handed = self._queue.next_for(list(process.running.values()), self._worker.at_once)
+            if handed is None:
+                takers.remove(process)
+            else:
+                self._give(process, handed)
+
+    def _give(self, process: _Process[_T], handed: Handed[_T]) -> None:
+        shared = self._events.shared(handed.task)
+        folder = None
+        if shared is not None:
+            if self._shared is None:
+                self._shared = SharedFiles(self._stack.enter_context(scratch_folder("hist-shared-")))
+            folder = self._shared.provide(shared)
+        self._given += 1
+        process.running[self._given] = handed
+        with suppress(BrokenPipeError, ConnectionResetError):  # a dead worker is found when it is heard
+            process.pipe.send((self._given, handed.task, folder))
+
+    def _fail(self, failure: Failure[_T]) -> None:
+        self.failures.append(failure)
+        self._events.on_failure(failure)
+
+    def _warn(self, text: str) -> None:
+        """Show a warning of a worker, once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            log.warning(text)
 
     def _started(self, process: _Process[_T], kind: str, content: Any, stopping: bool) -> None:
         """Note the first message of a worker: that it is ready, or why it is not."""
@@ -200,7 +236,7 @@ class _Run(Generic[_T, _R]):
         if stopping:
             return
         for task in self._queue.died(list(process.running.values())):
-            self.failures.append(failure_of(task, "died", ending))
+            self._fail(failure_of(task, "died", ending))
         if self._worker.tries > 1:
             self.start([process.number])
 
@@ -226,7 +262,10 @@ class _Run(Generic[_T, _R]):
         return [Failure(task, error, "not run") for task in self._queue.rest()]
 
     def terminate(self) -> None:
-        """Tell all processes to stop."""
+        """Tell all processes to stop; asked again, those end at once that would be killed anyway."""
+        self._asked_to_stop += 1
+        if self._worker.stop_s is not None:
+            self._kill_at = time.monotonic() + (self._worker.stop_s if self._asked_to_stop == 1 else 0)
         for process in self._processes:
             process.process.terminate()
 

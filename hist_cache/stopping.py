@@ -12,6 +12,8 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM}
+STOP = threading.Event()
+"""Set when what other threads are at is wanted no more; those that may take long look at it now and then."""
 
 
 class Terminated(KeyboardInterrupt):

@@ -12,6 +12,7 @@ from hist_cache.errors import InputError
 from hist_cache.texts import bad_name, did_you_mean, shortened
 
 Precision = Literal["bf16", "fp32"]  # of matrix products
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
 SelectBy = Literal["mse", "centered_mse", "pcc", "loss"]  # what an epoch or a penalty is selected by
 
 MOST = 1e9  # larger whole numbers are typing errors: nothing here has as many

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hist_cache.commands import claim_packages
-from hist_cache.console import hush
+from hist_cache.console import hush, show_warnings
 from hist_cache.errors import HistError, WriteError, kind_and_text
 from hist_cache.executor import Report, Worker
 from hist_cache.shared_arrays import map_arrays
-from hist_cache.stopping import SIGNALS, raise_interrupt
+from hist_cache.stopping import SIGNALS, STOP, raise_interrupt
 
 
 def live(pipe: Connection, own_cores: list[int], gpu: str | None) -> None:
@@ -52,6 +52,7 @@ class Desk:
         self._worker = worker
         self._context: Any = None
         self._started = False
+        self._refusal = ""
         self._starting = threading.Lock()
 
     def start(self) -> tuple[str, Any]:
@@ -82,12 +83,16 @@ class Desk:
     def _make_context(self) -> Any:
         """Return the context of all tasks, which the first one makes."""
         with self._starting:
-            if not self._started:
+            if not self._started and not self._refusal:
                 try:
                     self._context = self._worker.start(self._worker.setup)
+                    self._started = True
                 except HistError as error:
-                    raise _Refused(str(error)) from None
-                self._started = True
+                    self._refusal = str(error)
+                except Exception as error:  # of a device that is full or broken, say: other workers may do
+                    self._refusal = kind_and_text(error)
+            if self._refusal:
+                raise _Refused(self._refusal)
         return self._context
 
 
@@ -114,8 +119,8 @@ class _PipeDesk:
 
     def __init__(self, pipe: Connection, worker: Worker[Any, Any]) -> None:
         self._pipe, self._desk, self._at_once = pipe, Desk(worker), worker.at_once
-        self._stopping = False
         self._sending = threading.Lock()
+        show_warnings(lambda text: self._send("warning", 0, text))
 
     def work(self) -> None:
         """Do tasks until the pipe closes."""
@@ -127,7 +132,7 @@ class _PipeDesk:
                 while True:
                     threads.submit(self._do, *self._pipe.recv())
             finally:
-                self._stopping = True  # each thread ends with its next message
+                STOP.set()  # each thread ends with its next message
 
     def _send(self, kind: str, number: int, content: Any = None) -> None:
         with self._sending:
@@ -135,7 +140,7 @@ class _PipeDesk:
 
     def _do(self, number: int, task: Any, folder: Path | None) -> None:
         def report(message: Any) -> None:
-            if self._stopping:
+            if STOP.is_set():
                 raise KeyboardInterrupt
             self._send("message", number, message)
 

@@ -37,6 +37,7 @@ STAIRS = {
             "tokens",
             "adapted",
             "chosen_encoder",
+            "settled_precision",
             "workers",
             "extraction",
             "status",

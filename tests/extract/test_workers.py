@@ -16,6 +16,7 @@ from extract.plan import Request, plan_extraction
 from extract.workers import ExtractionSetup, extract_with
 from hist_cache.cache import Cache, open_cache
 from hist_cache.cache_file import open_complete
+from hist_cache.own_tables import own_tables
 from hist_cache.processes import ProcessExecutor
 from hist_cache.slides import SlideFiles
 from hist_cache.sources import HestFolder
@@ -72,16 +73,17 @@ class PoisonedFolder(HestFolder):
         return super().read(files)
 
 
-def setup_for(source: HestFolder) -> ExtractionSetup:
+def setup_for(source: HestFolder, folder: Path) -> ExtractionSetup:
+    folder.mkdir()
     common = common_identity(CHOSEN.load(), "fp32", 0.0)
     place = EncoderPlace("cpu", "fp32", fast_only=False)
-    return ExtractionSetup(CHOSEN, place, Request(source, (6,), 0.0, common), {})
+    return ExtractionSetup(CHOSEN, place, Request(source, (6,), 0.0, common), {}, folder, own_tables())
 
 
 @pytest.mark.usefixtures("quick")
 def test_a_slide_that_kills_its_workers_fails_by_name_and_the_others_are_there(hest_root: Path, tmp_path: Path) -> None:
     write_slide(hest_root, "TINY3")
-    setup = setup_for(PoisonedFolder(hest_root, poison="TINY2"))
+    setup = setup_for(PoisonedFolder(hest_root, poison="TINY2"), tmp_path / "cache")
     plan = plan_extraction(setup.request, ["TINY1", "TINY2", "TINY3"], tmp_path / "cache")
     [error], clock = extract_with(ProcessExecutor(2), plan, setup)
     assert str(error).startswith(f"TINY2: {hest_root / 'wsis/TINY2.tif'}: its process died (exit code 9)")
@@ -103,7 +105,7 @@ def test_a_bad_slide_does_not_stop_the_others(hest_root: Path, run_command: Run,
 
 @pytest.mark.usefixtures("quick")
 def test_workers_with_another_encoder_do_nothing(hest_root: Path, tmp_path: Path) -> None:
-    setup = setup_for(HestFolder(hest_root))
+    setup = setup_for(HestFolder(hest_root), tmp_path / "cache")
     other = replace(setup.request, common=setup.request.common | {"encoder": "another"})
     plan = plan_extraction(other, ["TINY1"], tmp_path / "cache")
     with pytest.raises(Exception, match="the encoder here is another one: encoder"):
