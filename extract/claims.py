@@ -189,6 +189,8 @@ class Claims:
         elif error is None and self._open:
             log.info(f"not waited for, others are at {len(self._open)} slides: {self.in_other_hands()}")
         self.close()
+        if isinstance(error, KeyboardInterrupt):
+            remove_left_files(self._headers.file.parent, self._leases)  # of workers that had to be killed
 
 
 def array_place() -> float:

@@ -31,9 +31,7 @@ def settle_precision(wanted: Precision, folders: Mapping[Precision, Path], decid
         return wanted
     for precision, folder in folders.items():
         if slide_files(folder):
-            log.info(
-                f"in {precision}, as the cache that is there ({folder}); give --precision {wanted} for another one"
-            )
+            log.info(f"in {precision}, as the cache that is there ({folder}); --precision {wanted} makes another one")
             return precision
     if not decide:
         return wanted

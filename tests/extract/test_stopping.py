@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,3 +52,38 @@ def test_a_stopped_extraction(
     )
     assert unfinished(cache.folder) == list(cache.folder.glob(".locks/*")) == []
     assert cache.slides == ["TINY1", "TINY2"]
+
+
+IN_WORKERS = f"""
+import extract.workers
+extract.workers.STOP_S = 1.0
+{STANDING}
+if __name__ == "__main__":
+    from extract.cli import main
+    raise SystemExit(main())
+"""
+
+
+@pytest.mark.slow
+def test_stopped_workers(
+    hest_root: Path,
+    tmp_path: Path,
+    run_command: Callable[..., tuple[int, str]],
+    start_command: Callable[..., Command],
+) -> None:
+    """They stand still, so that they are killed; what they have left is removed."""
+    argv = options(hest_root, "--cache", tmp_path / "cache")
+    assert run_command(main, *argv)[0] == 0
+    script = tmp_path / "script.py"
+    script.write_text(IN_WORKERS)
+    command = start_command(IN_WORKERS, *argv, "--tokens-at", 4, "--jobs", 2, file=script)
+    folder = cache_of(tmp_path).folder
+    while len(unfinished(folder)) < 2:
+        time.sleep(0.1)
+        assert command.poll() is None, "it ended"
+    command.send_signal(signal.SIGTERM)
+    text, _ = command.communicate()
+    assert command.returncode == 143, text
+    last = text.splitlines()[-1]
+    assert last.startswith("error: stopped by SIGTERM; 2 of 2 slides are left; what was finished is kept"), text
+    assert unfinished(folder) == list(folder.glob(".locks/*")) == []

@@ -117,3 +117,16 @@ def test_options_of_another_engine_are_refused(hest_root: Path, run_command: Run
     code, text = run_command(main, *options(hest_root, "--workers", 2))
     assert code == 2
     assert "--workers: is for --engine ray; on this machine --jobs N gives the number" in text
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_encoder_of_the_users_own(hest_root: Path, run_command: Run, tmp_path: Path) -> None:
+    own = tmp_path / "mine.toml"
+    own.write_text(
+        '[encoders.mine]\narchitecture = "test_vit"\narguments = { num_classes = 0 }\npooling = "cls"\n'
+        'input_size = 160\nweights = "random"\n'
+    )
+    given = ["--ids", "TINY1,TINY2", "--data-root", hest_root, "--encoder", "mine", "--own", own]
+    code, text = run_command(main, *given, "--jobs", 2)
+    assert code == 0, text
+    assert len(open_cache(tmp_path / "cache", "custom").slides) == 2

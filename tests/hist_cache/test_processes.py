@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -131,6 +132,32 @@ def test_a_task_that_kills_its_workers_fails_after_its_tries_and_brings_no_other
     assert (failure.task, failure.reason) == ("die", "died")
     assert sorted(results) == ["a", "b", "c", "d", "e"]
     assert len(deaths) <= 3
+
+
+@pytest.mark.usefixtures("quick")
+def test_tasks_are_dealt_evenly_also_where_a_process_takes_several() -> None:
+    by_process: dict[int, list[str]] = {}
+    events: Events[str, Any] = Events(lambda task, pid: by_process.setdefault(pid, []).append(task))
+    assert not ProcessExecutor(2).run(["a", "b", "c", "d"], Worker(start, name_process, 0, at_once=3), events)
+    assert sorted(map(len, by_process.values())) == [2, 2]
+
+
+def name_process(context: Context, task: str, report: Report) -> None:
+    report(os.getpid())
+    logging.getLogger("extract.test").warning("spots lie outside")
+    time.sleep(1.0)
+
+
+@pytest.mark.usefixtures("quick")
+def test_warnings_of_workers_are_shown_once_and_failures_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+    events: Events[str, Any] = Events(
+        on_result=lambda task, r: told.append(task), on_failure=lambda f: told.append(f"{f.task}: {f.error}")
+    )
+    assert not ProcessExecutor(1).run(["a", "b"], Worker(start, name_process, 0), events)
+    assert [record.message for record in caplog.records].count("spots lie outside") == 1
+    assert len(ProcessExecutor(1).run(["c", "fail", "d"], Worker(start, work, 0), events)) == 1
+    assert told == ["a", "b", "c", "fail: as expected", "d"]
 
 
 @pytest.mark.usefixtures("quick")
