@@ -159,7 +159,7 @@ class Checkpoint:
     def _check_same(self) -> None:
         """`HistError`, in all processes on one batch, where one of them has another file here, or none.
 
-        They may be on different machines. From different epochs they would train on, each other's gradients in theirs.
+        They may be on different machines. From different epochs on, each would train with gradients of the other's.
         """
         if distributed.world_size() == 1:
             return
