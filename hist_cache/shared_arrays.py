@@ -42,7 +42,8 @@ class SharedFiles:
 def map_arrays(folder: Path) -> dict[str, np.ndarray]:
     """Map the arrays of a folder into memory, by name.
 
-    What a process writes to them would be a copy of its own: pages that cannot be written to would end it by a signal.
+    What a process writes to them is a copy of its own. Pages that are read-only would be no protection: torch writes to
+    them nevertheless, and that kills the process.
     """
     import numpy as np
 
