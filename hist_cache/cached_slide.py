@@ -18,7 +18,8 @@ EXPONENT = np.uint16(0x7C00)  # the bits of a float16 that are all set in NaN an
 LENGTHS = ("um_per_px", "pitch_um", "spot_um", "thumbnail_downsample")  # attributes that are divided by
 
 COUNT_ARRAYS = ("counts/data", "counts/indices", "counts/indptr")  # those in a cache file that hold the counts
-NO_COUNTS = array_digest(np.empty(0, np.int32))  # digest of counts/data where no spot has a count
+NO_COUNTS = tuple(array_digest(np.empty(0, kind)) for kind in (np.int32, np.int64, np.float32, np.float64))
+"""Digests of counts/data where no spot has a count: ours, and those of files of other programs."""
 
 
 @dataclass
@@ -79,7 +80,7 @@ def find_problem(slide: CachedSlide) -> str | None:
 def count_digests(slide: CachedSlide) -> list[str]:
     """Return the digests of a slide's counts, the same for the same counts; [] where they are unknown or all zero."""
     digests = [slide.digests.get(name, "") for name in COUNT_ARRAYS]
-    return [] if digests[0] in ("", NO_COUNTS) else digests
+    return [] if digests[0] in ("", *NO_COUNTS) else digests
 
 
 def zero_rows(slide: CachedSlide) -> str:

@@ -16,8 +16,10 @@ from scipy.sparse import csr_matrix
 
 from hist_cache.cache_file import CacheFile, open_complete
 from hist_cache.cached_slide import COUNT_ARRAYS, CachedSlide, count_problems, find_problem
-from hist_cache.errors import DamagedCacheError, HistError
+from hist_cache.errors import DamagedCacheError, InputError
 from hist_cache.slide_file import check_sizes, checked_slide, counts_of, small_arrays, usable_counts
+
+EMBEDDING_TYPES = (np.float16, np.float32, np.float64)  # in the byte order of this machine
 
 
 def read_small_arrays(path: Path, sizes: Sequence[int]) -> CachedSlide:
@@ -49,7 +51,8 @@ def read_counts(slide: CachedSlide) -> csr_matrix:
 
     Raises:
         DamagedCacheError: They are not what was written, or have values that mean nothing.
-        HistError: The file cannot be opened, or its counts are not those that it had.
+        HistError: The file cannot be opened.
+        InputError: Its counts are not those that it had.
     """
     if slide.file is None:
         return slide.counts
@@ -66,7 +69,8 @@ def read_large_arrays(slide: CachedSlide, sizes: Sequence[int]) -> CachedSlide:
 
     Raises:
         DamagedCacheError: An array is not what was written, or has values that mean nothing.
-        HistError: The file cannot be opened, or its arrays are not those that it had.
+        HistError: The file cannot be opened.
+        InputError: Its arrays are not those that it had.
     """
     if slide.file is None:
         return slide
@@ -87,12 +91,14 @@ def read_large_arrays(slide: CachedSlide, sizes: Sequence[int]) -> CachedSlide:
 def _no_rows(file: CacheFile, name: str) -> np.ndarray:
     """An array of the width and the type of one in the file, without its rows."""
     dataset = file.dataset(name)
-    if dataset.ndim != 2:
+    if dataset.ndim != 2 or not dataset.shape[1]:
         raise DamagedCacheError(file.path, f"{name} has the shape {dataset.shape} where N x D is expected")
+    if dataset.dtype not in EMBEDDING_TYPES:
+        raise DamagedCacheError(file.path, f"{name} is of type {dataset.dtype.str}, which is not expected there")
     return np.empty((0, dataset.shape[1]), dtype=dataset.dtype)
 
 
 def _check_unchanged(slide: CachedSlide, file: CacheFile, names: Iterable[str]) -> None:
-    """`HistError` where a file has other arrays than when the slide was read from it."""
+    """`InputError`, which ends a command, where a file has other arrays than when the slide was read from it."""
     if any(file.digests.get(name) != slide.digests.get(name) for name in names):
-        raise HistError(f"{file.path}: was written anew while this command was running; start it again")
+        raise InputError(f"{file.path}: was written anew while this command was running; start it again")

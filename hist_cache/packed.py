@@ -9,26 +9,31 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+FILTERS = [h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_DEFLATE]  # in the order in which they were applied
+
 
 def is_packed(dataset: h5py.Dataset) -> bool:
     """Test whether an array is what `unpack` reads: whole numbers in a row, shuffled and compressed by gzip."""
-    plain = not (dataset.fletcher32 or dataset.scaleoffset is not None or dataset.external)
     numbers = dataset.ndim == 1 and dataset.dtype.kind in "iu" and dataset.dtype.str[0] in "<|"
-    return bool(numbers and plain and dataset.compression == "gzip" and dataset.shuffle and len(dataset))
+    made = dataset.id.get_create_plist()
+    filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
+    return bool(numbers and filters == FILTERS and len(dataset))
 
 
 def unpack(dataset: h5py.Dataset) -> NDArray[Any]:
     """Read an array for which `is_packed` is true; other threads may unpack at the same time.
 
     Raises:
-        OSError: The disk does not answer, or a chunk is not what was written.
+        OSError: The disk does not answer, or a chunk is missing or not what was written.
         RuntimeError: HDF5 cannot find a chunk.
     """
     in_chunk, kind = dataset.chunks[0], dataset.dtype
+    if dataset.id.get_num_chunks() < -(-len(dataset) // in_chunk):  # of a missing one h5py raises MemoryError
+        raise OSError("chunks are missing")
     values = np.empty(len(dataset), dtype=kind)
     for start in range(0, len(values), in_chunk):
         skipped_filters, packed = dataset.id.read_direct_chunk((start,))
-        if skipped_filters:  # HDF5 writes a chunk without compression where that would not make it smaller
+        if skipped_filters:  # a program may write a chunk without some of them
             values[start : start + in_chunk] = dataset[start : start + in_chunk]
             continue
         unpacker = zlib.decompressobj()

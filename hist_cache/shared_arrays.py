@@ -40,7 +40,11 @@ class SharedFiles:
 
 
 def map_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Map the arrays of a folder into memory, by name; they cannot be written to."""
+    """Map the arrays of a folder into memory, by name.
+
+    What a process writes to them is a copy of its own. Pages that are read-only would be no protection: torch writes to
+    them nevertheless, and that kills the process.
+    """
     import numpy as np
 
-    return {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
+    return {file.stem: np.load(file, mmap_mode="c") for file in sorted(folder.glob("*.npy"))}

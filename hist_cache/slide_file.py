@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -193,8 +194,13 @@ def checked_slide(path: Path, slide: CachedSlide) -> CachedSlide:
     if problem := find_problem(slide):
         raise DamagedCacheError(path, problem)
     if zeros := zero_rows(slide):
-        log.warning(f"{path}: all zero: {zeros}")
+        _warn_of_zeros(path, zeros)
     return replace(slide, counts=usable_counts(slide.counts))
+
+
+@cache  # a process reads a file again for each key of its tensors, and says it once
+def _warn_of_zeros(path: Path, zeros: str) -> None:
+    log.warning(f"{path}: all zero: {zeros}")
 
 
 def usable_counts(counts: csr_matrix) -> csr_matrix:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from hist_cache.processes import cores
 
-MAX_THREADS = 16  # each has a slide in memory
+MAX_THREADS = 4  # each has a slide in memory, which may take gigabytes, and what is computed of it
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

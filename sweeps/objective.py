@@ -15,6 +15,7 @@ import optuna
 import torch
 
 from hist_cache.errors import HistError
+from hist_cache.slide_parts import N_BANDS
 from sweeps.sampling import RUNGS
 from sweeps.study import StudyPlan
 from sweeps.waiting import StorageLost
@@ -28,7 +29,11 @@ from train.models.components import principal_components
 from train.recipes.fitted import fit_recipe
 from train.workspace import Workspace
 
-TENSORS_KEPT = 4  # of trials with other neighbours or genes
+TENSORS_KEPT = N_BANDS + 1
+"""Of trials with other neighbours or genes, and of the folds of splits within slices, which have tensors of their own.
+
+Trials go through all these folds in turn: were fewer kept, each would be dropped before the next trial asks for it.
+Each takes about 6 kB a spot."""
 
 
 def fold_data(workspace: Workspace, device: torch.device, job: Job, jobs: Sequence[Job]) -> SpotData:

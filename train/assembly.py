@@ -79,7 +79,8 @@ def assemble(
 
     Raises:
         DamagedCacheError: An array that is read from a file is not what was written.
-        HistError: A file cannot be read, or was written anew.
+        HistError: A file cannot be read.
+        InputError: A file was written anew.
     """
     parts = [s if isinstance(s, SlidePart) else SlidePart.all_of(name, s) for name, s in slides.items()]
     spots = [part.rows[_complete(part, size)] if drop_edges else part.rows for part in parts]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from hist_cache.console import fail, hush, out, say, show_logs
 from hist_cache.devices import AUTO, choose_device
 from hist_cache.engine import LocalEngine, check_engine, open_engine
-from hist_cache.errors import InputError, keeping
+from hist_cache.errors import HistError, InputError, keeping
 from hist_cache.gang import RunGang, run_with_restarts
 from hist_cache.options import folder_option, parse, run
 from train.options import TrainOptions
@@ -111,7 +111,7 @@ def train(options: TrainOptions) -> int:
     from train.experiments.logged_folds import check_logger, logging_to
     from train.experiments.own_rows import use_own_rows
     from train.experiments.precision import with_precision
-    from train.experiments.runner import describe_failure, fold_workers
+    from train.experiments.runner import check_data, describe_failure, fold_workers
 
     own_device = distributed.init()
     device = choose_device(options.device) if own_device is None else own_device
@@ -138,8 +138,7 @@ def train(options: TrainOptions) -> int:
         announcements.check_resumable(jobs)
     announcements.announce_splits(jobs, workspace)
 
-    left = [job for job in jobs if not job.done]
-    distributed.barrier()  # before any is done that was not
+    left = jobs_left(jobs)
     finetuned = [job for job in left if job.setting.finetuning]
     with ExitStack() as stack:
         alone = bool(finetuned) or distributed.world_size() > 1  # one fold after the other in this process
@@ -156,6 +155,7 @@ def train(options: TrainOptions) -> int:
             return 0
         if left and distributed.rank() == 0:
             announcements.check_writable(left[0].folder.parents[1])
+        check_data([job for job in left if not job.embedded_by], workspace)  # others have embeddings in other caches
         logged = stack.enter_context(logging_to(options.logger, jobs))
         with keeping(lambda: kept(jobs)):
             failures = run_left(left, options, workspace, workers, logged)
@@ -176,6 +176,20 @@ def check_rank(options: TrainOptions) -> None:
         raise InputError("several processes on one batch are for --finetune-lora; on a cache one is enough (--jobs N)")
     if options.device != AUTO:
         raise InputError(f"--device {options.device}: each process on a batch has a device of its own; leave it out")
+
+
+def jobs_left(jobs: list[Job]) -> list[Job]:
+    """The jobs that are not done; `HistError` where processes on one batch, perhaps on several machines, see others."""
+    from train import distributed
+
+    left = [job for job in jobs if not job.done]
+    other = distributed.differing_rank([job.title for job in left])  # waits for all, before any is done that was not
+    if other is not None:
+        raise HistError(
+            f"process {other} finds other finished folds than process 0 in {jobs[0].folder.parents[1]}; "
+            "all machines must see the same folder of runs"
+        )
+    return left
 
 
 def check_left(left: list[Job], options: TrainOptions, workspace: Workspace, device: torch.device) -> None:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_T = TypeVar("_T")
 
 TIMEOUT = timedelta(hours=12)
 """Rank 0 alone makes tokens, tests and draws figures; the other processes wait for it that long."""
@@ -129,10 +131,16 @@ def any_rank(flag: bool) -> bool:
     return bool(all_reduce_sum(torch.tensor(float(flag), device=device)).item()) if world_size() > 1 else flag
 
 
-def all_gather_states(state: Tensor) -> list[Tensor]:
+def all_gather_states(state: _T) -> list[_T]:
     """The state (of a random generator, for example) of every process, in the order of their ranks."""
     if world_size() == 1:
         return [state]
     states: list[Any] = [None] * world_size()
     dist.all_gather_object(states, state)
     return states
+
+
+def differing_rank(value: object) -> int | None:
+    """The first process that has another value than process 0; None where all have the same. Waits for all."""
+    values = all_gather_states(value)
+    return next((i for i, other in enumerate(values) if other != values[0]), None)

@@ -32,7 +32,7 @@ def from_arrays(arrays: dict[str, np.ndarray], device: torch.device) -> SpotData
     """The spots of such arrays. On the CPU the tensors are the arrays' own memory, which must not be written to."""
 
     def tensor(name: str) -> Tensor:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings():  # arrays that Ray shares cannot be written to
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             return torch.from_numpy(arrays[name]).to(device)
 

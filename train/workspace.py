@@ -77,15 +77,19 @@ class Workspace:
             check_widths(self.test_slides, test_cache, width)
         self.patients = patients_of(cache.dataset, self.slides)
         self.twins = find_twins(self.all_slides)
+        self._checked = False
         self._panels: dict[Any, list[str]] = {}
         self._parts: dict[BandCut, dict[str, SlidePart]] = {}
         self._chosen: list[tuple[dict[str, Any], list[str]]] = []  # panels that no file of the cache had
         self.keep_tensors(tensors_kept)
 
     def check(self) -> None:
-        """Read all that tensors are made of, and keep nothing; raises the error of the first damaged file."""
+        """Read all that tensors are made of, once, and keep nothing; raises the error of the first damaged file."""
+        if self._checked:
+            return
         for _ in in_threads(lambda slide: len(read_large_arrays(slide, self.sizes)), self.all_slides.values()):
             pass
+        self._checked = True
 
     def keep_tensors(self, count: int) -> None:
         """Drop all tensors, and keep those of `count` keys from here on."""

@@ -115,7 +115,8 @@ def test_some_embeddings_of_zeros_are_said(tmp_path: Path, caplog: pytest.LogCap
     write(path)
     rewrite(path, {"embeddings": changed(SLIDE.embeddings, slice(0, 2), 0)})
     read_slide(path)
-    assert f"{path}: all zero: embeddings of 2 of 5 spots" in caplog.text
+    read_slide(path)
+    assert caplog.text.count(f"{path}: all zero: embeddings of 2 of 5 spots") == 1
 
 
 @pytest.mark.parametrize(

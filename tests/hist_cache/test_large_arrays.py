@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hist_cache.cached_slide import CachedSlide, count_digests
-from hist_cache.errors import DamagedCacheError, HistError, InputError
+from hist_cache.errors import DamagedCacheError, InputError
 from hist_cache.large_arrays import read_counts, read_large_arrays, read_small_arrays
 from hist_cache.slide_file import read_slide
 from tests.hist_cache.test_cache import make, rewrite, write
@@ -48,6 +48,10 @@ def test_what_is_wrong_is_said_by_the_reading_that_meets_it(tmp_path: Path) -> N
         read_counts(small)
     for arrays, message in (
         ({"embeddings": np.ones(5, np.float16)}, r"embeddings has the shape \(5,\)"),
+        ({"embeddings": np.ones((5, 0), np.float16)}, r"embeddings has the shape \(5, 0\)"),
+        ({"embeddings": np.ones((5, 4), np.int16)}, "embeddings is of type <i2, which is not expected there"),
+        ({"niche/6": np.ones((5, 4), ">f2")}, "niche/6 is of type >f2, which is not expected there"),
+        ({"niche/6": np.ones((5, 4), np.longdouble)}, "niche/6 is of type <f16, which is not expected there"),
         ({"neighbors/6": np.full((5, 6), 5, np.int32)}, "neighbors/6 go from row 5 to 5, with 5 spots"),
     ):
         write(path)
@@ -64,7 +68,7 @@ def test_a_file_that_was_written_anew_meanwhile_is_not_mixed_with_the_old_one(
     write(path)
     small = read_small_arrays(path, [6])
     write(path, replace(make(), counts=2 * make().counts))
-    with pytest.raises(HistError, match=r"S\.h5: was written anew while this command was running; start it again"):
+    with pytest.raises(InputError, match=r"S\.h5: was written anew while this command was running; start it again"):
         read(small)
     write(path, make(sizes=(6,)))
     read(small)
@@ -73,10 +77,12 @@ def test_a_file_that_was_written_anew_meanwhile_is_not_mixed_with_the_old_one(
     read(small)  # another neighbourhood size in it changes nothing
 
 
-def test_slides_without_any_count_have_no_digests_in_common(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.float32, np.float64])
+def test_slides_without_any_count_have_no_digests_in_common(tmp_path: Path, kind: type) -> None:
     slide = make()
     slide.counts = 0 * slide.counts
     slide.counts.eliminate_zeros()
     write(tmp_path / "S.h5", slide)
+    rewrite(tmp_path / "S.h5", {"counts/data": slide.counts.data.astype(kind)})
     assert count_digests(read_slide(tmp_path / "S.h5")) == []
     assert count_digests(slide) == []

@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 from hist_cache.errors import DamagedCacheError
 from hist_cache.packed import is_packed, unpack
 from hist_cache.slide_file import read_slide
-from tests.hist_cache.test_cache import make, write
+from tests.hist_cache.test_cache import make, rewrite, write
 
 PACKED = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
 
@@ -54,6 +54,33 @@ def test_chunks_that_compression_would_not_make_smaller(tmp_path: Path) -> None:
     np.testing.assert_array_equal(own, expected)
 
 
+def test_a_chunk_that_was_written_without_some_of_the_filters(tmp_path: Path) -> None:
+    values = np.arange(10, dtype=np.int32)
+    planes = values[4:8].view(np.uint8).reshape(4, 4).T.tobytes()  # shuffled
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        dataset = file.create_dataset("x", data=0 * values, chunks=(4,), **PACKED)
+        dataset.id.write_direct_chunk((0,), values[:4].tobytes(), filter_mask=0b11)
+        dataset.id.write_direct_chunk((4,), planes, filter_mask=0b10)
+        dataset[8:] = values[8:]
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert is_packed(file["x"])
+        np.testing.assert_array_equal(file["x"][:], values)
+        np.testing.assert_array_equal(unpack(file["x"]), values)
+
+
+def test_missing_chunks_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "S.h5"
+    write(path)
+    with h5py.File(path, "r+") as file:
+        stored = file["counts/data"]
+        length, kind = stored.shape, stored.dtype
+        del file["counts/data"]
+        file.create_dataset("counts/data", length, kind, chunks=(2,), **PACKED)[:2] = 1
+    rewrite(path)
+    with pytest.raises(DamagedCacheError, match=r"counts/data cannot be read \(chunks are missing\)"):
+        read_slide(path)
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -68,6 +95,19 @@ def test_what_is_left_to_hdf5(tmp_path: Path, options: dict[str, Any]) -> None:
         options.pop("compression_opts")
     with h5py.File(tmp_path / "x.h5", "w") as file:
         assert not is_packed(file.create_dataset("x", **options))
+
+
+def test_filters_in_another_order_are_left_to_hdf5(tmp_path: Path) -> None:
+    values = np.arange(9, dtype=np.int32)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        how.set_chunk((9,))
+        how.set_deflate(1)
+        how.set_shuffle()
+        made = h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_INT32, h5py.h5s.create_simple((9,)), how)
+        made.write(h5py.h5s.ALL, h5py.h5s.ALL, values)
+        assert not is_packed(file["x"])
+        np.testing.assert_array_equal(file["x"][:], values)
 
 
 def test_many_threads_read_one_file(tmp_path: Path) -> None:

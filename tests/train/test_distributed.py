@@ -8,6 +8,7 @@ import shutil
 import socket
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,11 +16,14 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from hist_cache.errors import HistError
 from hist_cache.gang import run_local_gang
 from tests.commands import fork_server
 from tests.train.fit.test_loop import make_data, make_model
 from train import distributed
+from train.cli import jobs_left
 from train.data import CachedEmbeddings, SpotData
+from train.fit.average import WeightAverage
 from train.fit.batches import read_batch
 from train.fit.checkpoints import Checkpoint, trained_state
 from train.fit.config import FitConfig
@@ -134,6 +138,39 @@ def test_a_checkpoint_of_another_number_of_processes_is_taken(tmp_path: Path, ca
     assert len(expected) == 4
     for file in (by_one, on_one, on_three):
         torch.testing.assert_close(history(file), expected, rtol=1e-4, atol=1e-5)
+
+
+def look_apart(folder: Path) -> int:
+    """Begin a fold with what each process sees in a folder of its own; both write what they end with."""
+    distributed.init()
+    own = folder / str(distributed.rank())
+    job: Any = SimpleNamespace(title="run fold 0", done=(own / "done").exists(), folder=own / "run/fold0")
+    model, data = tiny("full", with_encoder=False)
+    rest = make_optimizer(model, data.inputs, CONFIG), torch.Generator(), WeightAverage([], 0.0)
+    texts = []
+    for look in (lambda: jobs_left([job]), lambda: Checkpoint(own / "stopped.pt").load(model, data.inputs, *rest)):
+        with pytest.raises(HistError) as raised:
+            look()
+        texts.append(str(raised.value))
+    assert jobs_left([]) == []
+    assert Checkpoint(own / "none.pt").load(model, data.inputs, *rest) is None
+    (own / "says.txt").write_text("\n".join(texts))
+    distributed.destroy()
+    return 0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+def test_machines_that_see_other_folders_do_not_begin(tmp_path: Path) -> None:
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+    (tmp_path / "1/done").touch()
+    (tmp_path / "0/stopped.pt").write_bytes(b"what only process 0 has")
+    assert run_local_gang(2, look_apart, (tmp_path,)) == 0
+    for rank in range(2):
+        left, checkpoint = (tmp_path / f"{rank}/says.txt").read_text().splitlines()
+        assert left.startswith(f"process 1 finds other finished folds than process 0 in {tmp_path / str(rank)}; all ")
+        assert f"{rank}/stopped.pt: is not the same for process 1 as for process 0; all machines must" in checkpoint
 
 
 def test_random_draws_after_another_number_of_processes(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -17,12 +18,14 @@ from scipy.sparse import csr_matrix
 import sweeps.cli
 from hist_cache.cache import Cache, open_cache
 from hist_cache.cached_slide import CachedSlide
+from hist_cache.errors import DamagedCacheError
 from hist_cache.fingerprint import Fingerprint
 from hist_cache.panels import choose_panel
 from hist_cache.slide_file import read_fingerprint, read_slide, write_slide
 from tests.hist_cache.test_cache import COMMON, folder, make, rewrite
 from train.assembly import assemble
 from train.cli import main
+from train.experiments.runner import check_data
 from train.workspace import DataKey, Workspace
 
 TENSORS = ("spot", "niche", "expression", "niche_expression", "slide", "row", "complete", "total", "position")
@@ -32,8 +35,8 @@ SLIDES = ("A", "B", "C", "D")
 COMMAND = ("--cache", "cache", "--dataset", "demo", "--n-genes", 5, "--dry-run")
 
 
-def slide_of(seed: int, width: int = 8) -> CachedSlide:
-    slide = make(n=12, genes=9, width=width, seed=seed)
+def slide_of(seed: int, width: int = 8, sizes: tuple[int, ...] = (6,)) -> CachedSlide:
+    slide = make(n=12, genes=9, width=width, sizes=sizes, seed=seed)
     slide.counts = csr_matrix(np.random.default_rng(seed).integers(0, 50, (12, 9)))
     return slide
 
@@ -141,6 +144,31 @@ def test_damaged_embeddings_end_a_command_before_it_trains(
     assert "C.h5: embeddings has other values than when it was written" in errors[0]
     assert not list(Path().glob("runs/**/fold*/*"))
     assert not list(Path().glob("runs/**/study*"))
+
+
+def test_damage_that_the_first_fold_would_not_meet_ends_a_command_too(files: dict[str, Path], run_command: Run) -> None:
+    for seed, (name, path) in enumerate(files.items()):
+        write(path, slide_of(seed, sizes=(6, 18)), name.lower())
+    flip(files["C"], "niche/18")
+    argv = (*COMMAND[:-1], "--runs", "runs", "--model", "ridge", "--neighbors", "6,18", "--jobs", 1)
+    code, text = run_command(main, *argv)
+    assert code == 1
+    [error] = [row for row in text.splitlines() if row.startswith("error: ")]
+    assert "C.h5: niche/18 has other values than when it was written" in error
+    assert not list(Path().glob("runs/**/fold*/*"))
+
+
+def test_all_is_read_before_tokens_are_made(files: dict[str, Path]) -> None:
+    flip(files["C"], "embeddings")
+    workspace = Workspace(Cache(files["A"].parent), [6])
+    plain, tuned = (
+        [SimpleNamespace(data=SimpleNamespace(neighbors=6), setting=SimpleNamespace(finetuning=finetuning))]
+        for finetuning in (None, "tokens")
+    )
+    check_data(plain, workspace)  # type: ignore[arg-type]  # the first fold's tensors are all
+    for _ in range(2):
+        with pytest.raises(DamagedCacheError, match=r"C\.h5: embeddings has other values"):
+            check_data(tuned, workspace)  # type: ignore[arg-type]
 
 
 def arrays_of(slide: CachedSlide) -> list[np.ndarray]:

@@ -116,6 +116,24 @@ def run_job(context: FoldContext, job: Job, report: Report) -> dict[str, Any]:
     return context.run(job, report)
 
 
+def by_data(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs with the same tensors one after the other, since each making of tensors reads the whole cache."""
+    numbers = {key: i for i, key in enumerate(dict.fromkeys(job.data for job in jobs))}
+    return sorted(jobs, key=lambda job: numbers[job.data])
+
+
+def check_data(jobs: Sequence[Job], workspace: Workspace) -> None:
+    """Read all of the cache where the tensors of the first job, which are made first, are not all that must be sound.
+
+    They have one neighbourhood size of perhaps several; and where the encoder is fine-tuned, its tokens come before.
+
+    Raises:
+        HistError: The first slide that cannot be read.
+    """
+    if len({job.data.neighbors for job in jobs}) > 1 or any(job.setting.finetuning for job in jobs):
+        workspace.check()
+
+
 def run_jobs(
     jobs: Sequence[Job],
     workspace: Workspace,
@@ -142,6 +160,8 @@ def run_jobs(
         on_epoch, lambda job, metrics: on_done(job, metrics) if metrics else None
     )
     in_processes = finetuner is None and not workers.are_here
+    jobs = by_data(jobs)
+    check_data(jobs, workspace)
     if jobs:  # a slide that cannot be read ends the command here, instead of every fold
         workspace.data(jobs[0].data, torch.device("cpu") if in_processes else workers.device)
     if in_processes:

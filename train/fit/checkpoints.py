@@ -135,8 +135,10 @@ class Checkpoint:
             Where training stands; None where there is no file.
 
         Raises:
-            HistError: The file is damaged, of another run or of another model.
+            HistError: The file is damaged, of another run or of another model, or processes on one batch see different
+                files.
         """
+        self._check_same()
         if (stored := self.read(inputs.device)) is None:
             return None
         made_for, state = stored
@@ -153,6 +155,20 @@ class Checkpoint:
             return progress
         except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise self._error(f"cannot be continued ({one_line(error)})") from error
+
+    def _check_same(self) -> None:
+        """`HistError`, in all processes on one batch, where one of them has another file here, or none.
+
+        They may be on different machines. From different epochs on, each would train with gradients of the other's.
+        """
+        if distributed.world_size() == 1:
+            return
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest() if self.path.is_file() else None
+        if (other := distributed.differing_rank(digest)) is not None:
+            raise HistError(
+                f"{self.path}: is not the same for process {other} as for process 0; "
+                "all machines must see the same folder of runs"
+            )
 
     def _load_random_states(self, state: dict[str, Any], device: torch.device, epoch: int) -> None:
         """Load what differs between processes: the states of torch's generators, which dropout draws from.

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import anndata
 import numpy as np
@@ -24,6 +26,7 @@ from tests.conftest import HIST_TRAIN, TALKATIVE, TINY_ENCODER, wait_for_epochs,
 from tests.kills import KILLS, kill_as_it_writes
 from train.cli import main
 from train.experiments.jobs import check_validate_on
+from train.experiments.runner import by_data
 from train.models.configs import HistConfig
 from train.models.variants import load_variants
 from train.report.reading import read_results
@@ -314,6 +317,13 @@ def test_the_cost_of_a_fold_is_kept_apart_from_its_metrics(cache: Path, run_comm
     [fold] = load_run(next((tmp_path / "runs/tiny").glob("full-*"))).folds
     assert {"train_s_per_epoch", "inference_s", "peak_memory_gb"} <= set(fold.cost)
     assert all(fold.cost[k] > 0 for k in ("train_s_per_epoch", "inference_s", "peak_memory_gb"))
+
+
+def test_folds_with_the_same_tensors_follow_one_another() -> None:
+    jobs: list[Any] = [SimpleNamespace(fold=i % 2, data="ab"[i % 2], setting=i // 2) for i in range(6)]
+    assert [(job.data, job.setting) for job in by_data(jobs)] == [(data, i) for data in "ab" for i in range(3)]
+    jobs = [SimpleNamespace(data="a", setting=i) for i in range(4)]
+    assert by_data(jobs) == jobs
 
 
 def test_a_fold_that_fails_does_not_take_the_others_with_it(
