@@ -17,11 +17,14 @@ class LostProcessError(Exception):
     Attributes:
         never_began: It could not be set up: this project or one of its packages cannot be imported there.
         preempted: Its machine was taken away.
+        address: Of the machine, where that is known of a process that never began.
     """
 
-    def __init__(self, text: str, never_began: bool = False, preempted: bool = False) -> None:
+    def __init__(
+        self, text: str, never_began: bool = False, preempted: bool = False, address: str | None = None
+    ) -> None:
         super().__init__(text)
-        self.never_began, self.preempted = never_began, preempted
+        self.never_began, self.preempted, self.address = never_began, preempted, address
 
 
 @dataclass(frozen=True)
