@@ -48,6 +48,18 @@ class Node:
     store: int
 
 
+def why_never_began(error: LostProcessError, nodes: list[Node]) -> str:
+    """Say where a process could not be set up, if that is known, and why.
+
+    Args:
+        error: By which it was lost.
+        nodes: The machines of the cluster.
+    """
+    host = next((node.host for node in nodes if node.address[0] == error.address), error.address)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{host or 'a machine of the cluster'}: hist-cache cannot be started there ({lines[-1] if lines else '?'})"
+
+
 @dataclass(frozen=True)
 class ProcessPlace:
     """Where a process runs, and with what."""

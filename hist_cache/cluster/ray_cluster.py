@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,7 +26,7 @@ from hist_cache.cluster.checks import (
     store_bytes,
 )
 from hist_cache.cluster.facts import LostProcessError, Node, ProcessPlace
-from hist_cache.cluster.settings import ray_environment, silent_stderr
+from hist_cache.cluster.settings import own_sigterm, ray_environment, silent_stderr
 from hist_cache.errors import HistError, InputError, kind_and_text, one_line
 from hist_cache.memory import free_memory
 from hist_cache.processes import cores
@@ -87,13 +85,6 @@ class Cluster:
     def lives(self, key: str) -> bool:
         """Whether a machine is there. Ray takes 10 to 15 s to notice that one is not, so it is asked itself."""
         return any(node.key == key and somebody_answers(*node.address, PROBE_S) for node in self.nodes())
-
-    def explain(self, error: LostProcessError) -> str:
-        """Say why a process never began, and where if that is known."""
-        hosts = {node.address[0]: node.host for node in self.nodes()} if error.address else {}
-        where = hosts.get(error.address or "", error.address or "a machine of the cluster")
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        return f"{where}: hist-cache cannot be started there ({lines[-1] if lines else 'no reason given'})"
 
     def describe(self) -> str:
         """How large it is, as in "3 machines, 8 GPUs"."""
@@ -163,7 +154,7 @@ def open_cluster(address: str | None = None, insecure: bool = False, command: st
         _forget_token()
         try:
             with _plain_errors(f"--address {address}" if address else "Ray could not be started"), silent_stderr():
-                with _own_sigterm():
+                with own_sigterm():
                     started = ray.init(address or "local", **shared)
                 cluster = Cluster(started.address_info["gcs_address"], address is None, command)
                 cluster.nodes()
@@ -172,19 +163,6 @@ def open_cluster(address: str | None = None, insecure: bool = False, command: st
             with suppress(Exception):  # a head that is gone cannot be told
                 ray.shutdown()
             _forget_token()
-
-
-@contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep what SIGTERM does here, which Ray replaces by an end without a word."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
 
 
 def _forget_token() -> None:
