@@ -25,7 +25,13 @@ CPUS_HELP = "cores of a worker of the Ray cluster"
 GPUS_HELP = "GPUs of a worker of the Ray cluster (default: 1 where the cluster has any; none with --device cpu)"
 INSECURE_HELP = "join a Ray cluster beyond this machine without a token: whoever reaches its ports can run code as you"
 TRIES = 3
-RAY_ONLY = ("address", "workers", "cpus_per_worker", "gpus_per_worker", "insecure")  # options that only `--engine ray` reads
+RAY_ONLY = (
+    "address",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "insecure",
+)  # options that only `--engine ray` reads
 
 
 class EngineOptions(Protocol):

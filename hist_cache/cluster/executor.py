@@ -305,7 +305,9 @@ class _Crew(Generic[_T, _R]):
         if waiting and not self._waiting_was_said:
             others = "; others work" * any(seat.ready for seat in self._seats)
             there = self._cluster.describe()
-            log.info(f"{waiting} of {len(self._seats)} workers wait for room, {self._size} each (there: {there}){others}")
+            log.info(
+                f"{waiting} of {len(self._seats)} workers wait for room, {self._size} each (there: {there}){others}"
+            )
             self._waiting_was_said = True
 
     def close(self) -> None:
