@@ -34,7 +34,7 @@ def split_address(address: str) -> tuple[str, int]:
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in host:
         raise InputError(
-            f"--address {address}: not HOST:PORT, as in node-1:6379; the cluster must be named (here or in $RAY_ADDRESS)"
+            f"--address {address}: not HOST:PORT, as in node-1:6379; name the cluster (here or by $RAY_ADDRESS)"
         )
     return host, int(port)
 
