@@ -13,7 +13,7 @@ TAKE_S = 10.0  # messages that have not come by then are taken the next time
 
 
 class Inbox:
-    """Starts a mailbox, and takes what comes. One that dies is started again, and couriers keep what they cannot post."""
+    """Starts a mailbox, and takes what comes. One that dies is started again; couriers keep what is not taken."""
 
     def __init__(self) -> None:
         self.mailbox = start_process(Mailbox, where=BESIDE_COMMAND, restarts=-1)

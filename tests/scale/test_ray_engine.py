@@ -170,7 +170,7 @@ def test_a_gang(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "2 processes, sum 3\nthe end\n"  # of the first process alone
     with pytest.raises(LostRankError, match=r"^process 2 of 2 on one batch died on .* \(out of memory\?\)$"):
         run_cluster_gang(cluster, 2, doubles.be_one_of_a_gang, (1,))
-    with pytest.raises(WriteError, match="^/there: full; make room$"):
+    with pytest.raises(WriteError, match=r"^/there: full; make room$"):
         run_cluster_gang(cluster, 2, doubles.cannot_write)
 
 
