@@ -21,7 +21,7 @@ from hist_cache.cluster.room import Size, check_room
 from hist_cache.cluster.seats import Death, Seat, SharedArrays
 from hist_cache.errors import HistError
 from hist_cache.executor import TICK_S, Events, Failure, Worker
-from hist_cache.processes import STOPPING, failure_of
+from hist_cache.processes import STOPPING, STOPPING_NOW, failure_of
 from hist_cache.stopping import GracefulStop
 from hist_cache.task_queue import TaskQueue
 
@@ -63,12 +63,15 @@ class RayExecutor:
             WriteError: A worker cannot write.
         """
         crew = _Crew(self._cluster, self._size, tasks, worker, events)
-        with GracefulStop(STOPPING) as stop:
+        ends_at = float("inf")
+        with GracefulStop(STOPPING if worker.stop_s is None else STOPPING_NOW) as stop:
             try:
                 crew.open(self.workers)
-                while crew.going(stop.requested > 0):
+                while crew.going(stop.requested > 0) and time.monotonic() < ends_at:
                     if not stop.requested:
                         crew.hand_out()
+                    elif worker.stop_s is not None:
+                        ends_at = min(ends_at, time.monotonic() + worker.stop_s)
                     crew.hear(stop.requested > 0)
                     events.on_tick()
             finally:
@@ -197,6 +200,8 @@ class _Crew(Generic[_T, _R]):
         for kind, number, content in self._inbox.take(stopping):
             if kind == "began":
                 self._began.add(number)
+            elif kind == "warning":
+                self._warn(content)
             elif number in tasks:
                 self._events.on_message(tasks[number], content)
         self._taken = time.monotonic()
@@ -233,6 +238,13 @@ class _Crew(Generic[_T, _R]):
 
     def _fail(self, failure: Failure[_T]) -> None:
         self.failures.append(failure)
+        self._events.on_failure(failure)
+
+    def _warn(self, text: str) -> None:
+        """Show a warning, once."""
+        if text not in self._said:
+            self._said.add(text)
+            log.warning(text)
 
     def _refuse(self, seat: Seat[_T], why: str) -> None:
         """Do without a worker. Its process keeps its room, so that no other one of this command begins there."""
@@ -257,9 +269,7 @@ class _Crew(Generic[_T, _R]):
 
     def _rest(self, seat: Seat[_T], why: str) -> None:
         """Have a worker wait whose process could not be set up: all others would be lost in the room that it left."""
-        if why not in self._said:
-            log.warning(f"{why}; its workers are tried again")
-            self._said.add(why)
+        self._warn(f"{why}; its workers are tried again")
         self._vain += seat.trying
         seat.opening, seat.trying = None, False
         self._resting.append(seat)

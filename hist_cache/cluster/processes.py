@@ -18,9 +18,10 @@ from hist_cache.cluster.courier import Courier
 from hist_cache.cluster.facts import CommandPlace, ProcessPlace
 from hist_cache.cluster.ray_cluster import answer, call, whereabouts
 from hist_cache.commands import claim_packages
-from hist_cache.console import hush
+from hist_cache.console import hush, show_warnings
 from hist_cache.errors import HistError, kind_and_text
 from hist_cache.gang import meeting_place, plain_error
+from hist_cache.stopping import STOP
 from hist_cache.worker_process import Desk
 
 
@@ -62,6 +63,7 @@ class ClusterProcess:
         return whereabouts()
 
     def _stop(self) -> None:
+        STOP.set()
         if not self._threaded:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -102,6 +104,7 @@ class TaskProcess(ClusterProcess):
     def __init__(self, mailbox: Any, pickled: bytes, threads: int, command: CommandPlace) -> None:
         super().__init__(mailbox)
         hush()  # the command shows what there is to show
+        show_warnings(lambda text: self.courier.send(("warning", 0, text)))
         self._pickled, self._threads, self._command = pickled, threads, command
         self._desk: Desk | None = None
 

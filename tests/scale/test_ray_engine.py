@@ -45,6 +45,7 @@ class Record:
     def __init__(self, shared: Callable[[Any], Shared | None] = lambda task: None) -> None:
         self.messages: list[Any] = []
         self.results: dict[Any, Any] = {}
+        self.failures: list[Failure[Any]] = []
         self.order: list[tuple[str, Any]] = []
         self.shared = shared
 
@@ -58,7 +59,7 @@ class Record:
             self.results[task] = result
             self.order.append(("result", task))
 
-        return Events(on_message, on_result, shared=self.shared)
+        return Events(on_message, on_result, self.failures.append, shared=self.shared)
 
 
 def run(
@@ -71,12 +72,14 @@ def run(
 def test_results_messages_and_failures(cluster: Cluster, tmp_path: Path) -> None:
     tasks = [("talk", 0), None, ("talk", 1), ("fail", 2), ("break", 3), None, ("talk", 4)]
     record = Record()
+    told = record.failures
     failures = run(cluster, tmp_path, tasks, record)
     assert {(failure.task[1], failure.reason) for failure in failures} == {(2, "failed"), (3, "unexpected")}
     assert {str(f.error).split(";")[0] for f in failures} == {
         "task 2 cannot be done",
         "ValueError: nobody expects this",
     }
+    assert told == failures
     assert "ray_doubles.py" in str(next(f for f in failures if f.task[1] == 3).error.__cause__)
     assert sorted(result["number"] for result in record.results.values()) == [0, 1, 4]
     for number in (0, 1, 4):
@@ -193,7 +196,7 @@ def test_a_mailbox_that_is_killed(cluster: Cluster, machines: Machines, tmp_path
     worker: Worker[Any, Any] = Worker(doubles.start, doubles.work, tmp_path)
     tasks = [("count", 0), ("count", 1)]
     with pytest.raises(KeyboardInterrupt):
-        RayExecutor(cluster, 2).run(tasks, worker, Events(events.on_message, events.on_result, on_tick))
+        RayExecutor(cluster, 2).run(tasks, worker, Events(events.on_message, events.on_result, on_tick=on_tick))
     assert stages == ["killed", "heard again"]
 
 
@@ -236,7 +239,7 @@ def test_kills_and_a_new_machine_in_one_run(cluster: Cluster, machines: Machines
     record = Record()
     worker: Worker[Any, Any] = Worker(doubles.start, doubles.work, tmp_path, tries=2)
     events = record.events()
-    events = Events(events.on_message, events.on_result, on_tick)
+    events = Events(events.on_message, events.on_result, on_tick=on_tick)
     tasks = [("wait", i) for i in range(6)]
     assert RayExecutor(cluster, 2).run(tasks, worker, events) == []
     assert stages == ["worker killed", "machine killed"]
