@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import socket
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,12 @@ from hist_cache.cluster.courier import Courier
 from hist_cache.cluster.executor import START_TRIES, _Crew
 from hist_cache.cluster.facts import LostProcessError, ProcessPlace
 from hist_cache.cluster.gang import _ClusterGang
+from hist_cache.cluster.ray_cluster import Cluster
 from hist_cache.cluster.room import Size
 from hist_cache.cluster.seats import Death, Seat, SharedArrays
 from hist_cache.errors import HistError, WriteError
 from hist_cache.executor import Events, Shared, Worker
+from hist_cache.gang import LostRankError
 from hist_cache.stopping import GracefulStop
 from hist_cache.task_queue import Handed
 from tests.hist_cache.cluster.doubles import PlainCluster, node
@@ -203,3 +207,26 @@ def test_a_gang_waits_for_room_until_it_is_asked_to_stop(monkeypatch: pytest.Mon
     monkeypatch.setattr("hist_cache.cluster.gang.first_done", first_done)
     with pytest.raises(KeyboardInterrupt):
         _ClusterGang(PlainCluster(), 2, Size(), b"", stop).find_room()
+
+
+def test_a_gang_that_cannot_be_set_up_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: Any) -> None:
+        raise NEVER
+
+    for name in ("Inbox", "start_process", "place_of", "call"):
+        monkeypatch.setattr(f"hist_cache.cluster.gang.{name}", lambda *_, **__: SimpleNamespace(mailbox=None))
+    monkeypatch.setattr(_ClusterGang, "_answers", lose)
+    with pytest.raises(HistError, match=r"^a: hist-cache cannot be started there") as caught:
+        _ClusterGang(PlainCluster(node("a")), 2, Size(), b"", GracefulStop("stopping")).start()
+    assert not isinstance(caught.value, LostRankError)
+
+
+def test_a_head_that_is_silent_for_long() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    cluster = Cluster(address, own=True, command="hist-extract --dataset demo")
+    cluster._checked, cluster._silent_since = 0.0, time.monotonic() - 100
+    with pytest.raises(
+        HistError, match="is kept: start a cluster again, then hist-extract --dataset demo does the rest"
+    ):
+        cluster.check_head()
