@@ -8,7 +8,7 @@ from typing import Literal
 from extract.encoders.registry import encoder_names
 from hist_cache.datasets import dataset_names
 from hist_cache.devices import DEVICE_HELP
-from hist_cache.engine import ADDRESS_HELP, CPUS_HELP, ENGINE_HELP, INSECURE_HELP, WORKERS_HELP, EngineName
+from hist_cache.engine import ADDRESS_HELP, CPUS_HELP, ENGINE_HELP, GPUS_HELP, INSECURE_HELP, WORKERS_HELP, EngineName
 from hist_cache.options import CommandOptions, option
 from hist_cache.own_file import OWN_HELP
 from hist_cache.values import COUNT, INDEX, Interval
@@ -65,6 +65,7 @@ class ExtractOptions(CommandOptions):
     address: str | None = option(None, ADDRESS_HELP, "HOST:PORT")
     workers: int | None = option(None, WORKERS_HELP, "N", within=COUNT)
     cpus_per_worker: int = option(1, CPUS_HELP, "N", within=COUNT)
+    gpus_per_worker: int | None = option(None, GPUS_HELP, "N", within=COUNT)
     insecure: bool = option(False, INSECURE_HELP)
     no_wait: bool = option(False, "end where other commands are at all slides that are left, instead of waiting")
     debug: bool = option(False, "show a traceback for every error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +22,16 @@ ENGINE_HELP = "who does the work: processes of this machine, or a Ray cluster (p
 ADDRESS_HELP = "of the Ray cluster (default: $RAY_ADDRESS, or one that is started on this machine)"
 WORKERS_HELP = "workers of the Ray cluster (default: one a GPU, or one each --cpus-per-worker)"
 CPUS_HELP = "cores of a worker of the Ray cluster"
+GPUS_HELP = "GPUs of a worker of the Ray cluster (default: 1 where the cluster has any; none with --device cpu)"
 INSECURE_HELP = "join a Ray cluster beyond this machine without a token: whoever reaches its ports can run code as you"
 TRIES = 3
-RAY_ONLY = ("address", "workers", "cpus_per_worker", "insecure")  # options that only `--engine ray` reads
+RAY_ONLY = (
+    "address",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "insecure",
+)  # options that only `--engine ray` reads
 
 
 class EngineOptions(Protocol):
@@ -44,6 +52,18 @@ class EngineOptions(Protocol):
     @property
     def cpus_per_worker(self) -> int:
         """Cores of each."""
+
+    @property
+    def gpus_per_worker(self) -> int | None:
+        """GPUs of each; None for one where the cluster has any."""
+
+    @property
+    def device(self) -> str:
+        """What is computed on."""
+
+    @property
+    def command(self) -> str:
+        """The command line."""
 
     @property
     def insecure(self) -> bool:
@@ -159,7 +179,10 @@ def open_engine(options: EngineOptions) -> Iterator[Engine]:
         return
     from hist_cache.cluster.engine import open_ray
 
-    with open_ray(options.address, options.workers, options.cpus_per_worker, options.insecure) as engine:
+    address = options.address or os.environ.get("RAY_ADDRESS") or None
+    gpus = 0 if options.device == "cpu" else options.gpus_per_worker
+    size = options.cpus_per_worker, gpus
+    with open_ray(address, options.workers, *size, options.insecure, options.command) as engine:
         yield engine
 
 
@@ -167,6 +190,8 @@ def check_engine(options: EngineOptions) -> None:
     """`InputError` for options that the engine does not read, or where its extra is not installed."""
     if options.engine == "ray":
         require("ray", "ray", "--engine ray")
+        if options.device == "cpu" and options.gpus_per_worker is not None:
+            raise InputError(f"--gpus-per-worker {options.gpus_per_worker}: workers take no GPU with --device cpu")
         return
     assert isinstance(options, CommandOptions)
     for name in RAY_ONLY:

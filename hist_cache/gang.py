@@ -85,22 +85,12 @@ def run_local_gang(world_size: int, function: Callable[..., int], arguments: tup
         InputError: There are fewer GPUs.
     """
     import torch  # it takes seconds, in which Ctrl-C ends this process alone
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     if torch.cuda.is_available() and world_size > torch.cuda.device_count():
         raise InputError(
             f"{world_size} processes on one batch need a GPU each, and {torch.cuda.device_count()} can be seen here"
         )
-    # Nobody else can take the port, and nobody can reach it from another machine: torch would listen everywhere.
-    listening = socket.create_server((LOOPBACK, 0))
-    port = listening.getsockname()[1]
-    store = TCPStore(
-        *(LOOPBACK, port),
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listening.detach(),
-        use_libuv=False,  # before torch 2.8 it does not answer at a socket that it is given
-    )
+    store, port = meeting_place(LOOPBACK)
     gang = _Gang(pickle.dumps((function, arguments)))
     try:
         with GracefulStop(f"stopping {world_size} processes", gang.pass_on) as stop:
@@ -109,9 +99,31 @@ def run_local_gang(world_size: int, function: Callable[..., int], arguments: tup
                 gang.wait(stop)
             finally:
                 gang.end()
-        return gang.result(stop.requested > 0)
+        return gang.result(stop)
     finally:
         del store  # it was needed until here
+
+
+def meeting_place(address: str) -> tuple[Any, int]:
+    """Open the place where the processes of a gang find each other, at this address alone.
+
+    Torch by itself would listen at all addresses; and a port that it is told could be taken by another program before.
+
+    Returns:
+        The place, which is open as long as this is kept, and its port.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    listening = socket.create_server((address, 0))
+    port = int(listening.getsockname()[1])
+    store = TCPStore(
+        *(address, port),
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listening.detach(),
+        use_libuv=False,  # before torch 2.8 it does not answer at a socket that it is given
+    )
+    return store, port
 
 
 def rank_environment(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -210,7 +222,7 @@ class _Gang:
         for pipe in self._pipes:
             pipe.close()
 
-    def result(self, stopping: bool) -> int:
+    def result(self, stop: GracefulStop) -> int:
         """The exit code of all, or the error of that process which ended first of those that had one; see `RunGang`."""
         by_kind: dict[str, Any] = {}
         for kind, content in self._outcomes.values():
@@ -218,10 +230,11 @@ class _Gang:
         if "failed" in by_kind:
             error, text = by_kind["failed"]
             raise error from WorkerTraceback(text)
-        if "stopped" in by_kind or (stopping and len(self._outcomes) < len(self._processes)):
-            raise KeyboardInterrupt
+        cut_short = stop.requested and len(self._outcomes) < len(self._processes)
+        if "stopped" in by_kind or cut_short or (stop.requested and "lost" in by_kind):
+            raise stop.interrupt()
         if "lost" in by_kind:
-            raise KeyboardInterrupt if stopping else LostRankError(by_kind["lost"])
+            raise LostRankError(by_kind["lost"])
         if "unexpected" in by_kind:
             problem, text = by_kind["unexpected"]
             raise HistError(f"{problem}; --debug shows where it happened") from WorkerTraceback(text)
@@ -260,12 +273,12 @@ def _outcome(pipe: Connection, environment: dict[str, str]) -> tuple[str, Any]:
     except KeyboardInterrupt:
         return "stopped", None
     except (HistError, OSError) as error:
-        return "failed", (_plain(error), traceback.format_exc())
+        return "failed", (plain_error(error), traceback.format_exc())
     except Exception as error:
         return "unexpected", (kind_and_text(error), traceback.format_exc())
 
 
-def _plain(error: HistError | OSError) -> HistError | OSError:
+def plain_error(error: HistError | OSError) -> HistError | OSError:
     """An error that can be pickled, whatever it was made from; those that a command tells apart stay as they are."""
     if isinstance(error, WriteError | OSError):
         return error

@@ -25,7 +25,16 @@ from train.workspace import Workspace
 LIST_OPTIONS = (
     *("model", "ablation", "neighbors", "genes", "n_genes", "split", "protocol", "recipe", "transform", "lora_layers"),
 )
-RUNNING = ("jobs", "device", "engine", "address", "workers", "cpus_per_worker", "insecure")  # change no number
+RUNNING = (
+    "jobs",
+    "device",
+    "engine",
+    "address",
+    "workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "insecure",
+)  # change no number
 NOT_IN_COMMAND = ("fold", "table", "resume", *RUNNING, "genes_to_plot", "logger", "dry_run", "debug")
 
 

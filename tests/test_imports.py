@@ -16,7 +16,20 @@ PACKAGES = ("hist_cache", "extract", "train", "sweeps")
 # The stairs inside a package: a room, which is a folder or a file, imports only from itself and from rooms before it.
 STAIRS = {
     "hist_cache.cluster": (
-        *("facts", "checks", "settings", "ray_cluster", "courier", "seats", "processes", "executor", "gang", "engine"),
+        *(
+            "facts",
+            "checks",
+            "settings",
+            "ray_cluster",
+            "room",
+            "courier",
+            "seats",
+            "processes",
+            "inbox",
+            "executor",
+            "gang",
+            "engine",
+        ),
     ),
     "extract": (
         *(

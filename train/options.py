@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from hist_cache.devices import DEVICE_HELP
-from hist_cache.engine import ADDRESS_HELP, CPUS_HELP, ENGINE_HELP, INSECURE_HELP, WORKERS_HELP, EngineName
+from hist_cache.engine import ADDRESS_HELP, CPUS_HELP, ENGINE_HELP, GPUS_HELP, INSECURE_HELP, WORKERS_HELP, EngineName
 from hist_cache.options import CommandOptions, option
 from hist_cache.own_file import OWN_HELP
 from hist_cache.values import COUNT, FRACTION, INDEX, POSITIVE, Interval
@@ -135,6 +135,7 @@ class TrainOptions(CommandOptions):
     address: str | None = option(None, ADDRESS_HELP, "HOST:PORT")
     workers: int | None = option(None, WORKERS_HELP, "N", within=COUNT)
     cpus_per_worker: int = option(1, CPUS_HELP, "N", within=COUNT)
+    gpus_per_worker: int | None = option(None, GPUS_HELP, "N", within=COUNT)
     insecure: bool = option(False, INSECURE_HELP)
     device: str = option("auto", DEVICE_HELP, "DEVICE")
     genes_to_plot: str | None = option(None, "genes on maps.png, such as COL1A1,FN1 (default: the best)", "NAMES")

@@ -11,13 +11,16 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+
 from hist_cache.console import size
 from hist_cache.errors import HistError, InputError
 
 ANSWER_S = 12.0  # an address where nobody answers for so long is wrong
 LONGEST_TEMP_DIR = 40  # bytes; below it Ray makes sockets with up to 65 more, and the system allows 107
 SMALLEST_STORE = 80 * 2**20  # bytes; Ray refuses less than 75 MiB
-TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+TOKEN, TOKEN_PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+TOKEN_VARIABLES = (TOKEN, TOKEN_PATH)
 AUTH_FILE = Path("~/.ray/auth_token")
 
 
@@ -30,7 +33,9 @@ def split_address(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536 or "/" in host:
-        raise InputError(f"--address {address}: not HOST:PORT, as in node-1:6379; the cluster must be named")
+        raise InputError(
+            f"--address {address}: not HOST:PORT, as in node-1:6379; name the cluster (here or by $RAY_ADDRESS)"
+        )
     return host, int(port)
 
 
@@ -55,17 +60,26 @@ def somebody_answers(host: str, port: int, seconds: float) -> bool:
 
 def has_token() -> bool:
     """Whether a token is there, in a variable or in the file that Ray reads."""
-    return any(os.environ.get(name) for name in TOKEN_VARIABLES) or AUTH_FILE.expanduser().is_file()
+    return bool(os.environ.get(TOKEN)) or _token_file().is_file()
+
+
+def _token_file() -> Path:
+    named = os.environ.get(TOKEN_PATH)
+    return (Path(named) if named else AUTH_FILE).expanduser()
 
 
 def check_address(address: str, insecure: bool) -> None:
-    """Check that a cluster answers at an address, and that it is not open to everybody.
+    """Check that a cluster answers at an address, and that a token is there where it is on another machine.
+
+    A cluster that asks for no token takes one too: that it does ask is up to who has started it.
 
     Raises:
-        InputError: It is no address, or without a token not on this machine.
+        InputError: It is no address, or without a token not on this machine, or the token's file is not there.
         HistError: Nobody answers.
     """
     host, port = split_address(address)
+    if os.environ.get(TOKEN_PATH) and not has_token():
+        raise InputError(f"{_token_file()}: no such file; {TOKEN_PATH} names that of the cluster's token")
     if not (insecure or has_token() or is_loopback(host)):
         variables = " or ".join(TOKEN_VARIABLES)
         raise InputError(
@@ -122,10 +136,16 @@ def check_store(wanted: int, there: int, host: str) -> None:
         )
 
 
+def interface_of(address: str) -> str | None:
+    """The name of this machine's network interface that has an address; None where none has."""
+    every = psutil.net_if_addrs().items()
+    return next((name for name, own in every if any(entry.address == address for entry in own)), None)
+
+
 def own_versions() -> dict[str, str]:
     """Versions that all machines must have in common, by name."""
     versions = {"Python": platform.python_version()}
-    for package in ("hist-cache", "torch", "ray"):
+    for package in ("hist-cache", "torch", "timm", "ray"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:  # the source is used as it is

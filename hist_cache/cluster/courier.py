@@ -45,8 +45,7 @@ class Courier:
                 self._at_work -= 1
                 if not self._at_work:
                     self._busy.clear()
-            if self._messages:
-                self.flush()
+            self.flush()  # also where none are left: it waits for those that are being posted
 
     def flush(self) -> None:
         """Post now; where that fails, the messages are kept."""

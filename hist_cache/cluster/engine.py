@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hist_cache.cluster.executor import RayExecutor
 from hist_cache.cluster.gang import run_cluster_gang
 from hist_cache.cluster.ray_cluster import Cluster, open_cluster
+from hist_cache.cluster.room import Size, decide
 
 if TYPE_CHECKING:
     import torch
@@ -22,16 +23,14 @@ class RayEngine:
 
     Args:
         cluster: It.
-        workers: How many there are at most; None for all that there is room for.
-        cpus_per_worker: Cores of each.
+        workers: How many there are at most.
+        size: What each takes.
     """
 
     shares_files = False
 
-    def __init__(self, cluster: Cluster, workers: int | None, cpus_per_worker: int) -> None:
-        self._cluster, self._cpus = cluster, cpus_per_worker
-        self._gpus = int(any(node.gpus for node in cluster.nodes()))
-        self._workers = RayExecutor(cluster, workers, cpus_per_worker, self._gpus).workers
+    def __init__(self, cluster: Cluster, workers: int, size: Size) -> None:
+        self._cluster, self._workers, self._size = cluster, workers, size
 
     def workers(self, tasks: int, local: int) -> int:
         """As many as were asked for or there is room for, and no more than tasks."""
@@ -42,21 +41,28 @@ class RayEngine:
         return f"Ray: {self._cluster.describe()}, {workers} at once"
 
     def executor(self, workers: int, device: torch.device) -> RayExecutor:
-        """Processes of the cluster, with a GPU each if it has any."""
-        return RayExecutor(self._cluster, workers, self._cpus, self._gpus)
+        """Processes of the cluster."""
+        return RayExecutor(self._cluster, workers, self._size.cpus, self._size.gpus)
 
     def run_gang(self, world_size: int, function: Callable[..., int], arguments: tuple[Any, ...]) -> int:
         """Run a function in several processes at once; see `hist_cache.gang.RunGang`."""
-        return run_cluster_gang(self._cluster, world_size, function, arguments, self._cpus, self._gpus)
+        return run_cluster_gang(self._cluster, world_size, function, arguments, self._size.cpus, self._size.gpus)
 
 
 @contextmanager
-def open_ray(address: str | None, workers: int | None, cpus_per_worker: int, insecure: bool) -> Iterator[RayEngine]:
+def open_ray(
+    address: str | None,
+    workers: int | None,
+    cpus_per_worker: int,
+    gpus_per_worker: int | None,
+    insecure: bool,
+    command: str,
+) -> Iterator[RayEngine]:
     """Join a cluster, or start one here, and say how large it is; the arguments are the options of the same names.
 
     Raises:
-        HistError: As `open_cluster`.
+        HistError: As `open_cluster`, and as `decide`.
     """
-    with open_cluster(address, insecure) as cluster:
+    with open_cluster(address, insecure, command) as cluster:
         log.info(f"Ray at {cluster.address}: {cluster.describe()}")
-        yield RayEngine(cluster, workers, cpus_per_worker)
+        yield RayEngine(cluster, *decide(cluster, workers, cpus_per_worker, gpus_per_worker))

@@ -17,11 +17,14 @@ class LostProcessError(Exception):
     Attributes:
         never_began: It could not be set up: this project or one of its packages cannot be imported there.
         preempted: Its machine was taken away.
+        address: Of the machine, where that is known of a process that never began.
     """
 
-    def __init__(self, text: str, never_began: bool = False, preempted: bool = False) -> None:
+    def __init__(
+        self, text: str, never_began: bool = False, preempted: bool = False, address: str | None = None
+    ) -> None:
         super().__init__(text)
-        self.never_began, self.preempted = never_began, preempted
+        self.never_began, self.preempted, self.address = never_began, preempted, address
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,18 @@ class Node:
     cpus: float
     gpus: float
     store: int
+
+
+def why_never_began(error: LostProcessError, nodes: list[Node]) -> str:
+    """Say where a process could not be set up, if that is known, and why.
+
+    Args:
+        error: By which it was lost.
+        nodes: The machines of the cluster.
+    """
+    host = next((node.host for node in nodes if node.address[0] == error.address), error.address)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{host or 'a machine of the cluster'}: hist-cache cannot be started there ({lines[-1] if lines else '?'})"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from hist_cache.cluster.checks import own_versions, version_difference
-from hist_cache.cluster.facts import LostProcessError, ProcessPlace, command_place
-from hist_cache.cluster.processes import Mailbox, RankProcess
+from hist_cache.cluster.facts import LostProcessError, ProcessPlace, command_place, why_never_began
+from hist_cache.cluster.inbox import Inbox
+from hist_cache.cluster.processes import RankProcess
 from hist_cache.cluster.ray_cluster import (
-    BESIDE_COMMAND,
     Cluster,
     answer,
     call,
@@ -25,7 +25,8 @@ from hist_cache.cluster.ray_cluster import (
     reserve,
     start_process,
 )
-from hist_cache.errors import HistError, InputError
+from hist_cache.cluster.room import Size, check_room
+from hist_cache.errors import HistError
 from hist_cache.executor import TICK_S
 from hist_cache.gang import SETTLE_S, STOP_S, LostRankError
 from hist_cache.processes import WorkerTraceback
@@ -34,7 +35,6 @@ from hist_cache.stopping import GracefulStop
 log = logging.getLogger(__name__)
 
 ROOM_SAID_S = 10.0  # a gang that has no room by then is said to wait
-MESSAGES_S = 10.0  # messages that cannot be taken within that time are lost
 
 
 def run_cluster_gang(
@@ -51,77 +51,92 @@ def run_cluster_gang(
 
     Raises:
         LostRankError: A process died; the others were ended.
-        HistError: One raised it, or has other versions, or the cluster's head is gone.
+        InputError: Ray of this machine alone has no room for all.
+        HistError: One raised it, or has other versions, or cannot be set up, or the cluster's head is gone.
     """
-    gang = _ClusterGang(cluster, world_size, pickle.dumps((function, arguments)))
+    size = Size(cpus_per_process, gpus_per_process)
+    check_room(cluster, size, world_size)
     with GracefulStop(f"stopping {world_size} processes") as stop:
+        gang = _ClusterGang(cluster, world_size, size, pickle.dumps((function, arguments)), stop)
         try:
-            if gang.find_room(stop, cpus_per_process, gpus_per_process):
-                gang.start(cpus_per_process, gpus_per_process)
-                gang.wait(stop)
+            gang.find_room()
+            gang.start()
+            gang.wait()
         finally:
             gang.end()
-    return gang.result(stop.requested > 0)
+    return gang.result()
 
 
 class _ClusterGang:
-    def __init__(self, cluster: Cluster, world_size: int, pickled: bytes) -> None:
-        self._cluster, self._world_size, self._pickled = cluster, world_size, pickled
+    def __init__(self, cluster: Cluster, world_size: int, size: Size, pickled: bytes, stop: GracefulStop) -> None:
+        self._cluster, self._world_size, self._size, self._pickled = cluster, world_size, size, pickled
+        self._stop = stop
         self._room: Any = None
-        self._mailbox: Any = None
+        self._inbox: Inbox | None = None
         self._processes: list[Any] = []
         self._places: list[ProcessPlace] = []
         self._outcomes: dict[int, tuple[str, Any]] = {}  # by rank
 
-    def find_room(self, stop: GracefulStop, cpus: int, gpus: int) -> bool:
-        """Wait until there is room for all; returns whether there is, or it was asked to stop before."""
-        self._room, ready = reserve(self._world_size, 0 if gpus else cpus, gpus)
+    def find_room(self) -> None:
+        """Wait until there is room for all."""
+        self._room, ready = reserve(self._world_size, self._size.counted_cpus, self._size.gpus)
         since, said = time.monotonic(), False
         while not first_done([ready], TICK_S):
-            self._cluster.check_head()
-            if stop.requested:
-                return False
+            self._check()
             if not said and time.monotonic() - since > ROOM_SAID_S:
-                each = f"{gpus} GPU" if gpus else f"{cpus} core{'s' * (cpus != 1)}"
-                there = self._cluster.describe()
+                each, there = self._size, self._cluster.describe()
                 log.info(f"{self._world_size} processes wait until there is room for all, {each} each (there: {there})")
                 said = True
-        return True
 
-    def start(self, cpus: int, gpus: int) -> None:
+    def _check(self) -> None:
+        """Raise where it is of no use to wait on."""
+        self._cluster.check_head()
+        if self._stop.requested:
+            raise self._stop.interrupt()
+
+    def _answers(self, calls: list[Any]) -> list[Any]:
+        """What the calls return; the first that is lost ends the waiting."""
+        found: dict[Any, Any] = {}
+        while left := [waited for waited in calls if waited not in found]:
+            for waited in first_done(left, TICK_S):
+                found[waited] = answer(waited)
+            self._check()
+        return [found[waited] for waited in calls]
+
+    def start(self) -> None:
         """Start the processes; those of one machine have ranks one after the other."""
-        self._mailbox = start_process(Mailbox, where=BESIDE_COMMAND)
-        options = {"cpus": 0 if gpus else cpus, "gpus": gpus}
+        inbox = self._inbox = Inbox()
+        options = {"cpus": self._size.counted_cpus, "gpus": self._size.gpus}
         started = [
-            start_process(RankProcess, self._mailbox, command_place(), where=place_of(self._room, i), **options)
+            start_process(RankProcess, inbox.mailbox, command_place(), where=place_of(self._room, i), **options)
             for i in range(self._world_size)
         ]
         self._processes = started
         try:
-            places: list[ProcessPlace] = [
-                answer(greeting) for greeting in [call(process, "hello") for process in started]
-            ]
+            places: list[ProcessPlace] = self._answers([call(process, "hello") for process in started])
             for place in places:
                 if (different := version_difference(own_versions(), place.versions)) is not None:
                     raise HistError(f"{place.host}: {different}")
             order = sorted(range(self._world_size), key=lambda i: (places[i].node, i))
             self._processes, self._places = [started[i] for i in order], [places[i] for i in order]
-            address, port = answer(call(self._processes[0], "meet"))
+            [(address, port)] = self._answers([call(self._processes[0], "meet")])
         except LostProcessError as error:
+            if error.never_began:  # nor will it the next time
+                raise HistError(why_never_began(error, self._cluster.nodes())) from error
             raise LostRankError(f"a process of {self._world_size} on one batch died while it started") from error
-        environments = gang_environments(self._places, address, port, cpus)
+        environments = gang_environments(self._places, address, port, self._size.cpus)
         self._calls = {
             call(process, "run", environment, self._pickled): rank
             for rank, (process, environment) in enumerate(zip(self._processes, environments, strict=True))
         }
 
-    def wait(self, stop: GracefulStop) -> None:
+    def wait(self) -> None:
         """Wait until all processes have ended, or one of them so that the others need not go on."""
         deadline = float("inf")
         while len(self._outcomes) < self._world_size and time.monotonic() < deadline:
             left = [waited for waited, rank in self._calls.items() if rank not in self._outcomes]
             done = first_done(left, TICK_S)
-            self._print(stop.requested > 0)
+            self._print()
             for waited in done:
                 rank = self._calls[waited]
                 try:
@@ -133,33 +148,34 @@ class _ClusterGang:
                 allowed = {"returned": float("inf"), "stopped": STOP_S, "unexpected": SETTLE_S}.get(kind, 0.0)
                 deadline = min(deadline, time.monotonic() + allowed)
             self._cluster.check_head()
+        self._print()  # what the last ones have said
 
-    def _print(self, stopping: bool) -> None:
-        try:
-            messages = answer(call(self._mailbox, "take", stopping), MESSAGES_S)
-        except (HistError, LostProcessError):
-            return
-        for _, stream, line in messages:
+    def _print(self) -> None:
+        assert self._inbox is not None, "start comes first"
+        for _, stream, line in self._inbox.take(self._stop.requested > 0):
             print(line, file=sys.stdout if stream == "out" else sys.stderr, flush=True)
 
     def end(self) -> None:
         """End the processes that are left, and give the room back."""
         if not self._cluster.head_is_silent:
-            for process in [*self._processes, *([self._mailbox] if self._mailbox is not None else [])]:
+            for process in self._processes:
                 end_process(process)
+            if self._inbox is not None:
+                self._inbox.close()
             if self._room is not None:
                 release(self._room)
 
-    def result(self, stopping: bool) -> int:
+    def result(self) -> int:
         """The largest exit code, or the error of the process that ended first of those that had one."""
+        cut_short = self._stop.requested and len(self._outcomes) < self._world_size
         kinds: dict[str, Any] = {}
         for kind, content in self._outcomes.values():
             kinds.setdefault(kind, content)
         if "failed" in kinds:
-            code, text = kinds["failed"]
-            raise InputError(text) if code == InputError.exit_code else HistError(text)
-        if "stopped" in kinds or stopping:
-            raise KeyboardInterrupt
+            error: HistError = kinds["failed"]
+            raise error
+        if "stopped" in kinds or cut_short or (self._stop.requested and "lost" in kinds):
+            raise self._stop.interrupt()
         if "lost" in kinds:
             raise LostRankError(kinds["lost"])
         if "unexpected" in kinds:
@@ -184,8 +200,6 @@ def gang_environments(places: list[ProcessPlace], address: str, port: int, threa
         own: dict[str, Any] = {"RANK": rank, "WORLD_SIZE": len(places), "LOCAL_RANK": local[place.node]}
         own |= {"LOCAL_WORLD_SIZE": sizes[place.node], "MASTER_ADDR": address, "MASTER_PORT": port}
         own |= {"TORCHELASTIC_USE_AGENT_STORE": True, "OMP_NUM_THREADS": threads}
-        if address.startswith("127."):  # whatever the machine's name resolves to
-            own |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
         if gpus[place.node]:  # all of its machine's, of which LOCAL_RANK names its own
             own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[place.node])
         local[place.node] += 1

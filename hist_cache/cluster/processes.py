@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import signal
-import socket
 import sys
 import threading
 import traceback
@@ -14,12 +13,15 @@ from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from typing import Any
 
+from hist_cache.cluster.checks import interface_of, is_loopback
 from hist_cache.cluster.courier import Courier
 from hist_cache.cluster.facts import CommandPlace, ProcessPlace
 from hist_cache.cluster.ray_cluster import answer, call, whereabouts
 from hist_cache.commands import claim_packages
-from hist_cache.console import hush
+from hist_cache.console import hush, show_warnings
 from hist_cache.errors import HistError, kind_and_text
+from hist_cache.gang import meeting_place, plain_error
+from hist_cache.stopping import STOP
 from hist_cache.worker_process import Desk
 
 
@@ -61,6 +63,7 @@ class ClusterProcess:
         return whereabouts()
 
     def _stop(self) -> None:
+        STOP.set()
         if not self._threaded:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -101,6 +104,7 @@ class TaskProcess(ClusterProcess):
     def __init__(self, mailbox: Any, pickled: bytes, threads: int, command: CommandPlace) -> None:
         super().__init__(mailbox)
         hush()  # the command shows what there is to show
+        show_warnings(lambda text: self.courier.send(("warning", 0, text)))
         self._pickled, self._threads, self._command = pickled, threads, command
         self._desk: Desk | None = None
 
@@ -108,9 +112,8 @@ class TaskProcess(ClusterProcess):
         """Make what all tasks need; returns `ready`, or why that is impossible."""
         try:
             self._command.enter()
-            os.environ["OMP_NUM_THREADS"] = str(self._threads)  # torch reads it when it is imported
-            if (torch := sys.modules.get("torch")) is not None:
-                torch.set_num_threads(self._threads)
+            os.environ["OMP_NUM_THREADS"] = str(self._threads)
+            _obey_threads()
             claim_packages()  # before anything of ours is imported: the user's own train.py may stand first on the path
             self._desk = Desk(pickle.loads(self._pickled))
         except HistError as error:
@@ -147,6 +150,12 @@ class TaskProcess(ClusterProcess):
         return self.interruptible(work)
 
 
+def _obey_threads() -> None:
+    """Have torch compute with as many threads as the variable says, which it reads only when it is imported."""
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+
+
 class RankProcess(ClusterProcess):
     """One process of a gang; the other side is `hist_cache.cluster.gang`.
 
@@ -161,15 +170,8 @@ class RankProcess(ClusterProcess):
 
     def meet(self) -> tuple[str, int]:
         """Open the place where the processes of the gang find each other, at this machine's address in the cluster."""
-        from torch import distributed
-
         address = whereabouts().address
-        listening = socket.create_server((address, 0))  # torch by itself would listen at all addresses
-        port = int(listening.getsockname()[1])
-        descriptor = listening.detach()
-        self._store = distributed.TCPStore(  # type: ignore[attr-defined]
-            address, port, is_master=True, wait_for_workers=False, master_listen_fd=descriptor
-        )
+        self._store, port = meeting_place(address)
         return address, port
 
     def run(self, environment: dict[str, str], pickled: bytes) -> tuple[str, Any]:
@@ -180,9 +182,12 @@ class RankProcess(ClusterProcess):
             pickled: The function and its arguments.
 
         Returns:
-            `returned` with its exit code, `failed` with one and an error of one line, `stopped` or `unexpected`.
+            `returned` with its exit code, `failed` with an error of one line, `stopped` or `unexpected`.
         """
-        os.environ.update(environment)  # before torch is imported, which reads it once
+        os.environ.update(environment)
+        _obey_threads()  # the first one has imported torch
+        for name, value in network_variables(whereabouts().address).items():
+            os.environ.setdefault(name, value)
         first = environment["RANK"] == "0"
 
         def work() -> tuple[str, Any]:
@@ -190,15 +195,28 @@ class RankProcess(ClusterProcess):
                 self._command.enter()
                 out, err = (_Lines(self.courier, stream, shown=first) for stream in ("out", "err"))
                 with redirect_stdout(out), redirect_stderr(err):
-                    claim_packages()
-                    function, arguments = pickle.loads(pickled)
-                    return "returned", int(function(*arguments))
+                    try:
+                        claim_packages()
+                        function, arguments = pickle.loads(pickled)
+                        return "returned", int(function(*arguments))
+                    finally:
+                        out.end_line()
+                        err.end_line()
             except HistError as error:
-                return "failed", (error.exit_code, str(error))
+                return "failed", plain_error(error)
             except Exception as error:
                 return "unexpected", (kind_and_text(error), traceback.format_exc())
 
         return self.interruptible(work)
+
+
+def network_variables(address: str) -> dict[str, str]:
+    """Variables by which torch talks to other machines at an address of this one, whatever its name resolves to."""
+    interface = interface_of(address)
+    if interface is None:
+        return {}
+    names = ("GLOO_SOCKET_IFNAME", *(["NCCL_SOCKET_IFNAME"] if is_loopback(address) else []))
+    return dict.fromkeys(names, interface)
 
 
 class _Lines(io.TextIOBase):
@@ -212,3 +230,8 @@ class _Lines(io.TextIOBase):
         for line in lines if self._shown else ():
             self._courier.send(("line", self._stream, line))
         return len(text)
+
+    def end_line(self) -> None:
+        """Send the last line too, where it was not ended."""
+        if self._begun:
+            self.write("\n")

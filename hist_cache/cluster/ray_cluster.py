@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from hist_cache.cluster.checks import (
     store_bytes,
 )
 from hist_cache.cluster.facts import LostProcessError, Node, ProcessPlace
-from hist_cache.cluster.settings import ray_environment, silent_stderr
+from hist_cache.cluster.settings import own_sigterm, ray_environment, silent_stderr
 from hist_cache.errors import HistError, InputError, kind_and_text, one_line
 from hist_cache.memory import free_memory
 from hist_cache.processes import cores
@@ -39,7 +40,7 @@ OWN_HEAD_GONE_S = 2.0  # after 20 s where it is of this machine alone, see `sett
 PROBE_S = 2.0  # a machine that is there answers within that time
 SHARED_MEMORY = Path("/dev/shm")
 BESIDE_COMMAND = "here"
-HOME = Path(__file__).resolve().parent.parent
+HOME = Path(__file__).resolve().parents[2]  # of the source, for processes on machines where it is not installed
 
 
 @dataclass
@@ -48,13 +49,20 @@ class Cluster:
 
     Attributes:
         address: Of its head.
-        patience_s: How long the head may be silent: it may be moved to another machine, and come back.
+        own: Whether it was started here for this command alone.
+        command: The line by which the user goes on, where that is known.
     """
 
     address: str
-    patience_s: float = HEAD_GONE_S
+    own: bool = False
+    command: str = ""
     _checked: float = field(default_factory=time.monotonic)
     _silent_since: float | None = None
+
+    @property
+    def patience_s(self) -> float:
+        """How long the head may be silent: one of others may be moved to another machine, and come back."""
+        return OWN_HEAD_GONE_S if self.own else HEAD_GONE_S
 
     def nodes(self) -> list[Node]:
         """The machines that are there now."""
@@ -102,7 +110,7 @@ class Cluster:
         if now - self._silent_since > self.patience_s:
             raise HistError(
                 f"the head of the cluster at {self.address} has been silent for {self.patience_s:.0f} s; what is "
-                "finished is kept: start a cluster again, then the same command does the rest"
+                f"finished is kept: start a cluster again, then {self.command or 'the same command'} does the rest"
             )
 
     @property
@@ -112,12 +120,13 @@ class Cluster:
 
 
 @contextmanager
-def open_cluster(address: str | None = None, insecure: bool = False) -> Iterator[Cluster]:
+def open_cluster(address: str | None = None, insecure: bool = False, command: str = "") -> Iterator[Cluster]:
     """Connect to a cluster, or start one on this machine, which ends with the block.
 
     Args:
         address: HOST:PORT of the cluster's head. None starts Ray here, on loopback alone, with a new token.
         insecure: Connect without a token to another machine too.
+        command: The line by which the user goes on when the head is lost.
 
     Raises:
         InputError: The address is none, or an unsafe one.
@@ -139,14 +148,15 @@ def open_cluster(address: str | None = None, insecure: bool = False) -> Iterator
                 "num_cpus": len(cores()),
                 "object_store_memory": store_bytes(free_memory(), free_shm),
                 "include_dashboard": False,
+                "_node_ip_address": "127.0.0.1",  # also where Ray was imported before the variables were set
                 "_temp_dir": str(folder),
             }
         _forget_token()
         try:
             with _plain_errors(f"--address {address}" if address else "Ray could not be started"), silent_stderr():
-                started = ray.init(address or "local", **shared)
-                patience_s = HEAD_GONE_S if address else OWN_HEAD_GONE_S
-                cluster = Cluster(started.address_info["gcs_address"], patience_s)
+                with own_sigterm():
+                    started = ray.init(address or "local", **shared)
+                cluster = Cluster(started.address_info["gcs_address"], address is None, command)
                 cluster.nodes()
             yield cluster
         finally:
@@ -157,10 +167,11 @@ def open_cluster(address: str | None = None, insecure: bool = False) -> Iterator
 
 def _forget_token() -> None:
     """Have Ray read the token again, which it keeps from an earlier connection."""
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # of compiled code
+    with suppress(ImportError, AttributeError):  # names of its own, which another version may lack
+        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # of compiled code
 
-    AuthenticationTokenLoader.instance().reset_cache()
-    Config.initialize("")  # the mode likewise
+        AuthenticationTokenLoader.instance().reset_cache()
+        Config.initialize("")  # the mode likewise
 
 
 @contextmanager
@@ -193,7 +204,13 @@ def whereabouts() -> ProcessPlace:
 
 
 def start_process(
-    kind: type, *arguments: Any, cpus: float = 0, gpus: float = 0, threads: int = 1, where: Any = None
+    kind: type,
+    *arguments: Any,
+    cpus: float = 0,
+    gpus: float = 0,
+    threads: int = 1,
+    where: Any = None,
+    restarts: int = 0,
 ) -> Any:
     """Start a process on the cluster as soon as there is room; returns what `call` takes.
 
@@ -204,13 +221,14 @@ def start_process(
         gpus: GPUs that it takes, and alone sees.
         threads: How many calls are answered at once; a single one is in the main thread.
         where: A place of `reserve`, or `BESIDE_COMMAND`; None for anywhere.
+        restarts: How often Ray starts it again when it has died; -1 for always.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if where == BESIDE_COMMAND:
         where = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_concurrency": threads}
+    options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": restarts, "max_concurrency": threads}
     actor: Any = ray.remote(kind).options(**options, scheduling_strategy=where)
     with _plain_errors():
         return actor.remote(*arguments)
@@ -249,8 +267,9 @@ def answer(waited: Any, seconds: float | None = None) -> Any:
     except ray.exceptions.RayTaskError as error:
         raise HistError(one_line(error.cause or error)) from error
     except ray.exceptions.RayActorError as error:
-        began = not error.actor_init_failed
-        raise LostProcessError(str(error), never_began=not began, preempted=error.preempted) from error
+        ip = re.search(r"\bip=([^,)\s]+)", str(error)) if error.actor_init_failed else None
+        where = ip.group(1) if ip else None
+        raise LostProcessError(str(error), error.actor_init_failed, error.preempted, where) from error
     except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
         raise LostProcessError(str(error)) from error
     except ray.exceptions.RayError as error:

@@ -28,6 +28,7 @@ class Seat(Generic[_T]):
         opening: The call that it must answer before it gets tasks: where it is, then that it is ready.
         running: Its tasks, with the numbers of their giving, by the calls that do them.
         lost: Processes that died while they started, one after the other.
+        trying: Whether its process is to show that one can be set up, after others that could not.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Seat(Generic[_T]):
     running: dict[Any, tuple[int, Handed[_T]]] = field(default_factory=dict)
     refused: bool = False
     lost: int = 0
+    trying: bool = False
 
     @property
     def host(self) -> str:
@@ -47,7 +49,12 @@ class Seat(Generic[_T]):
     @property
     def waits_for_room(self) -> bool:
         """Whether its process has not said yet where it is."""
-        return self.place is None and not self.refused
+        return self.place is None and self.opening is not None and not self.refused
+
+    @property
+    def ready(self) -> bool:
+        """Whether it may have tasks."""
+        return self.place is not None and self.opening is None and not self.refused
 
 
 @dataclass(eq=False)
@@ -80,7 +87,7 @@ class SharedArrays:
         self._made: dict[str, dict[str, np.ndarray]] = {}  # the arrays that there was no room for, by key
 
     def provide(self, shared: Shared, needed: set[str]) -> dict[str, Any] | None:
-        """Share the arrays unless they are; those of other keys go, except the needed ones.
+        """Share the arrays unless they are; those of other keys go as far as room is wanted, except the needed ones.
 
         Returns:
             Them by name; None where there is room only when the needed ones have gone.
@@ -89,15 +96,24 @@ class SharedArrays:
             HistError: There is no room at all.
         """
         if shared.key not in self._arrays:
-            self._arrays = {key: arrays for key, arrays in self._arrays.items() if key in needed}
             made = self._made.get(shared.key) or shared.make()
             n_bytes = sum(array.nbytes for array in made.values())
-            held = sum(n for n, _ in self._arrays.values())
-            for node in self._cluster.nodes():
+            nodes = self._cluster.nodes()
+            for node in nodes:
                 check_store(n_bytes, node.store, node.host)
-                if held and n_bytes + held > node.store:
-                    self._made = {shared.key: made}
-                    return None
+            room = min((node.store for node in nodes), default=n_bytes)
+            for key in [key for key in self._arrays if key not in needed]:  # the oldest first
+                if n_bytes + self._held <= room:
+                    break
+                del self._arrays[key]
+            if n_bytes + self._held > room:
+                self._made = {shared.key: made}
+                return None
             self._made = {}
             self._arrays[shared.key] = n_bytes, {name: share_array(array) for name, array in made.items()}
         return self._arrays[shared.key][1]
+
+    @property
+    def _held(self) -> int:
+        """Bytes that are shared now."""
+        return sum(n_bytes for n_bytes, _ in self._arrays.values())

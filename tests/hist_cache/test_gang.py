@@ -14,7 +14,7 @@ import pytest
 
 from hist_cache.errors import HistError, InputError, WriteError
 from hist_cache.gang import LostRankError, rank_environment, run_local_gang, run_with_restarts
-from hist_cache.stopping import GracefulStop
+from hist_cache.stopping import GracefulStop, Terminated
 from tests.commands import Command
 
 pytestmark = pytest.mark.usefixtures("quick")
@@ -186,8 +186,9 @@ def test_a_stop_reaches_all_once(tmp_path: Path, number: signal.Signals) -> None
 
     asking = threading.Thread(target=ask)
     asking.start()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         run_local_gang(2, stop_well, (tmp_path,))
+    assert isinstance(caught.value, Terminated) == (number == signal.SIGTERM)
     asking.join()
     assert {path.name for path in tmp_path.glob("stopped*")} == {"stopped0-1", "stopped1-1"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -74,6 +75,10 @@ def work(context: Context, task: tuple[str, int], report: Any) -> dict[str, Any]
         os._exit(7)
     elif kind == "wait":
         _wait_for(folder / "go")
+    elif kind == "count":
+        for i in itertools.count():
+            report((number, i))
+            time.sleep(0.05)
     elif kind == "epochs":
         try:
             while True:
@@ -96,6 +101,12 @@ def be_one_of_a_gang(dies: int) -> int:
             os._exit(9)
         total = distributed.all_reduce_sum(torch.tensor([1.0 + distributed.rank()]))
         print(f"{distributed.world_size()} processes, sum {total.item():g}")
+        print("the end", end="")
         return int(os.environ["LOCAL_RANK"]) + 3
     finally:
         distributed.destroy()
+
+
+def cannot_write() -> int:
+    """Fail as one does whose disk is full."""
+    raise WriteError("/there", "full", "make room")

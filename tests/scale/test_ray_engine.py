@@ -23,6 +23,7 @@ from hist_cache.cluster.ray_cluster import Cluster, open_cluster
 from hist_cache.errors import HistError, WriteError
 from hist_cache.executor import Events, Failure, Shared, Worker
 from hist_cache.gang import LostRankError
+from hist_cache.stopping import Terminated
 from tests.conftest import REPOSITORY
 from tests.scale import ray_doubles as doubles
 from tests.scale.machines import STORE, Machines, end, family, needs_ray, raylet, wait_until
@@ -32,7 +33,9 @@ pytestmark = [pytest.mark.slow, needs_ray, pytest.mark.timeout(120)]
 
 @pytest.fixture(scope="module")
 def cluster(machines: Machines) -> Iterator[Cluster]:
+    handler = signal.getsignal(signal.SIGTERM)
     with open_cluster(machines.address) as connected:
+        assert signal.getsignal(signal.SIGTERM) is handler
         yield connected
 
 
@@ -42,6 +45,7 @@ class Record:
     def __init__(self, shared: Callable[[Any], Shared | None] = lambda task: None) -> None:
         self.messages: list[Any] = []
         self.results: dict[Any, Any] = {}
+        self.failures: list[Failure[Any]] = []
         self.order: list[tuple[str, Any]] = []
         self.shared = shared
 
@@ -55,7 +59,7 @@ class Record:
             self.results[task] = result
             self.order.append(("result", task))
 
-        return Events(on_message, on_result, shared=self.shared)
+        return Events(on_message, on_result, self.failures.append, shared=self.shared)
 
 
 def run(
@@ -68,12 +72,14 @@ def run(
 def test_results_messages_and_failures(cluster: Cluster, tmp_path: Path) -> None:
     tasks = [("talk", 0), None, ("talk", 1), ("fail", 2), ("break", 3), None, ("talk", 4)]
     record = Record()
+    told = record.failures
     failures = run(cluster, tmp_path, tasks, record)
     assert {(failure.task[1], failure.reason) for failure in failures} == {(2, "failed"), (3, "unexpected")}
     assert {str(f.error).split(";")[0] for f in failures} == {
         "task 2 cannot be done",
         "ValueError: nobody expects this",
     }
+    assert told == failures
     assert "ray_doubles.py" in str(next(f for f in failures if f.task[1] == 3).error.__cause__)
     assert sorted(result["number"] for result in record.results.values()) == [0, 1, 4]
     for number in (0, 1, 4):
@@ -119,7 +125,7 @@ def test_a_task_that_kills_its_workers(cluster: Cluster, tmp_path: Path) -> None
     assert [(failure.task, failure.reason) for failure in failures] == [(("exit", 1), "died")]
     assert "its process died (3 times, last on" in str(failures[0].error)
     assert sorted(result["number"] for result in record.results.values()) == [0, 2, 3]
-    assert len(list(tmp_path.glob("began-1-*"))) >= 3
+    assert len(list(tmp_path.glob("began-1-*"))) == 3
 
 
 def test_refused_workers(cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -146,34 +152,67 @@ def test_a_full_disk_ends_all(cluster: Cluster, tmp_path: Path) -> None:
         run(cluster, tmp_path, [("no disk", 0), ("wait", 1)], Record())
 
 
-def test_a_request_to_stop(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop(cluster: Cluster, tmp_path: Path, number: signal.Signals) -> None:
     asked: list[bool] = []
 
     def on_tick() -> None:
         if not asked and len(list(tmp_path.glob("began-*"))) == 2:
             asked.append(True)
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     worker: Worker[Any, Any] = Worker(doubles.start, doubles.work, tmp_path)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         RayExecutor(cluster).run([("epochs", 0), ("epochs", 1), ("talk", 2)], worker, Events(on_tick=on_tick))
     assert {file.name for file in tmp_path.glob("checkpoint-*")} == {"checkpoint-0", "checkpoint-1"}
+    assert isinstance(caught.value, Terminated) == (number == signal.SIGTERM)
 
 
 def test_a_gang(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cluster_gang(cluster, 2, doubles.be_one_of_a_gang, (-1,)) == 3  # each is the first on its machine
-    assert capsys.readouterr().out == "2 processes, sum 3\n"  # of the first process alone
+    assert capsys.readouterr().out == "2 processes, sum 3\nthe end\n"  # of the first process alone
     with pytest.raises(LostRankError, match=r"^process 2 of 2 on one batch died on .* \(out of memory\?\)$"):
         run_cluster_gang(cluster, 2, doubles.be_one_of_a_gang, (1,))
+    with pytest.raises(WriteError, match=r"^/there: full; make room$"):
+        run_cluster_gang(cluster, 2, doubles.cannot_write)
+
+
+def test_a_mailbox_that_is_killed(cluster: Cluster, machines: Machines, tmp_path: Path) -> None:
+    """It is started again, and what is reported then comes; so does a request to stop."""
+    stages: list[str] = []
+    record = Record()
+
+    def on_tick() -> None:
+        if not stages and len(list(tmp_path.glob("began-*"))) == 2:
+            stages.append("killed")
+            [mailbox] = [p for p in machines.processes() if p.name().startswith("ray::Mailbox")]
+            end([mailbox])
+            record.messages.clear()
+        elif len(stages) == 1 and {number for number, _ in record.messages} == {0, 1}:
+            stages.append("heard again")
+            os.kill(os.getpid(), signal.SIGINT)
+
+    events = record.events()
+    worker: Worker[Any, Any] = Worker(doubles.start, doubles.work, tmp_path)
+    tasks = [("count", 0), ("count", 1)]
+    with pytest.raises(KeyboardInterrupt):
+        RayExecutor(cluster, 2).run(tasks, worker, Events(events.on_message, events.on_result, on_tick=on_tick))
+    assert stages == ["killed", "heard again"]
+
+
+def listening(processes: list[psutil.Process]) -> list[str]:
+    """The addresses at which processes wait for connections."""
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            found += [c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
+    return [ip.removeprefix("::ffff:") for ip in found]
 
 
 def test_nothing_listens_outside_of_loopback(cluster: Cluster, machines: Machines) -> None:
-    listening = []
-    for process in machines.processes():
-        with suppress(psutil.NoSuchProcess):
-            listening += [c.laddr.ip for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
-    assert len(listening) > 6
-    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    found = listening(machines.processes())
+    assert len(found) > 6
+    assert set(found) == {"127.0.0.1"}
 
 
 def test_kills_and_a_new_machine_in_one_run(cluster: Cluster, machines: Machines, tmp_path: Path) -> None:
@@ -200,7 +239,7 @@ def test_kills_and_a_new_machine_in_one_run(cluster: Cluster, machines: Machines
     record = Record()
     worker: Worker[Any, Any] = Worker(doubles.start, doubles.work, tmp_path, tries=2)
     events = record.events()
-    events = Events(events.on_message, events.on_result, on_tick)
+    events = Events(events.on_message, events.on_result, on_tick=on_tick)
     tasks = [("wait", i) for i in range(6)]
     assert RayExecutor(cluster, 2).run(tasks, worker, events) == []
     assert stages == ["worker killed", "machine killed"]
@@ -260,6 +299,8 @@ def test_the_command_is_killed(tmp_path: Path) -> None:
     with driver(tmp_path) as process:
         wait_until(lambda: any(tmp_path.glob("began-0-*")), 90)
         processes = family(process.pid)
+        assert set(listening(processes)) == {"127.0.0.1"}
+        assert listening(processes[:1]), "the command too"
         agents = [p for p in processes if p.name() in ("ray::DashboardAgent", "ray::RuntimeEnvAgent")]
         workers = [p for p in processes[1:] if p not in agents]
         assert any("ray::TaskProcess" in " ".join(p.cmdline()) for p in workers)

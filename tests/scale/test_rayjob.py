@@ -57,4 +57,4 @@ def test_fields_and_what_they_say() -> None:
     assert "'operator': 'DoesNotExist'" in str(pods[0]["affinity"])
     assert "gke-spot" in str(pods[1]["nodeSelector"])
     assert "--engine ray" in spec["entrypoint"]
-    assert f"--workers {workers['maxReplicas']}" in spec["entrypoint"]
+    assert f"--workers {workers['maxReplicas']} --gpus-per-worker 1" in spec["entrypoint"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import stat
 import subprocess
@@ -16,7 +15,7 @@ import psutil
 import pytest
 
 import extract.cli
-from tests.conftest import REPOSITORY, TINY_ENCODER, write_slide
+from tests.conftest import HIST_EXTRACT, REPOSITORY, TINY_ENCODER, write_slide
 from tests.scale.ray_loopback import LOOPBACK
 from tests.scale.slurm import Slurm, wait_until
 from tests.small import Run, cached, unfinished
@@ -25,11 +24,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(600)]
 
 HEAD, WORKER = (REPOSITORY / "docs/scale" / name for name in ("ray-head.sbatch", "ray-worker.sbatch"))
 DRIVER = [sys.executable, "-m", "tests.scale.ray_driver"]
-HIST_EXTRACT = [sys.executable, "-c", "from extract.cli import main; raise SystemExit(main())"]
 BOTH = ("gpu0:0", "gpu1:0")
 SLIDES = [f"TINY{i}" for i in range(1, 9)]
 DAEMONS = ("munged", "slurmctld", "slurmd", "slurmstepd")
-HAS_ENGINE = importlib.util.find_spec("hist_cache.cluster.ray_cluster") is not None
 
 
 @dataclass
@@ -140,7 +137,6 @@ def test_a_requeued_worker_joins_again(cluster: RayOnSlurm) -> None:
     assert driver.returncode == 0, text + cluster.logs()
 
 
-@pytest.mark.skipif(not HAS_ENGINE, reason="no hist_cache/cluster/ray_cluster.py, which --engine ray needs")
 def test_the_command_does_the_slides(cluster: RayOnSlurm, tmp_path: Path, run_command: Run) -> None:
     for i, slide in enumerate(SLIDES):
         write_slide(tmp_path / "hest", slide, rows=4, columns=6, seed=i)
@@ -149,7 +145,7 @@ def test_the_command_does_the_slides(cluster: RayOnSlurm, tmp_path: Path, run_co
     code, text = run_command(extract.cli.main, *options, "--cache", tmp_path / "alone")
     assert code == 0, text
     engine = ("--engine", "ray", "--address", cluster.address, "--cache", tmp_path / "shared")
-    command = cluster.start(HIST_EXTRACT, *options, *engine)
+    command = cluster.start([sys.executable, "-c", HIST_EXTRACT], *options, *engine)
     text = output(command)
     assert command.returncode == 0, text + cluster.logs()
     assert cached(tmp_path / "shared") == cached(tmp_path / "alone")
