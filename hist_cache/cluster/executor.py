@@ -17,7 +17,7 @@ from hist_cache.cluster.facts import LostProcessError, ProcessPlace, command_pla
 from hist_cache.cluster.inbox import Inbox
 from hist_cache.cluster.processes import TaskProcess
 from hist_cache.cluster.ray_cluster import Cluster, answer, call, end_process, first_done, start_process
-from hist_cache.cluster.room import Size, check_room
+from hist_cache.cluster.room import Size, check_workers_room
 from hist_cache.cluster.seats import Death, Seat, SharedArrays
 from hist_cache.errors import HistError
 from hist_cache.executor import TICK_S, Events, Failure, Worker
@@ -52,7 +52,7 @@ class RayExecutor:
         self, cluster: Cluster, workers: int | None = None, cpus_per_worker: int = 1, gpus_per_worker: int = 0
     ) -> None:
         self._cluster, self._size = cluster, Size(cpus_per_worker, gpus_per_worker)
-        check_room(cluster, self._size)
+        check_workers_room(cluster, self._size)
         self.workers = workers or max(self._size.places(cluster.nodes()), 1)
 
     def run(self, tasks: Iterable[_T | None], worker: Worker[_T, _R], events: Events[_T, _R]) -> list[Failure[_T]]:

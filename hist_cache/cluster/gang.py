@@ -25,7 +25,7 @@ from hist_cache.cluster.ray_cluster import (
     reserve,
     start_process,
 )
-from hist_cache.cluster.room import Size, check_room
+from hist_cache.cluster.room import Size, check_workers_room
 from hist_cache.errors import HistError
 from hist_cache.executor import TICK_S
 from hist_cache.gang import SETTLE_S, STOP_S, LostRankError
@@ -55,7 +55,7 @@ def run_cluster_gang(
         HistError: One raised it, or has other versions, or cannot be set up, or the cluster's head is gone.
     """
     size = Size(cpus_per_process, gpus_per_process)
-    check_room(cluster, size, world_size)
+    check_workers_room(cluster, size, world_size)
     with GracefulStop(f"stopping {world_size} processes") as stop:
         gang = _ClusterGang(cluster, world_size, size, pickle.dumps((function, arguments)), stop)
         try:

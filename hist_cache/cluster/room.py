@@ -42,7 +42,7 @@ class Size:
         return f"{number} {what}{'s' * (number != 1)}"
 
 
-def check_room(cluster: Cluster, size: Size, at_once: int = 1) -> None:
+def check_workers_room(cluster: Cluster, size: Size, at_once: int = 1) -> None:
     """Check that there can ever be room for so many workers at once; a cluster that was joined may still grow.
 
     Raises:
@@ -74,7 +74,7 @@ def decide(cluster: Cluster, workers: int | None, cpus: int, gpus: int | None) -
     while True:
         nodes = cluster.nodes()
         size = Size(cpus, int(any(node.gpus for node in nodes)) if gpus is None else gpus)
-        check_room(cluster, size)
+        check_workers_room(cluster, size)
         there = size.places(nodes)
         if there or (workers is not None and gpus is not None):
             return workers or there, size

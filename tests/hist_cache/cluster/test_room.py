@@ -12,7 +12,7 @@ import pytest
 from extract.options import ExtractOptions
 from hist_cache.cluster import room
 from hist_cache.cluster.facts import Node
-from hist_cache.cluster.room import Size, check_room, decide
+from hist_cache.cluster.room import Size, check_workers_room, decide
 from hist_cache.engine import open_engine
 from hist_cache.errors import InputError
 from hist_cache.options import parse
@@ -62,7 +62,7 @@ def test_a_machine_to_decide_by_is_waited_for(
 
 def test_ray_of_this_machine_alone_does_not_grow() -> None:
     own = PlainCluster(node("a", cpus=2), own=True)
-    check_room(own, Size(1), 2)
+    check_workers_room(own, Size(1), 2)
     with pytest.raises(
         InputError, match=r"a worker takes 64 cores, and Ray on this machine has room for 0 \(1 machine"
     ):
@@ -70,8 +70,8 @@ def test_ray_of_this_machine_alone_does_not_grow() -> None:
     with pytest.raises(InputError, match="a worker takes 1 GPU"):
         decide(own, 2, 1, 1)
     with pytest.raises(InputError, match="8 processes on one batch take 1 core each"):
-        check_room(own, Size(1), 8)
-    check_room(PlainCluster(), Size(64), 8)
+        check_workers_room(own, Size(1), 8)
+    check_workers_room(PlainCluster(), Size(64), 8)
 
 
 @pytest.mark.parametrize(
