@@ -32,7 +32,7 @@ from hist_cache.own_tables import OwnTables, set_own_tables
 
 log = logging.getLogger(__name__)
 
-STOP_S = 8.0  # a batch ends sooner; a slide that is being loaded is given up
+SLIDE_STOP_S = 8.0  # a batch ends sooner; a slide that is being loaded is given up
 SLIDES_AT_ONCE = 3  # slides that a worker has under way: one is loaded, one encoded, one written
 
 
@@ -199,7 +199,7 @@ def extract_with(executor: Executor, plan: ExtractionPlan, setup: ExtractionSetu
         progress(title, plan.crops, "crops") as meter,
     ):
         slides = ClaimedSlides(claims, setup.request.wait, meter)
-        worker = Worker(start_extraction, extract_slide, setup, at_once=SLIDES_AT_ONCE, tries=TRIES, stop_s=STOP_S)
+        worker = Worker(start_extraction, extract_slide, setup, at_once=SLIDES_AT_ONCE, tries=TRIES, stop_s=SLIDE_STOP_S)
         events: Events[Task, SlideDone] = Events(lambda task, n: meter.advance(n), slides.done, slides.failed)
         for failure in executor.run(slides, worker, events):
             slides.failed(failure)  # one that was not run

@@ -56,7 +56,7 @@ def test_a_stopped_extraction(
 
 IN_WORKERS = f"""
 import extract.workers
-extract.workers.STOP_S = 1.0
+extract.workers.SLIDE_STOP_S = 1.0
 {STANDING}
 if __name__ == "__main__":
     from extract.cli import main
