@@ -98,7 +98,7 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     from extract.extraction import Extraction
     from extract.identity import common_identity, folder_name
     from extract.plan import Request, mention_other_caches
-    from extract.settled_precision import settle_precision
+    from extract.shared_precision import shared_precision
     from hist_cache.cache import Cache, remember_last
     from hist_cache.cached_dataset import keep_dataset
     from hist_cache.metadata import HEST_ID
@@ -131,7 +131,7 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
         commons = {p: common_identity(encoder, p, options.min_spot_um) for p in PRECISIONS}
         folders = {p: cache_root / dataset.name / folder_name(encoder, common) for p, common in commons.items()}
         if options.precision is None:
-            place = place.in_precision(settle_precision(place.precision, folders, decide=not options.dry_run))
+            place = place.in_precision(shared_precision(place.precision, folders, decide=not options.dry_run))
         common, folder = commons[place.precision], folders[place.precision]
         log_encoder(encoder, place, workers)
         mention_other_caches(folder, encoder.slug, common)

@@ -199,7 +199,9 @@ def extract_with(executor: Executor, plan: ExtractionPlan, setup: ExtractionSetu
         progress(title, plan.crops, "crops") as meter,
     ):
         slides = ClaimedSlides(claims, setup.request.wait, meter)
-        worker = Worker(start_extraction, extract_slide, setup, at_once=SLIDES_AT_ONCE, tries=TRIES, stop_s=SLIDE_STOP_S)
+        worker = Worker(
+            start_extraction, extract_slide, setup, at_once=SLIDES_AT_ONCE, tries=TRIES, stop_s=SLIDE_STOP_S
+        )
         events: Events[Task, SlideDone] = Events(lambda task, n: meter.advance(n), slides.done, slides.failed)
         for failure in executor.run(slides, worker, events):
             slides.failed(failure)  # one that was not run

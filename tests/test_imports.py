@@ -50,7 +50,7 @@ STAIRS = {
             "tokens",
             "adapted",
             "chosen_encoder",
-            "settled_precision",
+            "shared_precision",
             "workers",
             "extraction",
             "status",

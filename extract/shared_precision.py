@@ -19,7 +19,7 @@ VALID_S = 3600.0  # that a decision counts for before it has led to a cache
 WRITTEN_S = 2.0  # in which a decision is written that was just begun
 
 
-def settle_precision(wanted: Precision, folders: Mapping[Precision, Path], decide: bool) -> Precision:
+def shared_precision(wanted: Precision, folders: Mapping[Precision, Path], decide: bool) -> Precision:
     """Return the precision of the cache that is there, or what the first of several commands has decided.
 
     Args:

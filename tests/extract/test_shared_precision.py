@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from extract.settled_precision import VALID_S, settle_precision
+from extract.shared_precision import VALID_S, shared_precision
 from hist_cache.values import Precision
 
 
@@ -18,24 +18,24 @@ def folders(tmp_path: Path) -> dict[Precision, Path]:
 
 
 def test_the_first_decides_for_all(folders: dict[Precision, Path]) -> None:
-    assert settle_precision("fp32", folders, decide=False) == "fp32"
+    assert shared_precision("fp32", folders, decide=False) == "fp32"
     assert not list(folders["bf16"].parent.iterdir())
-    assert settle_precision("bf16", folders, decide=True) == "bf16"
-    assert settle_precision("fp32", folders, decide=True) == "bf16"
-    assert settle_precision("bf16", folders, decide=True) == "bf16"
+    assert shared_precision("bf16", folders, decide=True) == "bf16"
+    assert shared_precision("fp32", folders, decide=True) == "bf16"
+    assert shared_precision("bf16", folders, decide=True) == "bf16"
     [note] = folders["bf16"].parent.glob("*/*.precision")
     long_ago = time.time() - VALID_S - 60
     os.utime(note, (long_ago, long_ago))
-    assert settle_precision("fp32", folders, decide=True) == "fp32"
+    assert shared_precision("fp32", folders, decide=True) == "fp32"
 
 
 def test_a_cache_that_is_there_decides(folders: dict[Precision, Path], caplog: pytest.LogCaptureFixture) -> None:
-    assert settle_precision("bf16", folders, decide=True) == "bf16"
+    assert shared_precision("bf16", folders, decide=True) == "bf16"
     folders["fp32"].mkdir()
     (folders["fp32"] / "A.h5").touch()
     with caplog.at_level("INFO"):
-        assert settle_precision("bf16", folders, decide=True) == "fp32"
+        assert shared_precision("bf16", folders, decide=True) == "fp32"
     assert f"in fp32, as the cache that is there ({folders['fp32']}); --precision bf16 makes another one" in caplog.text
     folders["bf16"].mkdir()
     (folders["bf16"] / "A.h5").touch()
-    assert settle_precision("bf16", folders, decide=True) == "bf16"
+    assert shared_precision("bf16", folders, decide=True) == "bf16"
