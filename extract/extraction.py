@@ -27,6 +27,7 @@ from hist_cache.console import duration, progress, size
 from hist_cache.disk_room import check_room
 from hist_cache.errors import HistError
 from hist_cache.executor import Executor
+from hist_cache.files import write_error
 from hist_cache.own_tables import own_tables
 
 log = logging.getLogger(__name__)
@@ -94,6 +95,10 @@ class Extraction:
         if all(task.state == "complete" for task in plan.tasks):
             Claims(plan, request).close()  # removes what dead processes have left
             return []
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # workers look whether it is there
+        except OSError as error:
+            raise write_error(error, self.folder) from error
         started = time.monotonic()
         setup = ExtractionSetup(self.chosen, self.place, request, self._details, self.folder, own_tables())
         failed, clock = extract_with(executor, plan, setup)
