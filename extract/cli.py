@@ -98,7 +98,7 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
     from extract.extraction import Extraction
     from extract.identity import common_identity, folder_name
     from extract.plan import Request, mention_other_caches
-    from extract.shared_precision import shared_precision
+    from extract.shared_precision import forget_decision, shared_precision
     from hist_cache.cache import Cache, remember_last
     from hist_cache.cached_dataset import keep_dataset
     from hist_cache.metadata import HEST_ID
@@ -145,6 +145,8 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
         else:
             failed = extraction.run_with(workers.executor())
     cache = Cache(folder)
+    if not options.dry_run:
+        forget_decision(folders)
     if cache.slides and not options.dry_run:
         remember_last(cache_root, cache)
         keep_dataset(cache_root, dataset.name)

@@ -35,12 +35,24 @@ def shared_precision(wanted: Precision, folders: Mapping[Precision, Path], decid
             return precision
     if not decide:
         return wanted
-    first = min(folders.values())
-    note = first.with_name(LOCKS) / f"{first.name}.precision"
-    decided = _read_or_write(note, wanted)
+    decided = _read_or_write(_note(folders), wanted)
     if decided != wanted:
         log.info(f"in {decided}, as another command that fills this cache; --precision {wanted} makes another one")
     return decided
+
+
+def forget_decision(folders: Mapping[Precision, Path]) -> None:
+    """Remove what `shared_precision` has decided, where a cache that is there decides by now."""
+    if any(slide_files(folder) for folder in folders.values()):
+        note = _note(folders)
+        with suppress(OSError):  # another command has just done so, or keeps something else there
+            note.unlink(missing_ok=True)
+            note.parent.rmdir()
+
+
+def _note(folders: Mapping[Precision, Path]) -> Path:
+    first = min(folders.values())
+    return first.with_name(LOCKS) / f"{first.name}.precision"
 
 
 def _read_or_write(note: Path, wanted: Precision) -> Precision:

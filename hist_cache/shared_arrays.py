@@ -34,8 +34,8 @@ class SharedFiles:
         folder = self._folder / shared.key
         if not folder.exists():
             for name, array in shared.make().items():
-                with atomic_write(folder / f"{name}.npy") as partial_path, partial_path.open("wb") as file:
-                    np.save(file, array, allow_pickle=False)
+                with atomic_write(folder / f"{name}.npy") as partial_path, partial_path.open("wb") as opened:
+                    np.save(opened, array, allow_pickle=False)
         return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from extract.shared_precision import VALID_S, shared_precision
+from extract.shared_precision import VALID_S, forget_decision, shared_precision
 from hist_cache.values import Precision
 
 
@@ -36,6 +36,8 @@ def test_a_cache_that_is_there_decides(folders: dict[Precision, Path], caplog: p
     with caplog.at_level("INFO"):
         assert shared_precision("bf16", folders, decide=True) == "fp32"
     assert f"in fp32, as the cache that is there ({folders['fp32']}); --precision bf16 makes another one" in caplog.text
+    forget_decision(folders)
+    assert [path.name for path in folders["fp32"].parent.iterdir()] == [folders["fp32"].name]
     folders["bf16"].mkdir()
     (folders["bf16"] / "A.h5").touch()
     assert shared_precision("bf16", folders, decide=True) == "bf16"

@@ -37,11 +37,11 @@ def metrics(runs: Path) -> dict[str, dict[str, object]]:
 
 
 @pytest.mark.usefixtures("quick")
-def test_extraction_and_folds(machines: Machines, hest_root: Path, run_command: Run, tmp_path: Path) -> None:
-    """The same files and numbers as in one process; relative paths are those of the command; again nothing is run."""
+def test_extraction(machines: Machines, hest_root: Path, run_command: Run) -> None:
+    """The same files as of one process; relative paths are those of the command."""
     for i in range(3, 7):
         write_slide(hest_root, f"TINY{i}", seed=i)
-    slides = ["--ids", ",".join(f"TINY{i}" for i in range(1, 7)), "--tokens-at", "1"]
+    slides = ["--ids", ",".join(f"TINY{i}" for i in range(1, 7))]
     code, text = run_command(extract_main, *options(hest_root, *slides, "--cache", "one"))
     assert code == 0, text
     code, text = run_command(extract_main, *options(hest_root, *slides, "--cache", "many", *on(machines)))
@@ -50,9 +50,21 @@ def test_extraction_and_folds(machines: Machines, hest_root: Path, run_command: 
     one, many = (open_cache(Path(name), "custom") for name in ("one", "many"))
     assert one.folder.name == many.folder.name
     assert digests(one) == digests(many)
-    assert len(digests(many)) == 12
+    assert len(digests(many)) == 6
     assert not [file for file in many.folder.rglob("*") if "partial" in file.name or file.suffix == ".lock"]
 
+
+@pytest.mark.long
+@pytest.mark.usefixtures("quick")
+def test_tokens_and_folds(machines: Machines, hest_root: Path, run_command: Run, tmp_path: Path) -> None:
+    """The same numbers as in one process; again nothing is run."""
+    for i in range(3, 5):
+        write_slide(hest_root, f"TINY{i}", seed=i)
+    slides = ["--ids", "TINY1,TINY2,TINY3,TINY4", "--tokens-at", "1"]
+    for name, engine in (("one", []), ("many", on(machines))):
+        code, text = run_command(extract_main, *options(hest_root, *slides, "--cache", name, *engine))
+        assert code == 0, text
+    assert digests(open_cache(Path("one"), "custom")) == digests(open_cache(Path("many"), "custom"))
     grid = ["--dataset", "custom", "--ablation", "full,no_hea", "--split", "slide", "--folds", 2, "--epochs", 2]
     grid += ["--cache", "one", "--genes", "hvg", "--n-genes", 20]
     code, text = run_command(train_main, *grid, "--runs", "alone")

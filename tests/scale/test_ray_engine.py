@@ -128,6 +128,7 @@ def test_a_task_that_kills_its_workers(cluster: Cluster, tmp_path: Path) -> None
     assert len(list(tmp_path.glob("began-1-*"))) == 3
 
 
+@pytest.mark.long
 def test_refused_workers(cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "only_one").touch()
     record = Record()
@@ -147,11 +148,13 @@ def test_refused_workers(cluster: Cluster, tmp_path: Path, caplog: pytest.LogCap
         run(cluster, tmp_path, [("talk", 0)], Record(), workers=1)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_all(cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="the disk is full; make room"):
         run(cluster, tmp_path, [("no disk", 0), ("wait", 1)], Record())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_request_to_stop(cluster: Cluster, tmp_path: Path, number: signal.Signals) -> None:
     asked: list[bool] = []
@@ -168,6 +171,7 @@ def test_a_request_to_stop(cluster: Cluster, tmp_path: Path, number: signal.Sign
     assert isinstance(caught.value, Terminated) == (number == signal.SIGTERM)
 
 
+@pytest.mark.long
 def test_a_gang(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cluster_gang(cluster, 2, doubles.be_one_of_a_gang, (-1,)) == 3  # each is the first on its machine
     assert capsys.readouterr().out == "2 processes, sum 3\nthe end\n"  # of the first process alone
@@ -177,6 +181,7 @@ def test_a_gang(cluster: Cluster, capsys: pytest.CaptureFixture[str]) -> None:
         run_cluster_gang(cluster, 2, doubles.cannot_write)
 
 
+@pytest.mark.long
 def test_a_mailbox_that_is_killed(cluster: Cluster, machines: Machines, tmp_path: Path) -> None:
     """It is started again, and what is reported then comes; so does a request to stop."""
     stages: list[str] = []

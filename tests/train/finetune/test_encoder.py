@@ -350,7 +350,7 @@ def test_two_stopped_processes_go_on_as_one(
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate()
-    assert process.returncode == 130, text
+    assert process.returncode == 143, text
     assert text.count("stopping 2 processes") == 1
     [stopped] = tmp_path.glob("runs/*/*/fold0")
     assert (stopped / "adapter/adapter_model.safetensors").exists()
