@@ -133,7 +133,24 @@ def test_a_sweep_loses_a_worker(machines: Machines, hest_root: Path, run_command
         write_slide(hest_root, f"TINY{i}", seed=i)
     code, text = run_command(extract_main, *options(hest_root, "--ids", "TINY1,TINY2,TINY3,TINY4"))
     assert code == 0, text
-    argv = ["--dataset", "custom", "--trials", 8, "--epochs", 40, "--split", "slide", "--folds", 2, "--n-genes", 20]
+    argv = [
+        "--dataset",
+        "custom",
+        "--trials",
+        8,
+        "--epochs",
+        30,
+        "--width",
+        8,
+        "--depth",
+        1,
+        "--split",
+        "slide",
+        "--folds",
+        2,
+        "--n-genes",
+        20,
+    ]
     argv += ["--genes", "hvg", "--cache", "cache", "--runs", "runs", *on(machines)]
     command = subprocess.Popen(
         [sys.executable, "-c", HIST_SWEEP, *map(str, argv)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -143,7 +160,7 @@ def test_a_sweep_loses_a_worker(machines: Machines, hest_root: Path, run_command
         time.sleep(0.1)
         journal = "".join(file.read_text() for file in (tmp_path / "runs").rglob("journal.log"))
         at_work = list(workers())
-        if len(at_work) == 2 and journal.count('"op_code": 4') > 1:
+        if len(at_work) == 2 and journal.count('"op_code":4') > 1:
             at_work[0].kill()
             killed = True
     text, _ = command.communicate(timeout=200)
