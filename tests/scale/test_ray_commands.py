@@ -166,6 +166,6 @@ def test_a_sweep_loses_a_worker(machines: Machines, hest_root: Path, run_command
     text, _ = command.communicate(timeout=200)
     assert command.returncode == 0, text
     assert killed, text
-    [trials] = (tmp_path / "runs").rglob("trials.csv")
+    [trials] = (tmp_path / "runs").glob("*/sweep-*/trials.csv")
     states = [line.split(",")[1] for line in trials.read_text().splitlines()[1:]]
     assert sum(state in ("complete", "pruned") for state in states) == 8, states
