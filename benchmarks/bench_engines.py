@@ -12,6 +12,7 @@ its own a worker has for arrays that it reads with others, as a share of them.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import statistics
 import tempfile
@@ -22,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 from bench_grid import HERE, command, in_turns, run_from
+from empty_work import empty_task, new_context, nothing, read_arrays, receive
 from results import add_json_option, add_results
 
 from hist_cache.cluster.executor import RayExecutor
 from hist_cache.cluster.ray_cluster import open_cluster
-from hist_cache.executor import Events, Executor, Report, Shared, Worker
+from hist_cache.executor import Events, Executor, Shared, Worker
 from hist_cache.processes import ProcessExecutor
 
 REPEATS = 3
@@ -95,31 +96,6 @@ def grid(root: Path, workers: int, repeats: int) -> dict[str, float]:
     return values
 
 
-def nothing(setup: None) -> None:
-    """What workers need for empty tasks."""
-
-
-def empty_task(context: None, task: int, report: Report) -> None:
-    """Do nothing."""
-
-
-def read_arrays(context: dict[str, Any], task: int, report: Report) -> tuple[int, float]:
-    """Read all of the arrays; returns the process, and its own memory in bytes."""
-    float(context["values"].sum(dtype=np.float64))
-    time.sleep(1.0)  # so that the other worker takes a task too
-    return psutil.Process().pid, float(psutil.Process().memory_full_info().uss)
-
-
-def new_context(setup: None) -> dict[str, Any]:
-    """Where a worker keeps the arrays."""
-    return {}
-
-
-def receive(context: dict[str, Any], key: str, arrays: dict[str, np.ndarray]) -> None:
-    """Keep the arrays."""
-    context |= arrays
-
-
 @contextmanager
 def executors(workers: int) -> Iterator[dict[str, Executor]]:
     """Processes of this machine, and of a cluster on it."""
@@ -173,6 +149,8 @@ def main() -> None:
     add_json_option(parser)
     args = parser.parse_args()
     figures: dict[str, Any] = {}
+    here = str(Path(__file__).resolve().parent)  # whose modules workers on a cluster import
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
     with tempfile.TemporaryDirectory() as folder:
         for part in args.only.split(","):
             if part in ("extraction", "grid"):
