@@ -137,7 +137,7 @@ def compute(options: ExtractOptions, dataset: Dataset, data_root: Path, cache_ro
         mention_other_caches(folder, encoder.slug, common)
         source = HestFolder(data_root, options.any_scale)
         request = Request(source, sizes, options.min_spot_um, common, wait=not options.no_wait)
-        extraction = Extraction(request, slides, folder, chosen, encoder, place, device, options.tokens_at)
+        extraction = Extraction(request, slides, folder, chosen, encoder, place, options.tokens_at)
         if options.dry_run:
             failed = extraction.check()
         elif workers.are_here:

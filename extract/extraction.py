@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from extract.chosen_encoder import ChosenEncoder, EncoderPlace
 from extract.claims import Claims
 from extract.clock import Clock
@@ -44,7 +42,6 @@ class Extraction:
         chosen: The encoder by name, for other processes.
         encoder: The encoder.
         place: Where and how it runs.
-        device: Of this process.
         tokens_at: The block whose tokens are stored too; None for none.
     """
 
@@ -54,7 +51,6 @@ class Extraction:
     chosen: ChosenEncoder
     encoder: Encoder
     place: EncoderPlace
-    device: torch.device
     tokens_at: int | None
 
     def check(self) -> list[HistError]:
